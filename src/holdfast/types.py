@@ -1,0 +1,290 @@
+"""The values that cross the public surface: frozen, slotted, typed. No I/O, no logic beyond checks.
+
+Units are in the names: `_bytes`, `_ms` (milliseconds since the Unix epoch, UTC). Ranges are half-open.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import IO, Any, Final, TypeAlias
+
+import msgspec
+
+from holdfast.errors import InvalidHash, InvalidInput, InvalidRange
+
+BLOCK_BYTES: Final = 16_384
+"""The unit of verification: bao-tree's block, iroh's chunk group."""
+HASH_BYTES: Final = 32
+MAX_BLOB_BYTES: Final = 1 << 62
+
+BytesLike: TypeAlias = bytes | bytearray | memoryview
+Source: TypeAlias = "str | os.PathLike[str] | BytesLike | IO[bytes] | Iterable[BytesLike]"
+Scalar: TypeAlias = str | int | float | bool | None
+
+
+class Hash(msgspec.Struct, frozen=True, order=True):
+    """A BLAKE3 digest: 32 bytes, written as 64 lowercase hex digits."""
+
+    digest: bytes
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.digest, bytes) or len(self.digest) != HASH_BYTES:
+            raise InvalidHash(f"a hash is 32 bytes, got {self.digest!r:.80}")
+
+    def __str__(self) -> str:
+        return self.digest.hex()
+
+    def __repr__(self) -> str:
+        return f"Hash({self.digest.hex()})"
+
+    @classmethod
+    def parse(cls, text: str) -> Hash:
+        """Read 64 hex digits or 52 letters of unpadded base32, in either case, with or without `blake3:`."""
+        digits = text.removeprefix("blake3:")
+        try:
+            if re.fullmatch(r"[0-9a-fA-F]{64}", digits):
+                return cls(bytes.fromhex(digits))
+            if re.fullmatch(r"[a-zA-Z2-7]{52}", digits):
+                return cls(base64.b32decode(digits.upper() + "===="))
+        except ValueError:
+            pass
+        raise InvalidHash(f"not a hash: {text!r:.100} (64 hex digits or 52 base32 letters are expected)", text=text)
+
+
+class Durability(StrEnum):
+    """What an acknowledgement promises."""
+
+    FSYNCED = "fsynced"
+    STORED = "stored"
+    BUFFERED = "buffered"
+
+
+class BlobFormat(StrEnum):
+    """Whether a blob is to be read as bytes or as a sequence of hashes."""
+
+    RAW = "raw"
+    HASH_SEQ = "hash_seq"
+
+
+class BlobStatus(StrEnum):
+    """How much of a blob is here."""
+
+    MISSING = "missing"
+    PARTIAL = "partial"
+    COMPLETE = "complete"
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True):
+    """A value with a plain form."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain data, as `--json` prints it: hashes as hex, times as ISO 8601."""
+        return {name: plain(getattr(self, name)) for name in self.__struct_fields__}
+
+
+def plain(value: Any) -> Any:
+    """Turn a value into what JSON can carry."""
+    if isinstance(value, Value):
+        return value.to_dict()
+    if isinstance(value, (Hash, StrEnum)):
+        return str(value)
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, frozenset)):
+        return [plain(item) for item in value]
+    return value
+
+
+class Artifact(Value, frozen=True, kw_only=True):
+    """What a person stored: an id, names and metadata, pointing to one blob."""
+
+    id: str
+    hash: Hash
+    size_bytes: int
+    format: BlobFormat = BlobFormat.RAW
+    filename: str | None = None
+    content_type: str | None = None
+    checksum: str | None = None
+    chunk_count: int = 1
+    created_at: datetime
+    modified_at: datetime
+    revision: int = 1
+    created_by: str | None = None
+    tags: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    metadata: Mapping[str, Scalar] = {}
+    durability: Durability = Durability.FSYNCED
+    deleted_at: datetime | None = None
+
+
+Ref: TypeAlias = "Artifact | Hash | str"
+"""What names an artifact (itself or its id) or, for reading, a blob."""
+
+
+class BlobInfo(Value, frozen=True, kw_only=True):
+    """What the store knows of a blob. `stored_bytes` is its payloads on disk, chunks that others share included."""
+
+    hash: Hash
+    size_bytes: int
+    status: BlobStatus
+    has_outboard: bool
+    stored_bytes: int
+    created_at: datetime
+
+
+class PutItem(msgspec.Struct, frozen=True):
+    """One item of `put_many`: a source, and what replaces the call's defaults for it (None: the default stays)."""
+
+    source: Source
+    filename: str | None = msgspec.field(default=None)
+    content_type: str | None = msgspec.field(default=None)
+    tags: Iterable[str] | None = msgspec.field(default=None)
+    links: Iterable[str] | None = msgspec.field(default=None)
+    requires: Iterable[Hash | Artifact | str] | None = msgspec.field(default=None)
+    metadata: Mapping[str, Scalar] | None = msgspec.field(default=None)
+    created_by: str | None = msgspec.field(default=None)
+
+
+class Progress(Value, frozen=True, kw_only=True):
+    """How far a long operation is. Totals are None where they are not known."""
+
+    phase: str
+    done_bytes: int = 0
+    total_bytes: int | None = None
+    done_items: int = 0
+    total_items: int | None = None
+
+
+ProgressCallback: TypeAlias = Callable[["Progress"], None]
+"""Gets a `Progress` now and then; raising in it cancels the operation."""
+
+
+class Problem(Value, frozen=True, kw_only=True):
+    """One piece of damage: what, where, and what is affected."""
+
+    kind: str
+    message: str
+    hash: Hash | None = None
+    segment: int | None = None
+    offset_bytes: int | None = None
+    path: str | None = None
+
+
+class VerifyReport(Value, frozen=True, kw_only=True):
+    """What `verify` or `scrub` read, and the damage that it found (the first 10,000 problems)."""
+
+    ok: bool
+    problems: tuple[Problem, ...] = ()
+    problem_count: int = 0
+    checked_bytes: int = 0
+    checked_blobs: int = 0
+    checked_records: int = 0
+    seconds: float = 0.0
+
+
+class RecoveryStats(Value, frozen=True, kw_only=True):
+    """What a rebuild of the catalog found in storage."""
+
+    complete_blobs: int = 0
+    partial_blobs: int = 0
+    chunks: int = 0
+    artifacts: int = 0
+    tags: int = 0
+    segments: int = 0
+    damaged: int = 0
+    copied_bytes: int = 0
+    problems: tuple[Problem, ...] = ()
+    seconds: float = 0.0
+
+
+class Stats(Value, frozen=True, kw_only=True):
+    """The store in figures, all from the catalog.
+
+    `logical_bytes`: the sizes of all live artifacts. `unique_bytes`: distinct payloads before compression.
+    `stored_bytes`: the same as they lie in the log. `disk_bytes`: segments and catalog as files.
+    """
+
+    artifacts: int
+    deleted_artifacts: int
+    blobs: int
+    chunks: int
+    tags: int
+    logical_bytes: int
+    unique_bytes: int
+    stored_bytes: int
+    disk_bytes: int
+    catalog_bytes: int
+    segments: int
+    deduplication_ratio: float
+    compression_ratio: float
+
+
+class TreeReport(Value, frozen=True, kw_only=True):
+    """What a put_tree did not take as it stood: (path, why) for each file that vanished or was excluded as unreadable."""
+
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+def check_range(offset_bytes: int, length_bytes: int | None, size_bytes: int) -> tuple[int, int]:
+    """Give (start, stop) within a blob of `size_bytes`; `InvalidRange` when negative or past the end."""
+    stop = size_bytes if length_bytes is None else offset_bytes + length_bytes
+    if offset_bytes < 0 or stop < offset_bytes or stop > size_bytes:
+        raise InvalidRange(
+            f"the range of {length_bytes} bytes at {offset_bytes} does not lie within {size_bytes} bytes",
+            offset_bytes=offset_bytes,
+            length_bytes=length_bytes,
+            size_bytes=size_bytes,
+        )
+    return offset_bytes, stop
+
+
+def now_ms() -> int:
+    """Give the wall clock in milliseconds since the Unix epoch. Nothing that keeps data safe depends on it."""
+    return time.time_ns() // 1_000_000
+
+
+def to_datetime(time_ms: int) -> datetime:
+    """Give an aware UTC time."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC)
+
+
+def new_ids(count: int, time_ms: int) -> list[bytes]:
+    """Make UUIDv7s (RFC 9562, 6.2 method 3) that sort in the order in which they are made, 16 bytes each.
+
+    The 12 bits after the version count up within the call and then the millisecond moves on; 62 bits are random.
+    """
+    noise = os.urandom(8 * count)
+    start = int.from_bytes(os.urandom(1)) << 2
+    ids = []
+    for i in range(count):
+        carry, counter = divmod(start + i, 4096)
+        head = ((time_ms + carry) << 16 | 0x7000 | counter).to_bytes(8)
+        tail = noise[8 * i : 8 * i + 8]
+        ids.append(head + bytes((0x80 | tail[0] & 0x3F,)) + tail[1:])
+    return ids
+
+
+def id_text(raw: bytes) -> str:
+    """Write 16 bytes as a UUID."""
+    digits = raw.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+def parse_id(text: str) -> bytes:
+    """Read a UUID in its usual form; `InvalidInput` for anything else."""
+    digits = text.lower()
+    if not _ID.fullmatch(digits):
+        raise InvalidInput(f"not an artifact id: {text!r:.100}", text=text)
+    return bytes.fromhex(digits.replace("-", ""))
