@@ -1,0 +1,165 @@
+"""The Rust kernels: functions over buffers, without files, sockets or callbacks.
+
+Every `Buffer` must be C-contiguous and of single bytes (`bytes`, `bytearray`, `memoryview`, `mmap`, an array
+of `uint8`); anything else raises BufferError. Work above about 2 KiB runs without the GIL. A buffer that another
+thread changes meanwhile gives a result for some mixture of the old and the new bytes, never a fault.
+"""
+
+from collections.abc import Sequence
+from typing import Final, final
+
+from typing_extensions import Buffer
+
+BLOCK_BYTES: Final = 16384
+HEADER_BYTES: Final = 64
+ENTRY_BYTES: Final = 46
+MAX_PAYLOAD_BYTES: Final = 16777216
+
+def blake3(data: Buffer) -> bytes:
+    """Hash `data` on this thread: 32 bytes."""
+
+def blake3_many(data: Buffer, lengths: Sequence[int]) -> bytes:
+    """Hash consecutive pieces of one buffer: 32 bytes each. ValueError unless `lengths` add up to all of `data`."""
+
+def blake3_list(items: Sequence[Buffer]) -> bytes:
+    """Hash separate buffers: 32 bytes each."""
+
+def crc32c(data: Buffer, value: int = 0) -> int:
+    """CRC-32C (Castagnoli) of `data`, continuing from `value`, the CRC of what came before."""
+
+def compressible(items: Sequence[Buffer]) -> bytes:
+    """Guess for each item, 1 or 0, whether compression is worth a try.
+
+    It is when the order-0 entropy of up to 4 KiB, sampled at eight places all over the item, is below 7.2 bits a
+    byte after a correction for the size of the sample, or when a sampled 4-byte sequence repeats closely. Under 64
+    bytes the answer is 0.
+    """
+
+@final
+class BlobHasher:
+    """BLAKE3 of a whole blob, and the chaining values of its 16 KiB groups, in one pass.
+
+    Memory: one group, 32 bytes a 2 x larger subtree, and 32 bytes for each group not taken yet.
+    """
+
+    def __init__(self) -> None: ...
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes `update` has been given."""
+
+    def update(self, data: Buffer) -> None:
+        """Append `data`; any split gives the same result. ValueError after `finish`."""
+
+    def take_groups(self) -> bytes:
+        """Take away the chaining values, 32 bytes each, of groups completed since the last take.
+
+        A group counts as complete once a byte after it is known: only then is it certain not to be the root.
+        """
+
+    def finish(self) -> tuple[bytes, bytes]:
+        """The root hash, and the chaining values not taken yet; b"" for a blob of one group or none.
+
+        ValueError if called twice.
+        """
+
+def outboard(groups: Buffer, is_root: bool) -> tuple[bytes, bytes]:
+    """Build the pre-order outboard of n groups from their chaining values: 64 (n - 1) bytes, and the top.
+
+    The top is the root hash if `is_root`, else the chaining value of the subtree. ValueError if n is 0, or if n is
+    1 and `is_root`: the chaining value of a lone group does not give its root hash.
+    """
+
+def leaf_cvs(outboard: Buffer, groups: int, expected: bytes, is_root: bool) -> bytes:
+    """Verify every pair of a pre-order outboard against `expected`; give the chaining values of the n groups.
+
+    The inverse of `outboard`. A wrong pair raises ValueError(message, offset) with the byte offset of the first one
+    in pre-order; a wrong length raises ValueError(message). With one group, `expected` is what it gives.
+    """
+
+def parent_cv(left: bytes, right: bytes, is_root: bool) -> bytes:
+    """The chaining value (or, if `is_root`, the root hash) of the parent of two subtrees."""
+
+def verify_groups(data: Buffer, first_group: int, cvs: Buffer) -> int:
+    """Check consecutive groups of a blob that has more than one, the last of `data` may be short.
+
+    `data` begins with group `first_group`; `cvs` holds 32 bytes for each group. Gives the index, within `data`,
+    of the first group that does not match, or -1. ValueError if the number of groups and of `cvs` differ.
+    """
+
+def verify_many(data: Buffer, offsets: Sequence[int], lengths: Sequence[int], hashes: Buffer) -> int:
+    """Check BLAKE3 of data[offset:offset + length] against each 32 bytes of `hashes`: first bad index, or -1.
+
+    ValueError if a piece is not inside `data`, or if there are not as many of each.
+    """
+
+@final
+class Cutter:
+    """FastCDC (2020, normalisation level 1): where a stream is cut depends on its content alone.
+
+    The cuts are those of the `fastcdc` crate's v2020, frozen here. Memory: none that grows; data is not kept.
+    """
+
+    def __init__(self, min_bytes: int, average_bytes: int, max_bytes: int) -> None:
+        """ValueError names the allowed ranges: min 64..1 MiB, average 256..4 MiB, max 1024..16 MiB, in order."""
+
+    def feed(self, data: Buffer) -> list[int]:
+        """The lengths of the chunks that end in `data`; the first began where the last call left off.
+
+        However the stream is split, the chunks are the same.
+        """
+
+    def finish(self) -> int:
+        """The length of the last, unfinished chunk, 0 if there is none; ready for another stream after it."""
+
+def frame(
+    segment: int,
+    offset: int,
+    kinds: bytes,
+    flags: bytes,
+    hashes: Buffer,
+    plain_lengths: Sequence[int],
+    payloads: Sequence[Buffer],
+) -> tuple[bytes, bytes]:
+    """Headers (64 bytes each) and index entries (46 bytes each) of n records that follow each other from `offset`.
+
+    OverflowError if an offset, a length or the segment does not fit into 32 bits; ValueError if the numbers of
+    kinds, flags, hashes, lengths and payloads differ, or a payload exceeds 16 MiB.
+    """
+
+def frame_joined(
+    segment: int,
+    offset: int,
+    kinds: bytes,
+    flags: bytes,
+    hashes: Buffer,
+    plain_lengths: Sequence[int],
+    payloads: Sequence[Buffer],
+) -> tuple[bytes, bytes]:
+    """Like `frame`, but header, payload, header, payload, … in one piece, and the entries."""
+
+def scan(data: Buffer, segment: int, offset: int, *, deep: bool) -> tuple[bytes, int, str]:
+    """Walk consecutive records; the first begins at data[0], which is at `offset` of the segment.
+
+    Gives the entries of the good records, the bytes that these take, and why it stopped: "end" (exactly at the end
+    of the data), "short" (the record goes on after the end of the data), "magic", "header" (checksum, version,
+    segment or offset), "length" (more than 16 MiB stored), "payload" (checksum; only if `deep`).
+    """
+
+def find_header(data: Buffer, segment: int, offset: int, start: int) -> int:
+    """The first position >= `start` in `data` of a header valid in every way, or -1.
+
+    Valid: magic, checksum, version, length, this segment, and its own offset is `offset` + position.
+    """
+
+def check_payloads(data: Buffer, entries: Buffer, base_offset: int) -> list[tuple[int, str]]:
+    """Check the records that `entries` name in `data`, a stretch of a segment that starts at `base_offset`.
+
+    Gives (index of the entry, what is wrong), one for each bad record: "short" (not wholly in `data`), "header"
+    (checksum, or it does not say what the entry says), "payload" (checksum), "hash" (BLAKE3, of payloads that are
+    not compressed).
+    """
+
+def entry_columns(
+    entries: Buffer,
+) -> tuple[list[int], list[int], list[int], list[int], list[int], list[bytes]]:
+    """Kinds, flags, offsets, stored lengths, plain lengths and hashes of index entries, a list each."""
