@@ -1,0 +1,1 @@
+"""The log backend: a local directory of append-only segments."""
