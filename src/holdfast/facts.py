@@ -1,0 +1,71 @@
+"""What committed groups of records say, as columns that a catalog can take in one go. No I/O, no logic.
+
+A backend turns records into `Facts`, the catalog turns `Facts` into rows, and neither knows the other.
+Facts may be applied in any order and more than once: the result is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, TypeAlias
+
+FLAG_BLOB: Final = 0x01
+"""The payload of this data record is also a blob of its own."""
+FLAG_ZSTD: Final = 0x02
+FLAG_CONDEMNED: Final = 0x80
+"""Found unreachable once; known to the catalog only, never part of a record."""
+
+KIND_SHIFT: Final = 8
+"""`flags` in a row is the record's kind above its flags: `kind << KIND_SHIFT | flags`."""
+KIND_DATA: Final = 1 << KIND_SHIFT
+KIND_OUTBOARD: Final = 2 << KIND_SHIFT
+KIND_MANIFEST: Final = 3 << KIND_SHIFT
+KIND_BLOB: Final = 4 << KIND_SHIFT
+KIND_MASK: Final = 0x7F << KIND_SHIFT
+
+SEGMENT_OPEN: Final = 0
+SEGMENT_SEALED: Final = 1
+SEGMENT_SUPERSEDED: Final = 2
+SEGMENT_QUARANTINED: Final = 3
+
+
+class ArtifactRow(NamedTuple):
+    """One state of an artifact. `format`: 0 raw, 1 hash seq; `doc`: JSON of what differs from the defaults."""
+
+    id: bytes
+    revision: int
+    hash: bytes
+    size: int
+    format: int
+    created_ms: int
+    modified_ms: int
+    chunks: int
+    doc: bytes
+
+
+DataRow: TypeAlias = tuple[bytes, int, int, int | None, int, int | None]
+"""hash, location, stored, plain (None: as stored), flags with kind, created_ms (only for the BLOB role)"""
+LargeBlobRow: TypeAlias = tuple[bytes, int, int, int, int, int]
+"""hash, size, created_ms, location, stored, chunks"""
+TombstoneRow: TypeAlias = tuple[bytes, int, int]
+"""id, revision, deleted_ms"""
+TagRow: TypeAlias = tuple[str, bytes, int, int, int, int]
+"""name, hash, format, revision, modified_ms, deleted (0 or 1)"""
+QuarantineRow: TypeAlias = tuple[int, bytes, str]
+"""location, hash, reason"""
+
+
+@dataclass(slots=True)
+class Facts:
+    """Rows by kind. A location is `segment << 32 | offset` of the record's header.
+
+    `segments` maps an id to (applied bytes, state); both only grow.
+    """
+
+    data: list[DataRow] = field(default_factory=list)
+    blobs: list[LargeBlobRow] = field(default_factory=list)
+    artifacts: list[ArtifactRow] = field(default_factory=list)
+    tombstones: list[TombstoneRow] = field(default_factory=list)
+    tags: list[TagRow] = field(default_factory=list)
+    quarantine: list[QuarantineRow] = field(default_factory=list)
+    segments: dict[int, tuple[int, int]] = field(default_factory=dict)
