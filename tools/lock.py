@@ -1,4 +1,4 @@
-"""Write requirements-dev.lock: every package that development needs, pinned, with hashes, naming no registry."""
+"""Write requirements-dev.lock: every package of development, pinned, with hashes, naming no registry."""
 
 import subprocess
 import sys
@@ -24,8 +24,9 @@ def main() -> None:
         subprocess.run([python, "-m", "pip", "install", "--quiet", "pip-tools"], check=True)
         source.write_text("\n".join(wanted) + "\n")
         options = [
-            "--quiet", "--generate-hashes", "--allow-unsafe", "--strip-extras", "--no-header", "--no-annotate",
-            "--no-emit-index-url", "--no-emit-trusted-host", "--no-emit-find-links", "--no-emit-options",
+            "--quiet", "--generate-hashes", "--allow-unsafe", "--strip-extras", "--no-header",
+            "--no-annotate", "--no-emit-index-url", "--no-emit-trusted-host", "--no-emit-find-links",
+            "--no-emit-options",
         ]  # fmt: skip
         command = [python, "-m", "piptools", "compile", *options, "--output-file", str(output), str(source)]
         subprocess.run([*command, *sys.argv[1:]], check=True)
