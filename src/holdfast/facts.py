@@ -30,7 +30,7 @@ SEGMENT_QUARANTINED: Final = 3
 
 
 class ArtifactRow(NamedTuple):
-    """One state of an artifact. `format`: 0 raw, 1 hash seq; `doc`: JSON of what differs from the defaults."""
+    """One state of an artifact. `format`: 0 raw, 1 hash seq; `doc`: JSON of what is not at its default."""
 
     id: bytes
     revision: int
