@@ -1,0 +1,7 @@
+"""What proves a store, for whoever writes a backend: faults, a disk model, checks, and one contract suite.
+
+`faults` has a disk that fails on purpose, `model_disk` one in memory that forgets what was not synced,
+`checks` the five things that hold after every crash, `processes` children that are killed at random,
+`contract` the suite that each backend subclasses, `strategies` generators for Hypothesis. `contract` needs
+pytest and `strategies` needs Hypothesis; the rest needs Holdfast alone.
+"""
