@@ -30,16 +30,16 @@ def crc32c(data: Buffer, value: int = 0) -> int:
 def compressible(items: Sequence[Buffer]) -> bytes:
     """Guess for each item, 1 or 0, whether compression is worth a try.
 
-    It is when the order-0 entropy of up to 4 KiB, sampled at eight places all over the item, is below 7.2 bits a
-    byte after a correction for the size of the sample, or when a sampled 4-byte sequence repeats closely. Under 64
-    bytes the answer is 0.
+    Of up to 2 KiB, sampled at eight places all over the item, the equal pairs of bytes are counted. It is 1 if there
+    are at least 30 % more than random bytes would give (collision entropy below 7.6 bits a byte), beyond what chance
+    explains for the size of the sample. Under 64 bytes the answer is 0. Repetition farther apart is not looked for.
     """
 
 @final
 class BlobHasher:
     """BLAKE3 of a whole blob, and the chaining values of its 16 KiB groups, in one pass.
 
-    Memory: one group, 32 bytes a 2 x larger subtree, and 32 bytes for each group not taken yet.
+    Memory: 2 KiB, and 32 bytes for each group not taken yet.
     """
 
     def __init__(self) -> None: ...
@@ -53,7 +53,8 @@ class BlobHasher:
     def take_groups(self) -> bytes:
         """Take away the chaining values, 32 bytes each, of groups completed since the last take.
 
-        A group counts as complete once a byte after it is known: only then is it certain not to be the root.
+        The first group counts once a byte after it is known: only then it is certain not to be the root.
+        ValueError after `finish`.
         """
 
     def finish(self) -> tuple[bytes, bytes]:
@@ -73,7 +74,8 @@ def leaf_cvs(outboard: Buffer, groups: int, expected: bytes, is_root: bool) -> b
     """Verify every pair of a pre-order outboard against `expected`; give the chaining values of the n groups.
 
     The inverse of `outboard`. A wrong pair raises ValueError(message, offset) with the byte offset of the first one
-    in pre-order; a wrong length raises ValueError(message). With one group, `expected` is what it gives.
+    in pre-order; a wrong length raises ValueError(message). One group gives `expected` (ValueError if `is_root`: the
+    root hash of a lone group is not its chaining value).
     """
 
 def parent_cv(left: bytes, right: bytes, is_root: bool) -> bytes:
@@ -100,7 +102,7 @@ class Cutter:
     """
 
     def __init__(self, min_bytes: int, average_bytes: int, max_bytes: int) -> None:
-        """ValueError names the allowed ranges: min 64..1 MiB, average 256..4 MiB, max 1024..16 MiB, in order."""
+        """ValueError names what is allowed: even, min 64..1 MiB <= average 256..4 MiB <= max 1024..16 MiB."""
 
     def feed(self, data: Buffer) -> list[int]:
         """The lengths of the chunks that end in `data`; the first began where the last call left off.
