@@ -1,0 +1,112 @@
+"""Run the command that was typed, and turn whatever ends it into one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from holdfast.cli.app import cli
+from holdfast.cli.output import PipeClosed, State, escape, note
+from holdfast.errors import HoldfastError, PermissionDenied, StoreNotFound, exit_code
+
+BROKEN_PIPE = 141
+"""What a shell shows for a filter that SIGPIPE ended."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and give its exit code; nothing but answers goes to standard output."""
+    state = State()
+    try:
+        # a name that is not UTF-8 must not break the line that speaks of it
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        code = cli.main(list(arguments), prog_name="holdfast", standalone_mode=False, obj=state)
+        _flush()
+        return code if isinstance(code, int) else 0
+    except PipeClosed:
+        _forget_stdout()
+        return BROKEN_PIPE
+    except (KeyboardInterrupt, click.Abort):
+        _debug()
+        note("interrupted")
+        return 130
+    except click.ClickException as error:
+        _debug()
+        return _usage(error, state)
+    except Exception as error:  # noqa: BLE001  # the last place that can say anything
+        _debug()
+        _report(error, state)
+        return exit_code(error)
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise PipeClosed from None
+
+
+def _forget_stdout() -> None:
+    """Point standard output to nowhere, so that the interpreter's own flush at the end stays quiet."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass
+
+
+def _debug() -> None:
+    if os.environ.get("HOLDFAST_DEBUG"):
+        import traceback
+
+        traceback.print_exc()
+
+
+def _usage(error: click.ClickException, state: State) -> int:
+    if state.json:
+        _write_json({"kind": "usage", "message": error.format_message()})
+        return error.exit_code
+    note(error.format_message())
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        note(f"  {context.get_usage().strip()}", plain=True)
+        note(f"  {context.command_path} --help has an example", plain=True)
+    return error.exit_code
+
+
+def _report(error: Exception, state: State) -> None:
+    if state.json:
+        ours = isinstance(error, HoldfastError)
+        _write_json(error.to_dict() if ours else {"kind": "unexpected", "message": _unexpected(error)})
+        return
+    if isinstance(error, HoldfastError):
+        note(*(escape(line) for line in str(error).splitlines() or [error.kind]))
+        hint = _hint(error, state)
+        if hint:
+            note(f"  {hint}", plain=True)
+    else:
+        note(_unexpected(error))
+
+
+def _unexpected(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{escape(str(error.filename))}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}"
+    said = escape(" ".join(str(error).split()))[:500]
+    return f"unexpected {type(error).__name__}: {said} (HOLDFAST_DEBUG=1 shows where)"
+
+
+def _hint(error: HoldfastError, state: State) -> str | None:
+    if isinstance(error, StoreNotFound):
+        return f"to make one: holdfast init {escape(str(state.location or 'LOCATION'))}"
+    if isinstance(error, PermissionDenied) and state.location:
+        return f"the store is {escape(state.location)}"
+    return None
+
+
+def _write_json(error: dict[str, object]) -> None:
+    note(json.dumps({"error": error}, ensure_ascii=False, default=str), plain=True)
