@@ -15,6 +15,10 @@ ARGS ?=
 JOBS ?= auto
 NATIVE := $(shell find native -name target -prune -o -type f -print 2>/dev/null)
 
+# A stamp counts only while what it stands for is there.
+$(shell [ -x $(BIN)/python ] || rm -f .stamps/venv)
+$(shell ls src/holdfast/_native*.so >/dev/null 2>&1 || rm -f .stamps/build)
+
 .PHONY: help demo test check lint format types layers native-check bench deep build wheel lock clean
 
 help: ## list the targets
@@ -82,6 +86,6 @@ clean: ## remove everything that was built
 .stamps/build: .stamps/venv pyproject.toml $(NATIVE)
 	@tools/prerequisites >/dev/null
 	@echo "building the native module (a minute or two the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
 	    --no-build-isolation --editable .
 	@touch $@

@@ -7,7 +7,7 @@ import click
 from holdfast.cli import care, config, reading, storing
 from holdfast.cli.base import SECTIONS, Command, global_options
 
-HELP = """Keep bytes under their hash, each distinct piece once, and never give back one that was not verified.
+HELP = """Keep bytes under their hash, each distinct piece once, and never give back an unverified one.
 
 \b
   holdfast init ./store

@@ -67,7 +67,7 @@ def _by_hash_prefix(store: holdfast.Store, text: str) -> Hash:
     digits = text.removeprefix("blake3:").lower()
     if not re.fullmatch(r"[0-9a-f]+", digits) or len(digits) < MIN_DIGITS or len(digits) > 64:
         raise InvalidInput(
-            f"{text!r:.100} is no hash (64 hex digits, 52 base32 letters, or {MIN_DIGITS} hex digits or more)",
+            f"{text!r:.100} is no hash (64 hex digits, 52 base32 letters, or {MIN_DIGITS} hex digits up)",
             ref=text,
         )
     found: dict[str, Hash] = {}
