@@ -39,7 +39,7 @@ def compressible(items: Sequence[Buffer]) -> bytes:
 class BlobHasher:
     """BLAKE3 of a whole blob, and the chaining values of its 16 KiB groups, in one pass.
 
-    Memory: 2 KiB, and 32 bytes for each group not taken yet.
+    Memory: one group, and 32 bytes for each group not taken yet.
     """
 
     def __init__(self) -> None: ...

@@ -30,9 +30,9 @@ fn group_cv(data: &[u8], index: u64) -> ChainingValue {
 
 /// Streaming BLAKE3 that also gives the chaining value of each group.
 pub struct BlobHasher {
-    /// The group being filled. The first one stays here, full, until a byte after it shows that it is not the root.
-    open: Hasher,
-    open_bytes: usize,
+    /// The bytes of the group being filled. Copying them and hashing the group at once is faster than feeding a live
+    /// hasher in odd pieces. The first group stays, full, until a byte after it shows that it is not the root.
+    open: Vec<u8>,
     /// How many groups have been closed.
     closed: u64,
     /// Chaining values of whole subtrees left of the open group, larger ones first, merged one step late so that the
@@ -43,37 +43,33 @@ pub struct BlobHasher {
 
 impl BlobHasher {
     pub fn new() -> Self {
-        Self { open: Hasher::new(), open_bytes: 0, closed: 0, stack: Vec::new(), ready: Vec::new() }
+        Self { open: Vec::new(), closed: 0, stack: Vec::new(), ready: Vec::new() }
     }
 
     pub fn update(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
-            if self.open_bytes == GROUP {
+            if self.open.len() == GROUP {
                 self.close_open();
             }
-            if self.open_bytes == 0 && self.closed > 0 && data.len() >= GROUP {
+            let is_root_excluded = self.closed > 0 || data.len() > GROUP;
+            if self.open.is_empty() && is_root_excluded && data.len() >= GROUP {
                 let (group, rest) = data.split_at(GROUP);
                 self.close(group_cv(group, self.closed));
                 data = rest;
-                continue;
+            } else {
+                let (head, rest) = data.split_at(data.len().min(GROUP - self.open.len()));
+                self.open.extend_from_slice(head);
+                data = rest;
             }
-            if self.open_bytes == 0 {
-                self.open = Hasher::new();
-                self.open.set_input_offset(self.closed * GROUP as u64);
-            }
-            let (head, rest) = data.split_at(data.len().min(GROUP - self.open_bytes));
-            self.open.update(head);
-            self.open_bytes += head.len();
-            data = rest;
-            if self.open_bytes == GROUP && self.closed > 0 {
-                self.close_open();
-            }
+        }
+        if self.open.len() == GROUP && self.closed > 0 {
+            self.close_open();
         }
     }
 
     fn close_open(&mut self) {
-        let cv = self.open.finalize_non_root();
-        self.open_bytes = 0;
+        let cv = group_cv(&self.open, self.closed);
+        self.open.clear();
         self.close(cv);
     }
 
@@ -98,9 +94,9 @@ impl BlobHasher {
 
     pub fn finish(mut self) -> (ChainingValue, Vec<u8>) {
         if self.closed == 0 {
-            return (*self.open.finalize().as_bytes(), Vec::new());
+            return (*blake3::hash(&self.open).as_bytes(), Vec::new());
         }
-        if self.open_bytes > 0 {
+        if !self.open.is_empty() {
             self.close_open();
         }
         while self.stack.len() > 2 {
