@@ -77,7 +77,7 @@ class Log:
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
-    segment_size_bytes: Annotated[int, Between(64 * _KIB, 4 * _GIB)] = 64 * _MIB
+    segment_size_bytes: Annotated[int, Between(64 * _KIB, _GIB)] = 64 * _MIB
     fsync: bool = True
     reserve_bytes: Annotated[int, Between(0, 1 << 50)] | None = None
     chunking: Literal["fastcdc", "fixed", "whole"] | None = None

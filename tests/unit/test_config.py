@@ -1,0 +1,204 @@
+"""Where configuration comes from, which source counts, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.config import STORE_KEYS, BlobStore, Config, Secret, find_file, load
+from holdfast.errors import InvalidConfig, NotFound
+
+
+@pytest.fixture(autouse=True)
+def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No configuration but what the test writes."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+def write(text: str, path: str = "holdfast.toml") -> Path:
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def complaint(text: str, environ: dict[str, str] | None = None, **more: Any) -> str:
+    write(text)
+    with pytest.raises(InvalidConfig) as caught:
+        load(environ=environ or {}, **more)
+    return str(caught.value)
+
+
+# Where it comes from
+
+
+def test_without_file_and_variables_the_defaults_count_and_pydantic_stays_away() -> None:
+    assert load(environ={}) == Config()
+    code = (
+        "import sys; from holdfast.config import load; load(environ={'HOLDFAST_STORE': 'x'});"
+        "sys.exit('pydantic' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_file_counts_over_defaults_variables_over_the_file_arguments_over_variables() -> None:
+    write("[log]\nfsync = false\nsegment_size_bytes = 1048576\n[limits]\nmax_artifacts = 3\n")
+    environ = {"HOLDFAST_LOG__SEGMENT_SIZE_BYTES": "2097152", "HOLDFAST_LIMITS__MAX_ARTIFACTS": "4"}
+    config = load(environ=environ, overrides={"limits": {"max_artifacts": 5}})
+    assert (config.log.fsync, config.log.segment_size_bytes, config.limits.max_artifacts) == (
+        False,
+        2097152,
+        5,
+    )
+
+
+def test_the_working_directory_comes_before_the_platform_s_directory(tmp_path: Path) -> None:
+    user = write("", str(tmp_path / "user" / "holdfast" / "holdfast.toml"))
+    assert find_file(environ={}) == user
+    write("")
+    assert find_file(environ={}) == Path("holdfast.toml")
+
+
+def test_a_named_file_counts_alone_and_must_be_there() -> None:
+    write("[log]\nfsync = false\n")
+    other = write("", "other.toml")
+    assert load(other, environ={}).log.fsync
+    assert load(environ={"HOLDFAST_CONFIG": "other.toml"}).log.fsync
+    with pytest.raises(NotFound, match=r"missing\.toml"):
+        load("missing.toml", environ={})
+
+
+def test_paths_in_a_file_are_read_from_the_file_s_directory(tmp_path: Path) -> None:
+    file = write('[blob_store]\ntype = "filesystem"\npath = "blobs"\n', str(tmp_path / "etc" / "h.toml"))
+    assert load(file, environ={}).location() == str(tmp_path / "etc" / "blobs")
+
+
+# What a wrong one is told
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[log]\nfsnc = true", "holdfast.toml: unknown key fsnc in [log]: did you mean fsync?"),
+        ("[lgo]\nfsync = true", "holdfast.toml: unknown section [lgo]: did you mean log?"),
+        ("[gc]\nzzz = 1", "holdfast.toml: unknown key zzz in [gc]: known are enabled, interval_seconds"),
+        ("log = 3", "holdfast.toml: [log] must be a table"),
+        (
+            "[log]\nsegment_size_bytes = 5",
+            "[log] segment_size_bytes must be 65536 (64 KiB) to 1073741824 (1 GiB), got 5",
+        ),
+        ("[gc]\nbatch_size = 0", "[gc] batch_size must be 1 to 1000000, got 0"),
+        ("[gc]\nmin_age_seconds = nan", "[gc] min_age_seconds must be 0 to "),
+        ("[gc]\nbatch_size = 'many'", "[gc] batch_size must be a whole number, got 'many'"),
+        ("[log]\nfsync = 'maybe'", "[log] fsync must be true or false, got 'maybe'"),
+        ("[log]\nchunking = 'rabin'", "[log] chunking must be 'fastcdc', 'fixed' or 'whole', got 'rabin'"),
+        ("[blob_store]\ntype = 's4'", "[blob_store] type must be 'legacy', 'filesystem'"),
+        ("[blob_store]\ntype = 's3'", '[blob_store] type = "s3" needs bucket'),
+        (
+            "[blob_store]\ntype = 'filesystem'\nbucket = 'b'",
+            'bucket does not go with type = "filesystem" (it goes with s3',
+        ),
+        (
+            "[blob_store]\ntype = 's3'\nbucket = 'b'\nsecret_key = { evn = 'X' }",
+            "[blob_store] secret_key must be a string, { env = … } or { file = … }",
+        ),
+        ("[log", "holdfast.toml: not TOML"),
+        ("\udcff", "holdfast.toml: not TOML"),
+    ],
+)
+def test_a_wrong_file_is_told_where_and_what_is_allowed(text: str, said: str) -> None:
+    Path("holdfast.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InvalidConfig) as caught:
+        load(environ={})
+    assert said in str(caught.value)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    said = complaint("[log]\nfsnc = true\n[gc]\nbatch_size = 0\n")
+    assert len(said.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("HOLDFAST_STROE", "did you mean HOLDFAST_STORE?"),
+        ("HOLDFAST_LOG__FSNC", "did you mean fsync?"),
+        ("HOLDFAST_LOOG__FSYNC", "did you mean log?"),
+        ("HOLDFAST_LOG_FSYNC", "did you mean HOLDFAST_LOG__FSYNC?"),
+    ],
+)
+def test_a_misspelt_variable_is_not_ignored(name: str, said: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        load(environ={name: "x"})
+    assert name in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_wrong_variable_is_named_rather_than_the_file() -> None:
+    assert complaint("", {"HOLDFAST_LOG__FSYNC": "maybe"}).startswith(
+        "HOLDFAST_LOG__FSYNC: [log] fsync must be"
+    )
+
+
+@pytest.mark.parametrize("kind", ["directory", "s3", "gcs", "azure"])
+def test_what_cannot_be_opened_yet_is_checked_and_then_refused(kind: str) -> None:
+    extra = 'path = "x"' if kind == "directory" else 'bucket = "b"'
+    write(f'[blob_store]\ntype = "{kind}"\n{extra}\n')
+    config = load(environ={})
+    with pytest.raises(InvalidConfig, match="not in this version yet"):
+        config.location()
+
+
+def test_every_key_of_a_store_goes_with_a_type() -> None:
+    assert set().union(*STORE_KEYS.values()) == set(BlobStore.__slots__) - {"type"}
+
+
+def test_memory_and_legacy_are_locations(tmp_path: Path) -> None:
+    write('[blob_store]\ntype = "memory"\n')
+    assert load(environ={}).location() == "memory://"
+    write('[blob_store]\ntype = "legacy"\n')
+    assert load(environ={}).location() == Config().location()
+
+
+# Secrets
+
+
+def s3(secret: str) -> str:
+    return f'[blob_store]\ntype = "s3"\nbucket = "b"\naccess_key = "me"\nsecret_key = {secret}\n'
+
+
+def test_a_secret_comes_from_a_variable_or_a_file_and_never_shows(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("hunter2\n")
+    write(s3('{ env = "KEY" }'))
+    key = load(environ={}).blob_store.secret_key
+    assert key is not None
+    assert key.reveal({"KEY": "hunter2"}) == "hunter2"
+    write(s3(f'{{ file = "{tmp_path / "key"}" }}'))
+    key = load(environ={}).blob_store.secret_key
+    assert key is not None
+    assert key.reveal() == "hunter2"
+    plain = Secret("hunter2")
+    assert "hunter2" not in f"{plain} {plain!r} {Config(BlobStore(secret_key=plain))}"
+
+
+@pytest.mark.parametrize("secret", [Secret(env="KEY_THAT_IS_NOT_SET"), Secret(file="file-that-is-not-there")])
+def test_a_secret_that_is_not_there_is_said_by_name(secret: Secret) -> None:
+    with pytest.raises(InvalidConfig, match="(?i)that.is.not"):
+        secret.reveal({})
+
+
+def test_a_plain_secret_wants_a_private_file() -> None:
+    file = write(s3('"hunter2"'))
+    file.chmod(0o644)
+    with pytest.raises(InvalidConfig, match="chmod 600") as caught:
+        load(environ={})
+    assert "hunter2" not in str(caught.value)
+    file.chmod(0o600)
+    assert load(environ={}).blob_store.secret_key == Secret("hunter2")
