@@ -98,6 +98,7 @@ def test_hash_seqs() -> None:
 
 
 EXTRAS = TreeExtras(
+    version=1,
     collection=SEQ.hex(),
     executable=[0, 1, 4, 7],
     symlinks={"l": "/etc", "d/ö": "../x"},
