@@ -1,0 +1,200 @@
+"""The log backend: a local directory of segments. Knows records and places, neither artifacts nor SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Protocol
+
+from holdfast.backend.log.commit import Apply, Committer, Group
+from holdfast.backend.log.disk import Disk
+from holdfast.backend.log.layout import SEGMENTS, StoreFile, parse_segment_name, segment_path
+from holdfast.backend.log.lock import StoreLock
+from holdfast.backend.log.reader import BlobReader, Index, LargeReader, Payloads, Place, SmallReader
+from holdfast.backend.log.recovery import Recovery
+from holdfast.backend.log.segment import read_index, slice_entries
+from holdfast.backend.log.session import Session
+from holdfast.backend.log.writers import Writers
+from holdfast.chunking import Chunking
+from holdfast.errors import PermissionDenied
+from holdfast.facts import KIND_DATA, KIND_MASK
+from holdfast.types import now_ms
+from holdfast.wire.record import Extent
+
+
+class Row(Protocol):
+    """What the catalog says of a blob (its `BlobRow`)."""
+
+    @property
+    def hash(self) -> bytes: ...
+    @property
+    def location(self) -> int: ...
+    @property
+    def stored(self) -> int: ...
+    @property
+    def plain(self) -> int: ...
+    @property
+    def flags(self) -> int: ...
+
+
+class CatalogPort(Index, Protocol):
+    """What the log needs of whoever keeps the catalog."""
+
+    id: bytes
+
+    @property
+    def epoch(self) -> int: ...
+
+    def segments(self) -> dict[int, tuple[int, int]]: ...
+
+
+class LogBackend:
+    """One process's access to a store's directory. `attach` gives it the catalog; until then it only recovers."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        root: str,
+        store: StoreFile,
+        *,
+        read_only: bool,
+        segment_bytes: int,
+        fsync: bool,
+        lock_timeout_seconds: float,
+    ) -> None:
+        self.disk = disk
+        self.root = root
+        self.store = store
+        self.chunking = Chunking.from_dict(store.chunking)
+        self.compression = store.compression
+        self.read_only = read_only
+        self.segment_bytes = segment_bytes
+        self._fsync = fsync
+        self._catalog: Callable[[], CatalogPort] | None = None
+        self._lock = None if read_only else StoreLock(disk, root, lock_timeout_seconds)
+        self._session: Session | None = None
+        self._committer: Committer | None = None
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="holdfast-read")
+        self._index_of = lru_cache(4)(self._read_entries)
+        self.payloads = Payloads(disk, root, self._require_catalog)
+
+    def attach(self, catalog: Callable[[], CatalogPort], apply: Apply) -> None:
+        """Say where look-ups go and how facts are applied; begins the session of a store that may be written."""
+        self._catalog = catalog
+        if self._lock is None:
+            return
+        writers = Writers(
+            self.disk, self.root, self.store.id, self.segment_bytes, self._lock, lambda: catalog().segments()
+        )
+        self._committer = Committer(
+            writers, self._lock, apply, self._entries, self.payloads.handles.read, fsync=self._fsync
+        )
+        with self._lock.held():
+            self._session = Session(self.disk, self.root, now_ms())
+
+    # -- writing
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the store-wide lock."""
+        return nullcontext() if self._lock is None else self._lock.held()
+
+    def group(self) -> Group:
+        """Begin a group of records."""
+        return self.committer.group()
+
+    @property
+    def committer(self) -> Committer:
+        """The way to write; `PermissionDenied` for a store that was opened to read."""
+        if self._committer is None:
+            raise PermissionDenied(f"the store at {self.root} was opened read-only", path=self.root)
+        return self._committer
+
+    def operation(self) -> AbstractContextManager[None]:
+        """Pin what the catalog says from here on until the operation ends. A store opened to read has no session."""
+        session = self._session
+        if session is None:
+            return nullcontext()
+        catalog = self._require_catalog()
+        return session.operation(catalog.id, catalog.epoch)
+
+    @property
+    def session(self) -> Session:
+        """This process's session."""
+        if self._session is None:
+            raise PermissionDenied(f"the store at {self.root} was opened read-only", path=self.root)
+        return self._session
+
+    # -- reading
+
+    def reader(self, row: Row) -> BlobReader:
+        """Open a blob that the catalog has."""
+        place = Place(row.location, row.stored, row.plain, row.flags)
+        if row.flags & KIND_MASK == KIND_DATA:
+            return SmallReader(self.payloads, row.hash, place)
+        document = self.blob_document(row)
+        return LargeReader(self.payloads, self._require_catalog, self._pool, document, row.hash)
+
+    def blob_document(self, row: Row) -> bytes:
+        """Give the payload of a large blob's record, checked."""
+        return self.payloads.read_document(row.hash, row.location, row.stored)
+
+    # -- recovery
+
+    def recovery(self, known: Mapping[int, tuple[int, int]], *, rebuilding: bool) -> Recovery:
+        """Look for what the catalog has not seen. The caller holds the lock."""
+        return Recovery(self.disk, self.root, self.store.id, known, self._committer, rebuilding=rebuilding)
+
+    def segment_ids(self) -> list[int]:
+        """Give the ids of the segments that are there, in order."""
+        names = self.disk.listdir(f"{self.root}/{SEGMENTS}")
+        return sorted(filter(None, map(parse_segment_name, names)))
+
+    def disk_bytes(self) -> int:
+        """Give the room that all segments take."""
+        found = (self.disk.stat(segment_path(self.root, segment)) for segment in self.segment_ids())
+        return sum(one.size_bytes for one in found if one is not None)
+
+    def sync(self) -> None:
+        """Make durable what was written with `fsync` off, and apply what could not be applied before."""
+        committer = self.committer
+        for writer in committer.writers.own().values():
+            writer.fsync()
+        committer.apply()
+
+    def close(self) -> None:
+        """End cleanly: segments closed for others to adopt, the session gone."""
+        try:
+            if self._committer is not None:
+                self._committer.close()
+                if self._committer.unapplied:
+                    self._committer.apply()
+                self._committer.writers.close()
+        finally:
+            self._pool.shutdown()
+            self.payloads.handles.close()
+            if self._session is not None:
+                self._session.close()
+            if self._lock is not None:
+                self._lock.close()
+
+    def _require_catalog(self) -> CatalogPort:
+        assert self._catalog is not None, "attach comes first"
+        return self._catalog()
+
+    def _entries(self, extent: Extent) -> bytes:
+        """Give the index entries of a stretch of records, from memory where we are writing it."""
+        writer = self.committer.writers.own().get(extent.segment)
+        if writer is not None:
+            return writer.entries(extent.start, extent.stop)
+        return slice_entries(self._index_of(extent.segment), extent.start, extent.stop)
+
+    def _read_entries(self, segment: int) -> bytes:
+        path = segment_path(self.root, segment)
+        handle = self.disk.open(path, "r")
+        try:
+            return read_index(self.disk, handle, segment, path).entries
+        finally:
+            self.disk.close(handle)
+

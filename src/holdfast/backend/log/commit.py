@@ -1,0 +1,475 @@
+"""Groups: records that exist together or not at all, and the committer that shares one fsync among threads.
+
+A small group waits in memory and is written in one piece. A large one takes a segment of its own and streams
+into it, so groups never interleave within a segment. Order of an acknowledgement: append, fsync, apply, answer.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+from holdfast import _native
+from holdfast.backend.log.lock import StoreLock
+from holdfast.backend.log.replay import Payloads, from_memory, iter_facts, windowed
+from holdfast.backend.log.segment import SegmentWriter
+from holdfast.backend.log.writers import Writers
+from holdfast.errors import BackendError, HoldfastError, NoSpace, PermissionDenied, Unavailable
+from holdfast.facts import SEGMENT_OPEN, SEGMENT_SEALED, Facts
+from holdfast.types import BytesLike, Durability, now_ms
+from holdfast.wire.record import (
+    HEADER_BYTES,
+    MAX_EXTENTS,
+    MAX_RECORD_BYTES,
+    SEGMENT_HEADER_BYTES,
+    Commit,
+    Extent,
+    Kind,
+    encode_commit,
+    frame_one,
+)
+
+BUFFER_BYTES: Final = 4 << 20
+"""A group above this streams."""
+COMMIT_BYTES: Final = len(encode_commit(Commit(bytes(16), 0, 0, bytes(32), (Extent(0, 64, 64, 0),))))
+JOIN_BYTES: Final = 16 << 10
+"""Payloads below this on average are copied into one buffer; larger ones are written from where they lie."""
+
+Apply = Callable[[Iterable[Facts]], None]
+ReadEntries = Callable[[Extent], bytes]
+ReadAt = Callable[[int, int, int], bytes]
+"""(segment, offset, length) -> bytes"""
+
+
+class Records(NamedTuple):
+    """Records of one group in columns, not yet in any segment."""
+
+    kinds: bytearray
+    flags: bytearray
+    hashes: bytearray
+    plain: list[int]
+    payloads: list[BytesLike]
+
+    @classmethod
+    def empty(cls) -> Records:
+        return cls(bytearray(), bytearray(), bytearray(), [], [])
+
+    def clear(self) -> None:
+        for column in self:
+            column.clear()
+
+
+class Committed(NamedTuple):
+    """A group that is durable in the log."""
+
+    commit: Commit
+    facts: Callable[[], Iterator[Facts]]
+
+
+class Group:
+    """Collects records; `commit` makes them durable and visible, `abort` forgets them. One thread at a time."""
+
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
+        self._records = Records.empty()
+        self._bytes = 0
+        self._stream: _Stream | None = None
+        self.done = False
+        self.error: BaseException | None = None
+
+    def add(
+        self, kinds: bytes, flags: bytes, hashes: bytes, plain: Sequence[int], payloads: Sequence[BytesLike]
+    ) -> None:
+        """Append records: columns of equal length, hashes packed (32 bytes each), payloads as they are to be stored."""
+        records = self._records
+        records.kinds.extend(kinds)
+        records.flags.extend(flags)
+        records.hashes.extend(hashes)
+        records.plain.extend(plain)
+        records.payloads.extend(payloads)
+        self._bytes += sum(map(len, payloads)) + HEADER_BYTES * len(payloads)
+        if self._bytes > self._committer.buffer_bytes:
+            if self._stream is None:
+                self._stream = _Stream(self._committer)
+            self._stream.write(records)
+            records.clear()
+            self._bytes = 0
+
+    def add_one(self, kind: Kind, payload: bytes, *, flags: int = 0) -> bytes:
+        """Append one record that is stored as it is; gives the hash of its payload."""
+        if len(payload) > MAX_RECORD_BYTES:
+            raise ValueError(f"a record holds at most {MAX_RECORD_BYTES} bytes, got {len(payload)}")
+        hash_ = _native.blake3(payload)
+        self.add(bytes((kind,)), bytes((flags,)), hash_, (len(payload),), (payload,))
+        return hash_
+
+    @property
+    def is_empty(self) -> bool:
+        return self._stream is None and not self._records.plain
+
+    @property
+    def size_bytes(self) -> int:
+        """What the group takes in a segment, its commit included; only while it waits in memory."""
+        return self._bytes + HEADER_BYTES + COMMIT_BYTES
+
+    def commit(self, *, alone: bool = False) -> Durability:
+        """Make the group durable, then visible. `alone`: by a caller that holds the store's lock.
+
+        On an error nothing of the group is visible, unless it says that it is durable and not applied yet.
+        """
+        if self._stream is not None:
+            self._stream.write(self._records)
+            self._committer.finish_stream(self._stream)
+        elif alone:
+            self._committer.commit_now([self])
+        else:
+            self._committer.commit_queued(self)
+        return self._committer.durability
+
+    def abort(self) -> None:
+        """Forget the group. What it had streamed is cut off again."""
+        if self._stream is not None:
+            self._stream.abort()
+        self._records.clear()
+
+    def frame(self, segment: int, offset: int) -> tuple[list[BytesLike], bytes, int, Committed]:
+        """Give (buffers, index entries, length, the group as committed) for this place, commit record included."""
+        records = self._records
+        buffers, entries, length = frame_records(segment, offset, records)
+        commit = Commit(
+            uuid.uuid4().bytes,
+            now_ms(),
+            len(records.plain),
+            _native.blake3(entries),
+            (Extent(segment, offset, offset + length, len(records.plain)),),
+        )
+        record, entry = frame_one(segment, offset + length, Kind.COMMIT, encode_commit(commit))
+        buffers.append(record)
+        payloads = from_memory(records.payloads)
+        committed = Committed(commit, lambda: iter_facts(segment, entries, commit.time_ms, payloads))
+        return buffers, entries + entry, length + len(record), committed
+
+
+def frame_records(segment: int, offset: int, records: Records) -> tuple[list[BytesLike], bytes, int]:
+    """Frame records for a place: (buffers to write, index entries, total length)."""
+    kinds, flags, hashes = bytes(records.kinds), bytes(records.flags), records.hashes
+    size = sum(map(len, records.payloads))
+    if size < JOIN_BYTES * len(records.payloads):
+        joined, entries = _native.frame_joined(
+            segment, offset, kinds, flags, hashes, records.plain, records.payloads
+        )
+        return [joined], entries, len(joined)
+    headers, entries = _native.frame(segment, offset, kinds, flags, hashes, records.plain, records.payloads)
+    view = memoryview(headers)
+    buffers: list[BytesLike] = []
+    for i, payload in enumerate(records.payloads):
+        buffers += (view[i * HEADER_BYTES : (i + 1) * HEADER_BYTES], payload)
+    return buffers, entries, size + len(headers)
+
+
+class _Stream:
+    """A large group on its way into segments of its own."""
+
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
+        self._writers = committer.writers
+        self.writer: SegmentWriter | None = self._writers.checkout(committer.buffer_bytes)
+        self._start = self.writer.offset
+        self._count = 0
+        self._digest = _native.BlobHasher()
+        self._sealing: Future[None] | None = None
+        self.extents: list[Extent] = []
+        self.sealed: dict[int, tuple[int, int]] = {}
+
+    def write(self, records: Records) -> None:
+        """Append records, moving on to a new segment where one is full."""
+        first = 0
+        total = len(records.plain)
+        sizes = [HEADER_BYTES + len(payload) for payload in records.payloads]
+        while first < total:
+            writer = self._open_writer()
+            last, room = first, self._writers.segment_bytes - writer.offset
+            while last < total and (room >= sizes[last] or (last == first and self._is_fresh(writer))):
+                room -= sizes[last]
+                last += 1
+            if last > first:
+                part = Records(
+                    records.kinds[first:last],
+                    records.flags[first:last],
+                    records.hashes[32 * first : 32 * last],
+                    records.plain[first:last],
+                    records.payloads[first:last],
+                )
+                buffers, entries, length = frame_records(writer.segment, writer.offset, part)
+                writer.append(buffers, entries, length)
+                self._digest.update(entries)
+                self._count += last - first
+                first = last
+            if first < total:
+                self._fill_up()
+
+    def finish(self) -> Commit:
+        """Append the commit record and make everything durable, in this order: filled segments first."""
+        writer = self._open_writer()
+        self._close_extent(writer)
+        self._wait_for_seal()
+        digest, _ = self._digest.finish()
+        commit = Commit(
+            uuid.uuid4().bytes, now_ms(), sum(e.count for e in self.extents), digest, tuple(self.extents)
+        )
+        if len(self.extents) > MAX_EXTENTS:
+            raise NoSpace(f"one put may fill {MAX_EXTENTS} segments; use larger segments", extents=len(self.extents))
+        record, entry = frame_one(writer.segment, writer.offset, Kind.COMMIT, encode_commit(commit))
+        writer.append([record], entry, len(record))
+        self._committer.sync(writer)
+        return commit
+
+    def abort(self) -> None:
+        """Cut off what was streamed; segments that hold nothing else go. Where that fails, nothing of it exists anyway."""
+        writer, self.writer = self.writer, None
+        try:
+            self._wait_for_seal()
+        except HoldfastError:
+            pass
+        if writer is not None:
+            if not writer.given_up:
+                try:
+                    writer.truncate(self._start)
+                except HoldfastError:
+                    pass
+            self._writers.checkin(writer)
+        whole = {extent.segment for extent in self.extents if extent.start == SEGMENT_HEADER_BYTES}
+        for segment, (size, state) in self.sealed.items():
+            if segment in whole:
+                self._writers.discard(segment, size)
+            else:
+                self._writers.note(segment, size, state)
+
+    def release(self) -> None:
+        """Give the writer back after the commit was applied."""
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            self._writers.checkin(writer)
+
+    def _open_writer(self) -> SegmentWriter:
+        if self.writer is None:
+            self.writer = self._writers.checkout(self._committer.buffer_bytes)
+            self._start = self.writer.offset
+        return self.writer
+
+    def _is_fresh(self, writer: SegmentWriter) -> bool:
+        return self._writers.has_room(writer, self._writers.segment_bytes)
+
+    def _close_extent(self, writer: SegmentWriter) -> None:
+        if self._count:
+            self.extents.append(Extent(writer.segment, self._start, writer.offset, self._count))
+            self._count = 0
+
+    def _fill_up(self) -> None:
+        """Seal the full segment in the background while the next one fills."""
+        writer = self._open_writer()
+        self._close_extent(writer)
+        self.writer = None
+        self._wait_for_seal()
+        self._sealing = self._committer.background.submit(self._seal, writer)
+
+    def _seal(self, writer: SegmentWriter) -> None:
+        try:
+            size = writer.seal()
+        except HoldfastError as error:
+            self._writers.forget(writer)
+            raise Unavailable(
+                f"segment {writer.segment} could not be made durable, and what went there cannot be asked for again:"
+                f" {error}. Nothing was stored; try again",
+                segment=writer.segment,
+            ) from error
+        self.sealed[writer.segment] = (size, SEGMENT_SEALED)
+        self._writers.release_sealed(writer)
+
+    def _wait_for_seal(self) -> None:
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None:
+            sealing.result()
+
+
+class Committer:
+    """Commits groups; those that come while an fsync runs share the next one."""
+
+    def __init__(
+        self, writers: Writers, lock: StoreLock, apply: Apply, read_entries: ReadEntries, read: ReadAt, *, fsync: bool
+    ) -> None:
+        self.writers = writers
+        self.buffer_bytes = min(BUFFER_BYTES, writers.segment_bytes // 4)
+        self.durability = Durability.FSYNCED if fsync else Durability.BUFFERED
+        self.background = ThreadPoolExecutor(1, thread_name_prefix="holdfast-seal")
+        self._lock = lock
+        self._apply = apply
+        self._read_entries = read_entries
+        self._read = read
+        self._fsync = fsync
+        self._condition = threading.Condition()
+        self._queue: list[Group] = []
+        self._leading = False
+        self._unapplied: deque[tuple[Committed, dict[int, tuple[int, int]]]] = deque()
+
+    def group(self) -> Group:
+        """Begin a group."""
+        return Group(self)
+
+    def sync(self, writer: SegmentWriter) -> None:
+        """Make a segment durable, where durability is wanted."""
+        if self._fsync:
+            writer.fsync()
+        else:
+            writer.synced = writer.offset
+
+    def commit_queued(self, group: Group) -> None:
+        """Commit together with whatever other threads bring meanwhile."""
+        batch: list[Group] = []
+        with self._condition:
+            self._queue.append(group)
+            while self._leading and not group.done:
+                self._condition.wait()
+            if not group.done:
+                self._leading = True
+                batch, self._queue = self._queue, []
+        if batch:
+            try:
+                self.commit_now(batch)
+            except BaseException as error:
+                for one in batch:
+                    if one.error is None:
+                        one.error = error if one is group else Unavailable("another thread's commit was interrupted")
+            finally:
+                with self._condition:
+                    self._leading = False
+                    for one in batch:
+                        one.done = True
+                    self._condition.notify_all()
+        if group.error is not None:
+            raise group.error
+
+    def commit_now(self, groups: list[Group]) -> None:
+        """Write groups, make them durable, apply them; an error is that of all of them."""
+        used: list[SegmentWriter] = []
+        try:
+            try:
+                self._write(groups, used)
+            except (NoSpace, PermissionDenied):
+                raise
+            except BackendError:  # the bytes are still in memory: they go to a new segment, once
+                self._write(groups, used)
+            self.apply()
+        finally:
+            for writer in used:
+                self.writers.checkin(writer)
+
+    def finish_stream(self, stream: _Stream) -> None:
+        """Commit a streamed group."""
+        try:
+            commit = stream.finish()
+            writer = stream.writer
+            assert writer is not None
+            positions = {**stream.sealed, writer.segment: (writer.offset, SEGMENT_OPEN)}
+            self._unapplied.append((Committed(commit, lambda: self.replay(commit)), positions))
+        except BaseException:
+            stream.abort()
+            raise
+        try:
+            self.apply()
+        finally:
+            stream.release()
+
+    def replay(self, commit: Commit) -> Iterator[Facts]:
+        """Give the facts of a group that lies in segments."""
+        for extent in commit.extents:
+            segment = extent.segment
+            payloads: Payloads = windowed(lambda length, offset, s=segment: self._read(s, offset, length))  # type: ignore[misc]
+            yield from iter_facts(segment, self._read_entries(extent), commit.time_ms, payloads)
+
+    def apply(self) -> None:
+        """Bring all durable groups into the catalog, under the store's lock.
+
+        What cannot be applied now is durable all the same, and goes first with the next call.
+        """
+        with self._lock.held():
+            waiting = []
+            while self._unapplied:
+                waiting.append(self._unapplied.popleft())
+            positions = self.writers.take_news()
+            for _, ends in waiting:
+                merge_positions(positions, ends)
+            if not positions:
+                return
+            try:
+                self._apply(self._all_facts(waiting, positions))
+            except BaseException:
+                self._unapplied.extendleft(reversed(waiting))
+                for segment, (applied, state) in positions.items():
+                    self.writers.note(segment, applied, state)
+                raise
+
+    @staticmethod
+    def _all_facts(
+        waiting: list[tuple[Committed, dict[int, tuple[int, int]]]], positions: dict[int, tuple[int, int]]
+    ) -> Iterator[Facts]:
+        for one, _ in waiting:
+            yield from one.facts()
+        yield Facts(segments=positions)
+
+    def _write(self, groups: list[Group], used: list[SegmentWriter]) -> None:
+        """Append groups, each with its commit, fsync once, and note them as durable but not applied yet.
+
+        The writers in `used` are to be checked in after the apply: until then nobody may say how far they are.
+        """
+        positions: dict[int, tuple[int, int]] = {}
+        writer = self.writers.checkout(groups[0].size_bytes)
+        used.append(writer)
+        pending: list[BytesLike] = []
+        entries = bytearray()
+        length = 0
+        committed = []
+        try:
+            for group in groups:
+                if not self.writers.has_room(writer, length + group.size_bytes) and length:
+                    writer.append(pending, bytes(entries), length)
+                    self.sync(writer)
+                    positions[writer.segment] = (writer.offset, SEGMENT_OPEN)
+                    writer = self.writers.checkout(group.size_bytes)
+                    used.append(writer)
+                    pending, entries, length = [], bytearray(), 0
+                buffers, more, size, one = group.frame(writer.segment, writer.offset + length)
+                pending += buffers
+                entries += more
+                length += size
+                committed.append(one)
+            writer.append(pending, bytes(entries), length)
+            self.sync(writer)
+            positions[writer.segment] = (writer.offset, SEGMENT_OPEN)
+            self._unapplied.extend((one, positions) for one in committed)
+        except BackendError:
+            raise
+        except BaseException:  # interrupted in between: whether the tail counts is for the next opener to find out
+            writer.give_up()
+            raise
+
+    @property
+    def unapplied(self) -> int:
+        """How many durable groups the catalog could not take yet."""
+        return len(self._unapplied)
+
+    def close(self) -> None:
+        """Wait for what is being sealed."""
+        self.background.shutdown()
+
+
+
+def merge_positions(into: dict[int, tuple[int, int]], ends: dict[int, tuple[int, int]]) -> None:
+    """Take over how far segments are: both numbers only grow."""
+    for segment, (applied, state) in ends.items():
+        before = into.get(segment, (0, 0))
+        into[segment] = (max(applied, before[0]), max(state, before[1]))

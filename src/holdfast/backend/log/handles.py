@@ -1,0 +1,73 @@
+"""Open segment files for reading: a few for each thread, so that no thread closes what another reads from."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from typing import Final
+
+from holdfast.backend.log.disk import Disk
+from holdfast.backend.log.layout import segment_path
+
+MAX_OPEN: Final = 64
+
+
+class _Cache:
+    """The open segments of one thread, the least recently opened first."""
+
+    def __init__(self, disk: Disk, root: str) -> None:
+        self.handles: OrderedDict[int, int] = OrderedDict()
+        self._disk = disk
+        self._root = root
+
+    def open(self, segment: int) -> int:
+        handle = self._disk.open(segment_path(self._root, segment), "r")
+        if len(self.handles) >= MAX_OPEN:
+            _, oldest = self.handles.popitem(last=False)
+            self._disk.close(oldest)
+        self.handles[segment] = handle
+        return handle
+
+    def close(self) -> None:
+        while self.handles:
+            _, handle = self.handles.popitem()
+            self._disk.close(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Handles:
+    """Gives handles of segments for reading."""
+
+    def __init__(self, disk: Disk, root: str) -> None:
+        self._disk = disk
+        self._root = root
+        self._local = threading.local()
+        self._caches: weakref.WeakSet[_Cache] = weakref.WeakSet()
+
+    def get(self, segment: int) -> int:
+        """Give a handle that stays good until this thread asks for another; `FileNotFoundError` when it is gone."""
+        try:
+            cache: _Cache = self._local.cache
+        except AttributeError:
+            cache = self._local.cache = _Cache(self._disk, self._root)
+            self._caches.add(cache)
+        handle = cache.handles.get(segment)
+        return cache.open(segment) if handle is None else handle
+
+    def forget(self, segment: int) -> None:
+        """Close this thread's handle of a segment, so that the next `get` looks at the path again."""
+        handle = self._local.cache.handles.pop(segment, None)
+        if handle is not None:
+            self._disk.close(handle)
+
+    def read(self, segment: int, offset: int, length: int) -> bytes:
+        """Read from a segment; short only at its end."""
+        return self._disk.pread(self.get(segment), length, offset)
+
+    def close(self) -> None:
+        """Close the handles of all threads; nobody may be reading."""
+        for cache in list(self._caches):
+            cache.close()

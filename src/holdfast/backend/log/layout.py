@@ -1,0 +1,162 @@
+"""Where things lie in a store's directory, and the file that says what the store is (docs/format.md, "The directory")."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any, Final
+
+import msgspec
+
+from holdfast import _native
+from holdfast.backend.log.disk import Disk
+from holdfast.chunking import Chunking
+from holdfast.errors import Conflict, FormatError, InvalidConfig, StoreNotFound
+from holdfast.wire.record import FORMAT_VERSION
+
+STORE_FILE: Final = "store.json"
+LOCK_FILE: Final = "lock"
+CATALOG_FILE: Final = "catalog.db"
+SEGMENTS: Final = "segments"
+SESSIONS: Final = "sessions"
+QUARANTINE: Final = "quarantine"
+FEATURES: Final[frozenset[str]] = frozenset()
+"""Features that a store may require of its reader; this version knows none beyond the format itself."""
+COMPRESSIONS: Final = ("none", "zstd")
+
+MIN_SEGMENT_BYTES: Final = 64 << 10
+MAX_SEGMENT_BYTES: Final = 1 << 30
+
+
+class StoreFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What is fixed when a store is made. `features` names what a reader must understand."""
+
+    format: int
+    store_id: str
+    created_ms: int
+    chunking: dict[str, Any]
+    compression: str
+    features: list[str] = []
+    crc32c: int = 0
+
+    @property
+    def id(self) -> bytes:
+        return uuid.UUID(self.store_id).bytes
+
+
+def segment_path(root: str, segment: int) -> str:
+    """Give the path of a segment: its id as ten digits."""
+    return f"{root}/{SEGMENTS}/{segment:010d}.seg"
+
+
+def parse_segment_name(name: str) -> int | None:
+    """Read the id out of a segment's file name; None for a foreign file."""
+    stem, dot, suffix = name.partition(".")
+    if suffix == "seg" and dot and len(stem) == 10 and stem.isascii() and stem.isdigit():
+        return int(stem)
+    return None
+
+
+def encode_store_file(store: StoreFile) -> bytes:
+    """Give the JSON of the store file with its checksum (of the same JSON with `crc32c` 0)."""
+    bare = msgspec.json.encode(msgspec.structs.replace(store, crc32c=0))
+    sealed = msgspec.structs.replace(store, crc32c=_native.crc32c(bare))
+    return msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
+
+
+def parse_store_file(data: bytes, path: str) -> StoreFile:
+    """Read the store file; `FormatError` says why it cannot be this version's."""
+    try:
+        version = msgspec.json.decode(data)["format"]
+        if version != FORMAT_VERSION:
+            raise FormatError(
+                f"the store at {path} has format {version}; this version of Holdfast reads {FORMAT_VERSION}: upgrade it",
+                path=path,
+            )
+        store = msgspec.json.decode(data, type=StoreFile)
+    except (msgspec.MsgspecError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path}/{STORE_FILE} is damaged or is no store file: {error}", path=path) from error
+    if _native.crc32c(msgspec.json.encode(msgspec.structs.replace(store, crc32c=0))) != store.crc32c:
+        raise FormatError(f"{path}/{STORE_FILE} is damaged: its checksum does not match", path=path)
+    unknown = sorted(set(store.features) - FEATURES)
+    if unknown:
+        raise FormatError(
+            f"the store at {path} needs a newer version of Holdfast (features: {', '.join(unknown)})", path=path
+        )
+    if store.compression not in COMPRESSIONS:
+        raise FormatError(f"the store at {path} has an unknown compression {store.compression!r}", path=path)
+    return store
+
+
+def read_store_file(disk: Disk, root: str) -> StoreFile:
+    """Read what the store at `root` is; `StoreNotFound` or `FormatError` with the path otherwise."""
+    try:
+        handle = disk.open(f"{root}/{STORE_FILE}", "r")
+    except (FileNotFoundError, NotADirectoryError):
+        found = disk.stat(root)
+        if found is None:
+            raise StoreNotFound(
+                f"there is no store at {root}: make one with `holdfast init` or open(…, create=True)", path=root
+            ) from None
+        if not found.is_dir:
+            raise FormatError(f"{root} is not a directory, so it is not a store", path=root) from None
+        if disk.listdir(root):
+            raise FormatError(f"{root} is a directory, but not a Holdfast store ({STORE_FILE} is missing)", path=root) from None
+        raise StoreNotFound(
+            f"there is no store at {root}, it is an empty directory: make one with `holdfast init`", path=root
+        ) from None
+    try:
+        return parse_store_file(disk.pread(handle, 1 << 20, 0), root)
+    finally:
+        disk.close(handle)
+
+
+def create_store(disk: Disk, root: str, *, chunking: Chunking, compression: str, now_ms: int) -> StoreFile:
+    """Make the directory of a new store; durable when it returns. The store file comes last: without it there is no store.
+
+    An existing empty directory is taken; anything else in it is `Conflict`.
+    """
+    if compression not in COMPRESSIONS:
+        raise InvalidConfig(f"compression is {compression!r}; it can be {' or '.join(COMPRESSIONS)}")
+    found = disk.stat(root)
+    if found is None:
+        _make_directories(disk, root)
+    elif not found.is_dir:
+        raise Conflict(f"{root} exists and is not a directory", path=root)
+    leftovers = {SEGMENTS, SESSIONS, QUARANTINE, LOCK_FILE, STORE_FILE + ".new"}
+    foreign = sorted(set(disk.listdir(root)) - leftovers)
+    if foreign:
+        raise Conflict(f"{root} is not empty ({foreign[0]} is there): choose another place", path=root)
+    for name in (SEGMENTS, SESSIONS, QUARANTINE):
+        if disk.stat(f"{root}/{name}") is None:
+            disk.mkdir(f"{root}/{name}")
+    store = StoreFile(
+        format=FORMAT_VERSION,
+        store_id=str(uuid.uuid4()),
+        created_ms=now_ms,
+        chunking=chunking.to_dict(),
+        compression=compression,
+    )
+    temporary = f"{root}/{STORE_FILE}.new"
+    handle = disk.open(temporary, "rw")
+    try:
+        disk.truncate(handle, 0)
+        disk.pwrite(handle, [encode_store_file(store)], 0)
+        disk.fsync(handle)
+    finally:
+        disk.close(handle)
+    disk.rename(temporary, f"{root}/{STORE_FILE}")
+    disk.fsync_dir(root)
+    disk.fsync_dir(os.path.dirname(root) or "/")
+    return store
+
+
+def _make_directories(disk: Disk, path: str) -> None:
+    parent = os.path.dirname(path)
+    if parent and parent != path and disk.stat(parent) is None:
+        _make_directories(disk, parent)
+        disk.fsync_dir(os.path.dirname(parent) or "/")
+    try:
+        disk.mkdir(path)
+    except FileExistsError:
+        pass

@@ -1,0 +1,432 @@
+"""Reading what the log holds: payloads by hash, blobs by range; every byte verified before it is handed on."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple, Protocol
+
+import zstandard
+
+from holdfast import _native
+from holdfast.backend.log.disk import Disk
+from holdfast.backend.log.handles import Handles
+from holdfast.backend.log.layout import segment_path
+from holdfast.bao import OutboardReader, outboard_bytes
+from holdfast.errors import BackendError, CorruptBlob, FormatError, IntegrityError, MissingChunk, Unavailable
+from holdfast.facts import FLAG_ZSTD
+from holdfast.types import BLOCK_BYTES, Hash
+from holdfast.wire.document import parse_blob
+from holdfast.wire.pages import ManifestReader, StreamReader
+from holdfast.wire.record import ENTRY_BYTES, FLAG_SHA256, HEADER_BYTES
+
+PIECE_BYTES: Final = 1 << 20
+"""About how much `iter_bytes` gives at a time."""
+OFFSET_MASK: Final = (1 << 32) - 1
+
+
+class Place(NamedTuple):
+    """Where a payload lies: a row of the catalog without its key."""
+
+    location: int
+    stored_bytes: int
+    plain_bytes: int
+    flags: int
+
+
+class Index(Protocol):
+    """What reading needs from the catalog."""
+
+    def find_data(self, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, int, int, int]]: ...
+    def copies(self, hash: bytes) -> Sequence[tuple[int, int, int, int]]: ...
+    def is_current(self) -> bool: ...
+
+
+def place_text(location: int) -> str:
+    """Say where a record is, for messages."""
+    return f"segment {location >> 32}, offset {location & OFFSET_MASK}"
+
+
+class Payloads:
+    """Payloads by their hash: read, decompressed, verified; another copy is tried where one is bad."""
+
+    def __init__(self, disk: Disk, root: str, index: Callable[[], Index]) -> None:
+        self.handles = Handles(disk, root)
+        self._disk = disk
+        self._root = root
+        self._index = index
+        self._local = threading.local()
+
+    def find(self, hash_: bytes) -> Place:
+        """Look a payload up; `MissingChunk` when the catalog has no row."""
+        row = self._index().find_data((hash_,)).get(hash_)
+        if row is None:
+            raise MissingChunk(f"the payload {hash_.hex()} is named and not here", hash=Hash(hash_))
+        return Place._make(row)
+
+    def load(self, hash_: bytes) -> bytes:
+        """Give the verified payload of a hash."""
+        return self.read(hash_, self.find(hash_))
+
+    def read(self, hash_: bytes, place: Place) -> bytes:
+        """Give a verified payload from its place, or from another copy if that one is bad or has moved."""
+        try:
+            return self.read_at(hash_, place)
+        except (FileNotFoundError, IntegrityError) as error:
+            return self._read_elsewhere(hash_, place, error)
+
+    def read_at(self, hash_: bytes, place: Place) -> bytes:
+        """Give a verified payload from exactly this place."""
+        location, stored, plain, flags = place
+        data = self._pread(location, stored)
+        if flags & FLAG_ZSTD:
+            data = self.decompress(data, plain, hash_, location)
+        elif len(data) != plain:
+            raise self.corrupt(hash_, location, "is cut off")
+        if not matches(data, hash_, flags):
+            raise self.corrupt(hash_, location, "does not match its hash")
+        return data
+
+    def read_document(self, blob: bytes, location: int, stored: int) -> bytes:
+        """Give the payload of the record that describes a large blob, checked against the record's own header."""
+        segment, offset = location >> 32, location & OFFSET_MASK
+        try:
+            record = self._pread(location, stored, with_header=True)
+        except FileNotFoundError as error:
+            path = segment_path(self._root, segment)
+            raise MissingChunk(
+                f"the record of blob {blob.hex()} should be in {place_text(location)}, and {path} is gone",
+                hash=Hash(blob),
+                segment=segment,
+                offset_bytes=offset,
+                path=path,
+            ) from error
+        entries, consumed, _ = _native.scan(record, segment, offset, deep=True)
+        payload = record[HEADER_BYTES:]
+        if consumed != HEADER_BYTES + stored or _native.blake3(payload) != entries[ENTRY_BYTES - 32 : ENTRY_BYTES]:
+            raise self.corrupt(blob, location, "does not match its record")
+        return payload
+
+    def decompress(self, data: bytes | memoryview, plain_bytes: int, hash_: bytes, location: int) -> bytes:
+        """Undo compression; never makes more than the record says."""
+        try:
+            decompressor = self._local.decompressor
+        except AttributeError:
+            decompressor = self._local.decompressor = zstandard.ZstdDecompressor()
+        try:
+            if zstandard.frame_content_size(data) != plain_bytes:
+                raise self.corrupt(hash_, location, "says another size than it has")
+            plain: bytes = decompressor.decompress(data)
+        except zstandard.ZstdError:
+            raise self.corrupt(hash_, location, "cannot be decompressed") from None
+        return plain
+
+    def corrupt(self, hash_: bytes, location: int, why: str, offset_bytes: int | None = None) -> CorruptBlob:
+        """Make the error for damage at a place."""
+        segment, offset = location >> 32, location & OFFSET_MASK
+        return CorruptBlob(
+            f"the payload {hash_.hex()} in {place_text(location)} {why}: the bytes on disk are damaged",
+            hash=Hash(hash_),
+            segment=segment,
+            offset_bytes=offset if offset_bytes is None else offset_bytes,
+            path=segment_path(self._root, segment),
+        )
+
+    def _pread(self, location: int, stored: int, *, with_header: bool = False) -> bytes:
+        segment = location >> 32
+        offset = location & OFFSET_MASK
+        try:
+            if with_header:
+                return self.handles.read(segment, offset, stored + HEADER_BYTES)
+            return self.handles.read(segment, offset + HEADER_BYTES, stored)
+        except (FileNotFoundError, BackendError):
+            raise
+        except OSError as error:
+            path = segment_path(self._root, segment)
+            raise Unavailable(
+                f"cannot read {path} at {location & OFFSET_MASK}: {error}",
+                path=path,
+                segment=segment,
+                offset_bytes=location & OFFSET_MASK,
+                errno=error.errno,
+            ) from error
+
+    def _read_elsewhere(self, hash_: bytes, tried: Place, error: Exception) -> bytes:
+        """Look again: the segment may have been compacted away, or there may be a second copy."""
+        index = self._index()
+        rows = list(index.find_data((hash_,)).values()) + list(index.copies(hash_))
+        for row in rows:
+            place = Place._make(row)
+            if place == tried and not isinstance(error, FileNotFoundError):
+                continue
+            try:
+                return self.read_at(hash_, place)
+            except (FileNotFoundError, IntegrityError):
+                continue
+        if isinstance(error, FileNotFoundError):
+            path = segment_path(self._root, tried.location >> 32)
+            raise MissingChunk(
+                f"the payload {hash_.hex()} should be in {place_text(tried.location)}, and {path} is gone",
+                hash=Hash(hash_),
+                segment=tried.location >> 32,
+                offset_bytes=tried.location & OFFSET_MASK,
+                path=path,
+            ) from error
+        raise error
+
+
+def matches(data: bytes | memoryview, hash_: bytes, flags: int) -> bool:
+    """Whether a plain payload hashes to its name."""
+    if flags & FLAG_SHA256:
+        return hashlib.sha256(data).digest() == hash_
+    return _native.blake3(data) == hash_
+
+
+class BlobReader(Protocol):
+    """Reads one blob. Threads may share it."""
+
+    size_bytes: int
+
+    def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """Give exactly that range, verified; it lies within the blob."""
+
+    def iter_bytes(self, start: int, stop: int) -> Iterator[bytes]:
+        """Give a range in verified pieces of about 1 MiB."""
+
+
+class SmallReader:
+    """A blob of one block: its payload is read and verified whole."""
+
+    def __init__(self, payloads: Payloads, hash_: bytes, place: Place) -> None:
+        self.size_bytes = place.plain_bytes
+        self._payloads = payloads
+        self._hash = hash_
+        self._place = place
+
+    def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
+        return self._payloads.read(self._hash, self._place)[offset_bytes : offset_bytes + length_bytes]
+
+    def iter_bytes(self, start: int, stop: int) -> Iterator[bytes]:
+        if stop > start:
+            yield self.read_at(start, stop - start)
+
+
+class LargeReader:
+    """A blob with a manifest and an outboard.
+
+    Ranges are verified block by block against the root, whatever chunks they lie in; where chunks are
+    compressed, or the outboard is damaged, chunk by chunk against their own hashes (which the verified
+    manifest names). A whole blob is read chunk by chunk as well, two runs at a time.
+    """
+
+    def __init__(
+        self, payloads: Payloads, index: Callable[[], Index], pool: ThreadPoolExecutor, document: bytes, hash_: bytes
+    ) -> None:
+        blob = parse_blob(document)
+        if blob.hash != hash_:
+            raise CorruptBlob(f"the record of blob {hash_.hex()} describes another blob", hash=Hash(hash_))
+        self.size_bytes = blob.size_bytes
+        self.document = blob
+        self._hash = hash_
+        self._payloads = payloads
+        self._index = index
+        self._pool = pool
+        self.manifest = ManifestReader(blob.manifest, blob.size_bytes, payloads.load)
+        stream = StreamReader(blob.outboard, outboard_bytes(blob.size_bytes), payloads.load)
+        self.outboard_stream = stream
+        self._outboard: OutboardReader | None = OutboardReader(blob.size_bytes, hash_, stream.read)
+        self._places: dict[bytes, Place] = {}
+
+    def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
+        if not length_bytes:
+            return b""
+        first = offset_bytes // BLOCK_BYTES
+        start = first * BLOCK_BYTES
+        stop = min(-(-(offset_bytes + length_bytes) // BLOCK_BYTES) * BLOCK_BYTES, self.size_bytes)
+        data = self._read_raw(start, stop) if self._outboard is not None else None
+        if data is not None and self._verified(data, first):
+            at = offset_bytes - start
+            return bytes(data[at : at + length_bytes])
+        return self._read_chunks(offset_bytes, offset_bytes + length_bytes)
+
+    def _verified(self, data: bytes | bytearray, first_block: int) -> bool:
+        """Check blocks against the root. A bad outboard is not the data's fault: chunk hashes decide then."""
+        assert self._outboard is not None
+        try:
+            return self._outboard.check(data, first_block) < 0
+        except (IntegrityError, FormatError):
+            self._outboard = None
+            return False
+
+    def _read_raw(self, start: int, stop: int) -> bytes | bytearray | None:
+        """Read a range as it lies on disk; None where that does not do (compressed, moved, cut off)."""
+        leaf = self.manifest.leaf_at(start)
+        starts = leaf.starts
+        i = bisect_right(starts, start) - 1
+        place = self._place(leaf.entries[i][2])
+        at = start - starts[i]
+        if stop <= starts[i + 1]:  # within one chunk: the common case
+            if place.flags & FLAG_ZSTD:
+                return None
+            return self._pread(place, at, stop - start)
+        parts = bytearray()
+        while True:
+            length = min(stop, starts[i + 1]) - start
+            if place.flags & FLAG_ZSTD:
+                return None
+            part = self._pread(place, at, length)
+            if part is None:
+                return None
+            parts += part
+            start += length
+            if start == stop:
+                return parts
+            i += 1
+            if i == len(leaf.entries):
+                leaf = self.manifest.leaf_at(start)
+                starts, i = leaf.starts, 0
+            place, at = self._place(leaf.entries[i][2]), 0
+
+    def _pread(self, place: Place, at: int, length: int) -> bytes | None:
+        location = place.location
+        try:
+            data = self._payloads.handles.read(location >> 32, (location & OFFSET_MASK) + HEADER_BYTES + at, length)
+        except OSError:
+            return None
+        return data if len(data) == length else None
+
+    def _place(self, digest: bytes) -> Place:
+        place = self._places.get(digest)
+        if place is None:
+            if len(self._places) >= MAX_PLACES:
+                self._places.clear()
+            place = self._places[digest] = self._payloads.find(digest)
+        return place
+
+    def _read_chunks(self, start: int, stop: int) -> bytes:
+        """Read a range by whole chunks, each against its own hash."""
+        parts = []
+        for chunk_start, _, length, digest in self.manifest.iter_chunks(start, stop):
+            data = self._chunk(digest, length, chunk_start)
+            parts.append(data[max(0, start - chunk_start) : stop - chunk_start])
+        return b"".join(parts)
+
+    def _chunk(self, digest: bytes, length: int, offset: int) -> bytes:
+        try:
+            data = self._payloads.read(digest, self._place(digest))
+        except IntegrityError as error:
+            error.evidence.update(blob=Hash(self._hash), blob_offset_bytes=offset)
+            raise
+        except FileNotFoundError:
+            self._places.pop(digest, None)
+            data = self._payloads.load(digest)
+        if len(data) != length:
+            raise CorruptBlob(
+                f"a chunk of blob {self._hash.hex()} at {offset} has {len(data)} bytes in place of {length}",
+                hash=Hash(self._hash),
+                offset_bytes=offset,
+            )
+        return data
+
+    def iter_bytes(self, start: int, stop: int) -> Iterator[bytes]:
+        if stop - start <= PIECE_BYTES:
+            if stop > start:
+                yield self._read_chunks(start, stop)
+            return
+        ahead: list[Future[bytes]] = []
+        try:
+            for run in self._runs(start, stop):
+                ahead.append(self._pool.submit(self._read_run, run))
+                if len(ahead) > READ_AHEAD:
+                    yield ahead.pop(0).result()
+            while ahead:
+                yield ahead.pop(0).result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def _runs(self, start: int, stop: int) -> Iterator[_Run]:
+        """Cut a range into runs of chunks, about a piece each, and look their places up in batches."""
+        for leaf in self.manifest.iter_leaves(start, stop):
+            first = max(0, bisect_right(leaf.starts, start) - 1)
+            last = first
+            while last < len(leaf.entries) and leaf.starts[last] < stop:
+                last += 1
+            digests = [entry[2] for entry in leaf.entries[first:last]]
+            found = self._index().find_data(digests)
+            run: list[tuple[int, int, bytes, Place]] = []
+            size = 0
+            for i, digest in enumerate(digests, first):
+                row = found.get(digest)
+                if row is None:
+                    raise MissingChunk(
+                        f"a chunk of blob {self._hash.hex()} at offset {leaf.starts[i]} is not here",
+                        hash=Hash(digest),
+                        blob=Hash(self._hash),
+                        offset_bytes=leaf.starts[i],
+                    )
+                length = leaf.entries[i][1]
+                run.append((leaf.starts[i], length, digest, Place._make(row)))
+                size += length
+                if size >= PIECE_BYTES:
+                    yield _Run(run, start, stop)
+                    run, size = [], 0
+            if run:
+                yield _Run(run, start, stop)
+
+    def _read_run(self, run: _Run) -> bytes:
+        """Read a run: in one system call and one check where its chunks lie side by side, else one by one."""
+        chunks = run.chunks
+        whole = self._read_adjacent(chunks)
+        if whole is None:
+            whole = b"".join([self._read_chunk(chunk) for chunk in chunks])
+        first, stop = chunks[0][0], chunks[-1][0] + chunks[-1][1]
+        if first < run.start or stop > run.stop:
+            return whole[max(0, run.start - first) : run.stop - first]
+        return whole
+
+    def _read_chunk(self, chunk: tuple[int, int, bytes, Place]) -> bytes:
+        start, length, digest, place = chunk
+        self._places[digest] = place
+        try:
+            return self._chunk(digest, length, start)
+        finally:
+            self._places.pop(digest, None)
+
+    def _read_adjacent(self, chunks: list[tuple[int, int, bytes, Place]]) -> bytes | None:
+        location = chunks[0][3].location
+        expected = location
+        for _, length, _, place in chunks:
+            if place.location != expected or place.flags & (FLAG_ZSTD | FLAG_SHA256) or place.stored_bytes != length:
+                return None
+            expected += HEADER_BYTES + length
+        try:
+            data = self._payloads.handles.read(location >> 32, location & OFFSET_MASK, expected - location)
+        except OSError:
+            return None
+        if len(data) != expected - location:
+            return None
+        offsets, lengths, at = [], [], HEADER_BYTES
+        for _, length, _, _ in chunks:
+            offsets.append(at)
+            lengths.append(length)
+            at += length + HEADER_BYTES
+        if _native.verify_many(data, offsets, lengths, b"".join([chunk[2] for chunk in chunks])) >= 0:
+            return None
+        view = memoryview(data)
+        return b"".join([view[at : at + length] for at, length in zip(offsets, lengths, strict=True)])
+
+
+class _Run(NamedTuple):
+    """Consecutive chunks (offset in the blob, length, digest, place) that a range covers in part or whole."""
+
+    chunks: list[tuple[int, int, bytes, Place]]
+    start: int
+    stop: int
+
+
+READ_AHEAD: Final = 3
+MAX_PLACES: Final = 65_536

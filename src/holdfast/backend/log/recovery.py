@@ -1,0 +1,411 @@
+"""What the catalog has not seen yet: clean segments are read in place, unclean tails are copied, never trusted.
+
+One scan serves an ordinary start (what is beyond each segment's applied position) and a rebuild (everything).
+The caller holds the store's lock. Order: copy whole commits of unclean tails, fsync, give the facts, and only
+after they are applied cut what is left of the tails (`finish`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from holdfast import _native
+from holdfast.backend.log.commit import Committer, Records, frame_records
+from holdfast.backend.log.disk import Disk
+from holdfast.backend.log.layout import SEGMENTS, parse_segment_name, segment_path
+from holdfast.backend.log.replay import iter_facts, windowed
+from holdfast.backend.log.segment import (
+    SegmentIndex,
+    SegmentWriter,
+    check_segment_header,
+    read_index,
+    read_tail,
+    slice_entries,
+)
+from holdfast.errors import BackendError, CorruptSegment
+from holdfast.facts import SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_SUPERSEDED, Facts
+from holdfast.types import Problem
+from holdfast.wire.record import (
+    ENTRY,
+    ENTRY_BYTES,
+    HEADER_BYTES,
+    MAX_RECORD_BYTES,
+    SEGMENT_HEADER_BYTES,
+    Commit,
+    Entry,
+    Extent,
+    Kind,
+    encode_commit,
+    frame_one,
+    parse_commit,
+)
+
+COPY_BYTES: Final = 4 << 20
+MERGE_ROWS: Final = 20_000
+
+
+class _Tail(NamedTuple):
+    """An unclean segment: its records from `applied` on are to be copied; `dead` when nobody holds its lock."""
+
+    found: SegmentIndex
+    applied: int
+    dead: bool
+    handle: int
+
+
+class Recovery:
+    """One catching up with storage. Use: `prepare`, apply `facts`, `finish`; `close` in any case."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        root: str,
+        store_id: bytes,
+        known: Mapping[int, tuple[int, int]],
+        committer: Committer | None,
+        *,
+        rebuilding: bool,
+    ) -> None:
+        self.problems: list[Problem] = []
+        self.copied_bytes = 0
+        self.segments = 0
+        self._disk = disk
+        self._root = root
+        self._store_id = store_id
+        self._known = known
+        self._committer = committer
+        self._rebuilding = rebuilding
+        self._clean: list[tuple[int, int]] = []
+        self._tails: list[_Tail] = []
+        self._kept: set[int] = set()
+        self._quiet: list[int] = []
+        self._copied: list[Commit] = []
+        self._positions: dict[int, tuple[int, int]] = {}
+        self._entries_of = lru_cache(4)(self._load_entries)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything that the catalog does not know."""
+        return bool(self._clean or self._tails or self._positions or self._quiet)
+
+    def prepare(self) -> None:
+        """Look at every segment that the catalog does not know wholly; copy the whole commits of unclean tails."""
+        names = self._disk.listdir(f"{self._root}/{SEGMENTS}")
+        segments = sorted(filter(None, map(parse_segment_name, names)))
+        self.segments = len(segments)
+        present = set(segments)
+        for segment, (_, state) in sorted(self._known.items()):
+            if state in (SEGMENT_OPEN, SEGMENT_SEALED) and segment not in present:
+                self._damage("a segment that the catalog knows is missing", segment, 0)
+        own = self._committer.writers.own() if self._committer else {}
+        for segment in segments:
+            applied, state = self._known.get(segment, (0, SEGMENT_OPEN))
+            if state == SEGMENT_OPEN:
+                writer = own.get(segment)
+                if writer is None:
+                    self._look_at(segment, applied)
+                elif self._rebuilding:
+                    self._look_at_own(writer)
+        for tail in self._tails:
+            self._copy_tail(tail)
+        self._entries_of.cache_clear()
+
+    def facts(self) -> Iterator[Facts]:
+        """Give what the catalog is to learn, in batches; the positions last."""
+        yield from merged(self._all_facts())
+        yield Facts(segments=dict(self._positions))
+
+    def finish(self) -> None:
+        """Cut what was copied or never whole off the tails of dead writers, and seal what is left of them.
+
+        All of this is tidying up: what fails here is met again by the next opener, and copying twice is harmless.
+        """
+        if self._committer is None:
+            return
+        for tail in self._tails:
+            if tail.dead and tail.found.segment not in self._kept:
+                with suppress(BackendError):
+                    self._retire(tail)
+        for segment in self._quiet:
+            with suppress(BackendError):
+                self._close_quiet(segment)
+
+    def close(self) -> None:
+        """Give files and locks back."""
+        for tail in self._tails:
+            self._disk.close(tail.handle)
+        self._tails.clear()
+
+    # -- looking
+
+    def _look_at(self, segment: int, applied: int) -> None:
+        path = segment_path(self._root, segment)
+        try:
+            handle = self._disk.open(path, "a" if self._committer else "r")
+        except FileNotFoundError:
+            return
+        keep = False
+        try:
+            dead = self._committer is None or self._disk.lock(handle)
+            if not dead and not self._rebuilding:
+                return
+            size = self._disk.size(handle)
+            if size <= max(applied, SEGMENT_HEADER_BYTES):
+                if dead:  # its writer died with nothing under way, or before it wrote anything
+                    self._quiet.append(segment)
+                return
+            problem = check_segment_header(self._disk, handle, segment, self._store_id, path)
+            start = max(applied, SEGMENT_HEADER_BYTES)
+            index = read_index(self._disk, handle, segment, path, start=start)
+            if index.sealed or index.closed:
+                self.problems.extend(index.problems)
+                self.problems.extend([problem] if problem is not None else [])
+                self._clean.append((segment, start))
+                self._positions[segment] = (index.size_bytes, SEGMENT_SEALED if index.sealed else SEGMENT_OPEN)
+            else:
+                index = read_index(self._disk, handle, segment, path, start=start, deep=True)
+                self._tails.append(_Tail(index, start, dead, handle))
+                keep = True
+        finally:
+            if not keep:
+                self._disk.close(handle)
+
+    def _look_at_own(self, writer: SegmentWriter) -> None:
+        """Take a segment that we are writing as far as its last commit that we know to be durable."""
+        segment, stop = writer.segment, SEGMENT_HEADER_BYTES
+        for fields in ENTRY.iter_unpack(writer.entries(SEGMENT_HEADER_BYTES, writer.synced)):
+            entry = Entry._make(fields)
+            if entry.kind == Kind.COMMIT:
+                stop = entry.stop
+        self._clean.append((segment, SEGMENT_HEADER_BYTES))
+        self._positions[segment] = (stop, SEGMENT_OPEN)
+
+    # -- unclean tails
+
+    def _copy_tail(self, tail: _Tail) -> None:
+        """Copy each group that is wholly there; those without a whole commit never existed."""
+        segment = tail.found.segment
+        whole_after_broken = broken = False
+        for commit, _ in self._iter_commits(tail.found.entries, segment, tail.handle):
+            parts = None if commit is None else self._members(commit, tail)
+            if commit is None or parts is None:
+                broken = True
+                continue
+            whole_after_broken |= broken
+            if self._committer is None:
+                self._copied.append(commit)
+            else:
+                self._copied.append(self._copy(commit, tail, parts))
+        if whole_after_broken:
+            self._damage(
+                "a group does not match its commit, and a later one does: kept for a look", segment, tail.applied
+            )
+            self._kept.add(segment)
+        if tail.dead:
+            self._positions[segment] = (tail.applied, SEGMENT_SUPERSEDED)
+
+    def _members(self, commit: Commit, tail: _Tail) -> list[bytes] | None:
+        """Give the entries of each extent if the group is whole, as its digest says."""
+        parts = []
+        for extent in commit.extents:
+            if extent.segment == tail.found.segment:
+                part = slice_entries(tail.found.entries, extent.start, extent.stop)
+                if extent.start < tail.applied:
+                    return None
+            else:
+                part = slice_entries(self._entries_of(extent.segment), extent.start, extent.stop)
+            if len(part) != extent.count * ENTRY_BYTES:
+                return None
+            parts.append(part)
+        return parts if _native.blake3(b"".join(parts)) == commit.digest else None
+
+    def _copy(self, commit: Commit, tail: _Tail, parts: list[bytes]) -> Commit:
+        """Append a group's records from the tail to a segment of ours; what lies in sealed segments stays there."""
+        assert self._committer is not None
+        extents: list[Extent] = []
+        moved: list[bytes] = []
+        length = sum(extent.stop - extent.start for extent in commit.extents if extent.segment == tail.found.segment)
+        writer = self._committer.writers.checkout(length + HEADER_BYTES + MAX_RECORD_BYTES // 64)
+        try:
+            for extent, part in zip(commit.extents, parts, strict=True):
+                if extent.segment != tail.found.segment:
+                    extents.append(extent)
+                    moved.append(part)
+                    continue
+                start = writer.offset
+                entries = self._copy_records(tail, part, writer)
+                extents.append(Extent(writer.segment, start, writer.offset, extent.count))
+                moved.append(entries)
+            copy = commit._replace(digest=_native.blake3(b"".join(moved)), extents=tuple(extents))
+            record, entry = frame_one(writer.segment, writer.offset, Kind.COMMIT, encode_commit(copy))
+            writer.append([record], entry, len(record))
+            self._committer.sync(writer)
+            self._positions[writer.segment] = (writer.offset, SEGMENT_OPEN)
+            self.copied_bytes += length
+        finally:
+            self._committer.writers.checkin(writer)
+        return copy
+
+    def _copy_records(self, tail: _Tail, part: bytes, writer: SegmentWriter) -> bytes:
+        entries = bytearray()
+        records = Records.empty()
+        size = 0
+        for fields in ENTRY.iter_unpack(part):
+            entry = Entry._make(fields)
+            records.kinds.append(entry.kind)
+            records.flags.append(entry.flags)
+            records.hashes.extend(entry.hash)
+            records.plain.append(entry.plain_bytes)
+            records.payloads.append(self._disk.pread(tail.handle, entry.stored_bytes, entry.offset + HEADER_BYTES))
+            size += entry.stored_bytes
+            if size >= COPY_BYTES:
+                entries += _append(writer, records)
+                records.clear()
+                size = 0
+        entries += _append(writer, records)
+        return bytes(entries)
+
+    def _retire(self, tail: _Tail) -> None:
+        """Cut a dead writer's segment to what was applied in place, and seal that; without any, remove it."""
+        segment = tail.found.segment
+        directory = f"{self._root}/{SEGMENTS}"
+        highest = max(parse_segment_name(name) or 0 for name in self._disk.listdir(directory))
+        if tail.applied <= SEGMENT_HEADER_BYTES and segment < highest:
+            self._disk.unlink(segment_path(self._root, segment))
+            self._disk.fsync_dir(directory)
+            return
+        self._disk.truncate(tail.handle, tail.applied)
+        self._disk.fsync(tail.handle)
+        handle = self._disk.open(segment_path(self._root, segment), "a")
+        SegmentWriter(self._disk, self._root, segment, handle, tail.applied).seal()
+
+    def _close_quiet(self, segment: int) -> None:
+        """Let a segment be adopted whose writer died after its last acknowledgement; remove one that never held anything."""
+        path = segment_path(self._root, segment)
+        handle = self._disk.open(path, "a")
+        size = self._disk.size(handle)
+        if not self._disk.lock(handle) or read_tail(self._disk, handle, segment, size).closed:
+            self._disk.close(handle)
+        elif size > SEGMENT_HEADER_BYTES:
+            SegmentWriter(self._disk, self._root, segment, handle, size).close()
+        else:
+            self._disk.close(handle)
+            directory = f"{self._root}/{SEGMENTS}"
+            if segment < max(parse_segment_name(name) or 0 for name in self._disk.listdir(directory)):
+                self._disk.unlink(path)
+                self._disk.fsync_dir(directory)
+
+    # -- facts
+
+    def _all_facts(self) -> Iterator[Facts]:
+        for segment, start in self._clean:
+            yield from self._segment_facts(segment, start)
+        for commit in self._copied:
+            yield from self._commit_facts(commit)
+
+    def _segment_facts(self, segment: int, start: int) -> Iterator[Facts]:
+        """Give the facts of the groups that end in a clean segment, from `start` on."""
+        path = segment_path(self._root, segment)
+        handle = self._disk.open(path, "r")
+        try:
+            stop = self._positions[segment][0]
+            entries = slice_entries(self._entries_of(segment), start, stop)
+            group_start = start
+            for commit, at in self._iter_commits(entries, segment, handle):
+                if commit is None:
+                    self._damage("a commit record is damaged; the records of its group are taken as they are", segment, at)
+                    yield from self._extent_facts(Extent(segment, group_start, at, 0), 0)
+                else:
+                    yield from self._commit_facts(commit)
+                group_start = at + HEADER_BYTES
+        finally:
+            self._disk.close(handle)
+
+    def _commit_facts(self, commit: Commit) -> Iterator[Facts]:
+        parts = [slice_entries(self._entries_of(e.segment), e.start, e.stop) for e in commit.extents]
+        whole = b"".join(parts)
+        if len(whole) != commit.count * ENTRY_BYTES or _native.blake3(whole) != commit.digest:
+            first = commit.extents[0] if commit.extents else Extent(0, 0, 0, 0)
+            self._damage("a group that was committed is damaged; what is left of it is taken", first.segment, first.start)
+        for extent in commit.extents:
+            yield from self._extent_facts(extent, commit.time_ms)
+
+    def _extent_facts(self, extent: Extent, time_ms: int) -> Iterator[Facts]:
+        part = slice_entries(self._entries_of(extent.segment), extent.start, extent.stop)
+        if not part:
+            return
+        handle = self._disk.open(segment_path(self._root, extent.segment), "r")
+        try:
+            payloads = windowed(lambda length, offset: self._disk.pread(handle, length, offset))
+            yield from iter_facts(extent.segment, part, time_ms, payloads, self.problems)
+        finally:
+            self._disk.close(handle)
+
+    def _iter_commits(self, entries: bytes, segment: int, handle: int) -> Iterator[tuple[Commit | None, int]]:
+        """Give each commit record (None: damaged) and its offset."""
+        payloads = windowed(lambda length, offset: self._disk.pread(handle, length, offset))
+        kind = int(Kind.COMMIT)
+        for at in range(0, len(entries), ENTRY_BYTES):
+            if entries[at] == kind:
+                entry = Entry._make(ENTRY.unpack(entries[at : at + ENTRY_BYTES]))
+                payload = payloads(0, entry.offset + HEADER_BYTES, entry.stored_bytes)
+                good = len(payload) == entry.stored_bytes and _native.blake3(payload) == entry.hash
+                commit = parse_commit(payload) if good else None
+                yield commit, entry.offset
+
+    def _load_entries(self, segment: int) -> bytes:
+        """Give all entries of a segment, or those of a tail that was scanned already."""
+        for tail in self._tails:
+            if tail.found.segment == segment and tail.applied <= SEGMENT_HEADER_BYTES:
+                return tail.found.entries
+        path = segment_path(self._root, segment)
+        try:
+            handle = self._disk.open(path, "r")
+        except FileNotFoundError:
+            self._damage("a segment that a commit names is missing", segment, 0)
+            return b""
+        try:
+            return read_index(self._disk, handle, segment, path).entries
+        finally:
+            self._disk.close(handle)
+
+    def _damage(self, message: str, segment: int, offset: int) -> None:
+        self.problems.append(
+            Problem(
+                kind=CorruptSegment.kind,
+                message=message,
+                segment=segment,
+                offset_bytes=offset,
+                path=segment_path(self._root, segment),
+            )
+        )
+
+
+def _append(writer: SegmentWriter, records: Records) -> bytes:
+    if not records.plain:
+        return b""
+    buffers, entries, length = frame_records(writer.segment, writer.offset, records)
+    writer.append(buffers, entries, length)
+    return entries
+
+
+def merged(batches: Iterator[Facts]) -> Iterator[Facts]:
+    """Put small batches together, so that a million commits are not a million statements."""
+    whole = Facts()
+    rows = 0
+    for facts in batches:
+        for name in ("data", "blobs", "artifacts", "tombstones", "tags", "quarantine"):
+            more = getattr(facts, name)
+            if more:
+                getattr(whole, name).extend(more)
+                rows += len(more)
+        whole.segments.update(facts.segments)
+        if rows >= MERGE_ROWS:
+            yield whole
+            whole, rows = Facts(), 0
+    if rows or whole.segments:
+        yield whole
+

@@ -1,0 +1,144 @@
+"""From records to facts: the one way in which a group reaches the catalog, at its commit as after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from holdfast import _native
+from holdfast.errors import FormatError, HoldfastError, IntegrityError
+from holdfast.facts import KIND_SHIFT, ArtifactRow, Facts
+from holdfast.types import Problem
+from holdfast.wire.document import (
+    parse_artifact,
+    parse_blob_head,
+    parse_quarantine,
+    parse_tag,
+    parse_tombstone,
+)
+from holdfast.wire.record import (
+    DOCUMENT_KINDS,
+    ENTRY_BYTES,
+    FLAG_BLOB,
+    KNOWN_KINDS,
+    MUST_UNDERSTAND,
+    PAYLOAD_KINDS,
+    Kind,
+)
+
+BATCH_RECORDS: Final = 20_000
+WINDOW_BYTES: Final = 256 << 10
+_KIND_BITS: Final = 0x7F
+
+Payloads = Callable[[int, int, int], bytes]
+"""Gives the payload of a record: (its number among the entries, offset of its payload, stored bytes)."""
+
+
+def location_of(segment: int, offset: int) -> int:
+    """Write where a record's header lies as one number."""
+    return segment << 32 | offset
+
+
+def iter_facts(
+    segment: int, entries: bytes, time_ms: int, payloads: Payloads, problems: list[Problem] | None = None
+) -> Iterator[Facts]:
+    """Give the facts of consecutive committed records, in batches with bounded memory.
+
+    With `problems`, documents are checked against their hash, and what cannot be read is added there and left
+    out; without (a commit of our own, from memory), it is an error.
+    """
+    step = BATCH_RECORDS * ENTRY_BYTES
+    for start in range(0, len(entries), step):
+        yield _facts(segment, entries[start : start + step], start // ENTRY_BYTES, time_ms, payloads, problems)
+
+
+def _facts(
+    segment: int, entries: bytes, first: int, time_ms: int, payloads: Payloads, problems: list[Problem] | None
+) -> Facts:
+    facts = Facts()
+    base = segment << 32
+    kinds, flags, offsets, stored, plain, hashes = _native.entry_columns(entries)
+    documents = []
+    data = facts.data
+    for i, (kind, flag, offset, length, size, hash_) in enumerate(
+        zip(kinds, flags, offsets, stored, plain, hashes, strict=True)
+    ):
+        if kind in PAYLOAD_KINDS:
+            data.append(
+                (
+                    hash_,
+                    base | offset,
+                    length,
+                    None if length == size else size,
+                    (kind & _KIND_BITS) << KIND_SHIFT | flag,
+                    time_ms if flag & FLAG_BLOB else None,
+                )
+            )
+        elif kind in DOCUMENT_KINDS:
+            documents.append((kind, i, offset, length, hash_))
+        elif kind not in KNOWN_KINDS and kind & MUST_UNDERSTAND:
+            raise FormatError(
+                f"segment {segment} holds a record of kind {kind:#x}, which a newer version of Holdfast wrote: upgrade it",
+                segment=segment,
+                offset_bytes=offset,
+            )
+    for kind, i, offset, length, hash_ in documents:
+        payload = payloads(first + i, offset + 64, length)
+        try:
+            if problems is not None and (len(payload) != length or _native.blake3(payload) != hash_):
+                raise IntegrityError("a document does not match its hash")
+            _add_document(facts, kind, payload, base | offset, time_ms)
+        except HoldfastError as error:
+            if problems is None:
+                raise
+            problems.append(
+                Problem(
+                    kind=error.kind,
+                    message=f"{Kind(kind).name.lower()}: {error}",
+                    segment=segment,
+                    offset_bytes=offset,
+                )
+            )
+    return facts
+
+
+def _add_document(facts: Facts, kind: int, payload: bytes, location: int, time_ms: int) -> None:
+    if kind == Kind.ARTIFACT:
+        facts.artifacts.append(ArtifactRow._make(parse_artifact(payload)))
+    elif kind == Kind.BLOB:
+        hash_, size, chunks = parse_blob_head(payload)
+        facts.blobs.append((hash_, size, time_ms, location, len(payload), chunks))
+    elif kind == Kind.TOMBSTONE:
+        facts.tombstones.append(parse_tombstone(payload))
+    elif kind == Kind.TAG:
+        tag = parse_tag(payload)
+        facts.tags.append((tag.name, tag.hash, tag.format, tag.revision, tag.modified_ms, int(tag.deleted)))
+    elif kind == Kind.QUARANTINE:
+        found = parse_quarantine(payload)
+        facts.quarantine.append((location_of(found.segment, found.offset), found.hash, found.reason))
+
+
+def windowed(read: Callable[[int, int], bytes]) -> Payloads:
+    """Read payloads through a window, so that many small documents side by side cost few system calls.
+
+    `read(length, offset)` reads from the segment's file.
+    """
+    window, window_start = b"", 0
+
+    def payload(_: int, offset: int, length: int) -> bytes:
+        nonlocal window, window_start
+        at = offset - window_start
+        if not 0 <= at <= len(window) - length:
+            window, window_start, at = read(max(length, WINDOW_BYTES), offset), offset, 0
+        return window[at : at + length]
+
+    return payload
+
+
+def from_memory(payloads: Sequence[bytes | bytearray | memoryview]) -> Payloads:
+    """Take payloads from the list that was just framed."""
+
+    def payload(number: int, _offset: int, _length: int) -> bytes:
+        return bytes(payloads[number])
+
+    return payload

@@ -1,0 +1,165 @@
+"""Sessions: a file a process, held by `flock`, that says since when it has been busy and what it leases.
+
+What stands there is how a collector knows whom to wait for (docs/format.md, "Sessions"). A process that dies
+loses its lock, and with it its pin and its leases; nobody looks at a clock.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+from holdfast import _native
+from holdfast.backend.log.disk import Disk
+from holdfast.backend.log.layout import SESSIONS
+from holdfast.errors import Unavailable
+from holdfast.types import HASH_BYTES, id_text, new_ids
+
+SESSION_MAGIC: Final = b"HFSES\0\0\1"
+_HEADER: Final = struct.Struct("<8s16sqI100sI")
+_PIN: Final = struct.Struct("<BxxxI16sQ")
+PIN_OFFSET: Final = 144
+LEASES_OFFSET: Final = 192
+SLOT_BYTES: Final = 1 + HASH_BYTES
+"""A lease's slot: 1 and the hash, or 0."""
+
+
+class SessionState(NamedTuple):
+    """What another process's session file says."""
+
+    name: str
+    pid: int
+    host: str
+    started_ms: int
+    pinned: bool
+    catalog_id: bytes
+    epoch: int
+
+
+class Session:
+    """This process's session: pins while operations run, and leases."""
+
+    def __init__(self, disk: Disk, root: str, started_ms: int) -> None:
+        self._disk = disk
+        self._root = root
+        (raw,) = new_ids(1, started_ms)
+        self.name = id_text(raw)
+        self._path = f"{root}/{SESSIONS}/{self.name}"
+        self._mutex = threading.Lock()
+        self._pins: Counter[tuple[bytes, int]] = Counter()
+        self._pinned: tuple[bytes, int] | None = None
+        self._free: list[int] = []
+        self._next_slot = 0
+        self._handle = disk.open(self._path, "x")
+        try:
+            if not disk.lock(self._handle):
+                raise Unavailable(f"a new session file is locked by somebody else: {self._path}", path=self._path)
+            host = socket.gethostname().encode()[:100]
+            header = _HEADER.pack(SESSION_MAGIC, raw, started_ms, os.getpid(), host, 0)
+            crc = _native.crc32c(header[:-4])
+            disk.pwrite(self._handle, [header[:-4], crc.to_bytes(4, "little"), bytes(LEASES_OFFSET - len(header))], 0)
+        except BaseException:
+            disk.close(self._handle)
+            raise
+
+    @contextmanager
+    def operation(self, catalog_id: bytes, epoch: int) -> Iterator[None]:
+        """Pin while something relies on what the catalog `catalog_id` says in `epoch`. The oldest pin is the one that shows."""
+        key = self.begin(catalog_id, epoch)
+        try:
+            yield
+        finally:
+            self.end(key)
+
+    def begin(self, catalog_id: bytes, epoch: int) -> tuple[bytes, int]:
+        """Write the pin before anything is looked up; `end` with what this gives."""
+        key = (catalog_id, epoch)
+        with self._mutex:
+            self._pins[key] += 1
+            if self._pinned is None:
+                self._write_pin(key)
+        return key
+
+    def end(self, key: tuple[bytes, int]) -> None:
+        """The operation is over."""
+        with self._mutex:
+            self._pins[key] -= 1
+            if not self._pins[key]:
+                del self._pins[key]
+                if self._pinned == key:  # insertion order: what is first now began the longest ago
+                    self._write_pin(next(iter(self._pins), None))
+
+    def lease(self, hashes: Iterable[bytes]) -> list[int]:
+        """Write leases; gives their slots."""
+        with self._mutex:
+            slots: list[int] = []
+            fresh = bytearray()
+            first = self._next_slot
+            for hash_ in hashes:
+                if self._free:
+                    slot = self._free.pop()
+                    self._disk.pwrite(self._handle, [b"\1" + hash_], LEASES_OFFSET + slot * SLOT_BYTES)
+                else:
+                    slot = self._next_slot
+                    self._next_slot += 1
+                    fresh += b"\1" + hash_
+                slots.append(slot)
+            if fresh:
+                self._disk.pwrite(self._handle, [fresh], LEASES_OFFSET + first * SLOT_BYTES)
+            return slots
+
+    def release(self, slot: int) -> None:
+        """Give a lease up."""
+        with self._mutex:
+            if self._handle >= 0:
+                self._disk.pwrite(self._handle, [b"\0"], LEASES_OFFSET + slot * SLOT_BYTES)
+                self._free.append(slot)
+
+    def close(self) -> None:
+        """End the session: its file goes, then its lock."""
+        with self._mutex:
+            handle, self._handle = self._handle, -1
+            if handle >= 0:
+                try:
+                    self._disk.unlink(self._path)
+                except FileNotFoundError:
+                    pass
+                finally:
+                    self._disk.close(handle)
+
+    def _write_pin(self, key: tuple[bytes, int] | None) -> None:
+        self._pinned = key
+        if self._handle >= 0:
+            catalog_id, epoch = key or (bytes(16), 0)
+            pin = _PIN.pack(key is not None, 0, catalog_id, epoch)
+            self._disk.pwrite(self._handle, [pin], PIN_OFFSET)
+
+
+def read_sessions(disk: Disk, root: str) -> list[SessionState]:
+    """Give the sessions of living processes; files of dead ones are removed."""
+    states = []
+    for name in disk.listdir(f"{root}/{SESSIONS}"):
+        path = f"{root}/{SESSIONS}/{name}"
+        try:
+            handle = disk.open(path, "a")
+        except FileNotFoundError:
+            continue
+        try:
+            if disk.lock(handle):
+                disk.unlink(path)
+                continue
+            data = disk.pread(handle, LEASES_OFFSET, 0)
+            if len(data) == LEASES_OFFSET:
+                _, _, started_ms, pid, host, _ = _HEADER.unpack_from(data)
+                pinned, _, catalog_id, epoch = _PIN.unpack_from(data, PIN_OFFSET)
+                text = host.rstrip(b"\0").decode(errors="replace")
+                states.append(SessionState(name, pid, text, started_ms, bool(pinned), catalog_id, epoch))
+        finally:
+            disk.close(handle)
+    return states

@@ -1,0 +1,164 @@
+"""The segments that this process writes: adopted before made, one user at a time, sealed when full."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from holdfast.backend.log.disk import Disk
+from holdfast.backend.log.layout import SEGMENTS, parse_segment_name, segment_path
+from holdfast.backend.log.lock import StoreLock
+from holdfast.backend.log.segment import SegmentWriter
+from holdfast.errors import HoldfastError
+from holdfast.facts import SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_SUPERSEDED
+from holdfast.types import now_ms
+from holdfast.wire.record import SEGMENT_HEADER_BYTES
+
+MAX_IDLE: Final = 8
+"""Segments kept open for the next group; those beyond are closed, to be adopted again."""
+
+
+class Writers:
+    """A pool of segment writers."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        root: str,
+        store_id: bytes,
+        segment_bytes: int,
+        lock: StoreLock,
+        known: Callable[[], dict[int, tuple[int, int]]],
+    ) -> None:
+        self._disk = disk
+        self._root = root
+        self._store_id = store_id
+        self.segment_bytes = segment_bytes
+        self._lock = lock
+        self._known = known
+        self._mutex = threading.Lock()
+        self._idle: list[SegmentWriter] = []
+        self._busy: dict[int, SegmentWriter] = {}
+        self._news: dict[int, tuple[int, int]] = {}
+
+    def checkout(self, room_bytes: int) -> SegmentWriter:
+        """Give a writer for one user, with room for so many bytes unless it is a fresh segment."""
+        while True:
+            with self._mutex:
+                writer = self._idle.pop() if self._idle else None
+                if writer is not None:
+                    self._busy[writer.segment] = writer
+            if writer is None:
+                writer = self._adopt() or self._create()
+                with self._mutex:
+                    self._busy[writer.segment] = writer
+            if self.has_room(writer, room_bytes):
+                return writer
+            self.seal(writer)
+
+    def has_room(self, writer: SegmentWriter, room_bytes: int) -> bool:
+        """Whether so many bytes still fit; anything fits into a fresh segment."""
+        return writer.offset <= SEGMENT_HEADER_BYTES or writer.offset + room_bytes <= self.segment_bytes
+
+    def checkin(self, writer: SegmentWriter) -> None:
+        """Take a writer back; one that was given up is forgotten, a full one is sealed."""
+        if writer.given_up:
+            self.forget(writer)
+        elif writer.offset >= self.segment_bytes:
+            self.seal(writer)
+        else:
+            with self._mutex:
+                del self._busy[writer.segment]
+                if len(self._idle) < MAX_IDLE:
+                    self._idle.append(writer)
+                    return
+            writer.close()
+
+    def seal(self, writer: SegmentWriter) -> None:
+        """Seal a full segment. A failure gives it up and is nobody's error: what is committed in it is durable."""
+        try:
+            size = writer.seal()
+        except HoldfastError:
+            self.forget(writer)
+        else:
+            self.note(writer.segment, size, SEGMENT_SEALED)
+            with self._mutex:
+                del self._busy[writer.segment]
+
+    def release_sealed(self, writer: SegmentWriter) -> None:
+        """Forget a writer that somebody else sealed."""
+        with self._mutex:
+            self._busy.pop(writer.segment, None)
+
+    def discard(self, segment: int, size_bytes: int) -> None:
+        """Remove a sealed segment in which nothing was ever committed. The highest id stays: ids never come again."""
+        names = self._disk.listdir(f"{self._root}/{SEGMENTS}")
+        if segment < max(parse_segment_name(name) or 0 for name in names):
+            self._disk.unlink(segment_path(self._root, segment))
+            self._disk.fsync_dir(f"{self._root}/{SEGMENTS}")
+            self.note(segment, size_bytes, SEGMENT_SUPERSEDED)
+        else:
+            self.note(segment, size_bytes, SEGMENT_SEALED)
+
+    def forget(self, writer: SegmentWriter) -> None:
+        """Drop a segment that was given up: what was not synced there is never to be applied."""
+        self.note(writer.segment, writer.synced, SEGMENT_SUPERSEDED)
+        with self._mutex:
+            self._busy.pop(writer.segment, None)
+
+    def note(self, segment: int, applied: int, state: int) -> None:
+        """Keep what the catalog is to learn about a segment with the next transaction."""
+        with self._mutex:
+            self._news[segment] = (applied, state)
+
+    def take_news(self) -> dict[int, tuple[int, int]]:
+        """Give and forget what `note` collected."""
+        with self._mutex:
+            news, self._news = self._news, {}
+            return news
+
+    def own(self) -> dict[int, SegmentWriter]:
+        """Give the segments that this process holds now."""
+        with self._mutex:
+            return {**self._busy, **{writer.segment: writer for writer in self._idle}}
+
+    def close(self) -> None:
+        """Close idle segments cleanly. A failure leaves an unclean tail, which the next opener copies."""
+        with self._mutex:
+            idle, self._idle = self._idle, []
+        for writer in idle:
+            try:
+                writer.close()
+            except HoldfastError:
+                pass
+
+    def abandon(self) -> None:
+        """Let go of everything as a killed process would."""
+        for writer in self.own().values():
+            writer.give_up()
+
+    def _adopt(self) -> SegmentWriter | None:
+        with self._lock.held():
+            own = self.own()
+            for segment, (applied, state) in sorted(self._known().items()):
+                if state != SEGMENT_OPEN or segment in own or applied >= self.segment_bytes:
+                    continue
+                writer = SegmentWriter.adopt(self._disk, self._root, segment)
+                if writer is None:
+                    continue
+                if writer.offset < self.segment_bytes and writer.only_closes_after(applied):
+                    return writer
+                writer.give_up()
+        return None
+
+    def _create(self) -> SegmentWriter:
+        with self._lock.held():
+            taken = [parse_segment_name(name) or 0 for name in self._disk.listdir(f"{self._root}/{SEGMENTS}")]
+            segment = max((0, *taken, *self._known()))
+            while True:
+                segment += 1
+                try:
+                    return SegmentWriter.create(self._disk, self._root, segment, self._store_id, now_ms())
+                except FileExistsError:
+                    continue
