@@ -32,7 +32,7 @@ def pieces(name: st.SearchStrategy[str], limit_bytes: int = 200_000) -> st.Searc
 
 def texts(max_size: int = 40) -> st.SearchStrategy[str]:
     """Any text that has a UTF-8 form."""
-    return st.text(st.characters(exclude_categories=("Cs",)), max_size=max_size)
+    return st.text(st.characters(exclude_categories=["Cs"]), max_size=max_size)
 
 
 def scalars() -> st.SearchStrategy[Scalar]:
