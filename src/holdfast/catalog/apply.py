@@ -1,0 +1,148 @@
+"""Facts into rows: statements that give the same rows in whatever order, and however often, facts arrive.
+
+Every rule here is a maximum or a minimum (highest revision, lowest location, earliest time, OR of roles), with
+the remaining columns as a tie-break, so that nothing depends on which of two equals came first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import apsw
+
+from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, KIND_BLOB, DataRow, Facts, LargeBlobRow
+
+MERGE_ROWS: Final = 1000
+"""Rows are inserted in batches of this size; only a batch that met a known hash is merged row by row."""
+
+_OWN_FLAGS: Final = ~(FLAG_BLOB | FLAG_CONDEMNED)
+"""Of a further copy: role and condemnation belong to the payload, so only its `data` row has them."""
+
+_INSERT_DATA: Final = "INSERT INTO data VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(hash) DO NOTHING"
+_DEMOTE_DATA: Final = f"""
+INSERT INTO copies SELECT hash, location, stored, plain, flags & {_OWN_FLAGS} FROM data
+WHERE hash = ?1 AND location > ?2 ON CONFLICT DO NOTHING"""
+_LOWER_DATA: Final = f"""
+UPDATE data SET location = ?2, stored = ?3, plain = ?4, flags = ?5 | (flags & {FLAG_BLOB})
+WHERE hash = ?1 AND location > ?2"""
+_COPY_DATA: Final = f"""
+INSERT INTO copies SELECT ?1, ?2, ?3, ?4, ?5 & {_OWN_FLAGS}
+WHERE EXISTS(SELECT 1 FROM data WHERE hash = ?1 AND location < ?2) ON CONFLICT DO NOTHING"""
+_ROLE_DATA: Final = f"""
+UPDATE data SET flags = flags | (?2 & {FLAG_BLOB}), created_ms = min(ifnull(created_ms, ?3), ifnull(?3, created_ms))
+WHERE hash = ?1
+  AND (flags | (?2 & {FLAG_BLOB}) <> flags OR ?3 < created_ms OR (created_ms IS NULL AND ?3 IS NOT NULL))"""
+
+STAGED_DATA: Final = f"""
+INSERT INTO main.data SELECT hash, location, stored, plain, flags, created_ms FROM stage.new_data
+WHERE true ORDER BY hash, location
+ON CONFLICT(hash) DO UPDATE SET flags = flags | (excluded.flags & {FLAG_BLOB}),
+  created_ms = min(ifnull(created_ms, excluded.created_ms), ifnull(excluded.created_ms, created_ms))"""
+"""Ascending, so that the first of equal hashes is the lowest location, and each page is written once."""
+STAGED_DATA_COPIES: Final = f"""
+INSERT INTO main.copies SELECT s.hash, s.location, s.stored, s.plain, s.flags & {_OWN_FLAGS}
+FROM (SELECT * FROM stage.new_data ORDER BY hash) AS s CROSS JOIN main.data AS d
+WHERE d.hash = s.hash AND d.location <> s.location ON CONFLICT DO NOTHING"""
+
+_INSERT_BLOB: Final = "INSERT INTO blobs VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(hash) DO NOTHING"
+_DEMOTE_BLOB: Final = f"""
+INSERT INTO copies SELECT hash, location, stored, NULL, {KIND_BLOB} FROM blobs
+WHERE hash = ?1 AND location > ?2 ON CONFLICT DO NOTHING"""
+_LOWER_BLOB: Final = """
+UPDATE blobs SET size = ?2, location = ?3, stored = ?4, chunks = ?5 WHERE hash = ?1 AND location > ?3"""
+_COPY_BLOB: Final = f"""
+INSERT INTO copies SELECT ?1, ?2, ?3, NULL, {KIND_BLOB}
+WHERE EXISTS(SELECT 1 FROM blobs WHERE hash = ?1 AND location < ?2) ON CONFLICT DO NOTHING"""
+_TIME_BLOB: Final = "UPDATE blobs SET created_ms = ?2 WHERE hash = ?1 AND created_ms > ?2"
+
+STAGED_BLOBS: Final = """
+INSERT INTO main.blobs SELECT hash, size, created_ms, location, stored, chunks FROM stage.new_blobs
+WHERE true ORDER BY hash, location
+ON CONFLICT(hash) DO UPDATE SET created_ms = min(created_ms, excluded.created_ms)"""
+STAGED_BLOB_COPIES: Final = f"""
+INSERT INTO main.copies SELECT s.hash, s.location, s.stored, NULL, {KIND_BLOB}
+FROM (SELECT * FROM stage.new_blobs ORDER BY hash) AS s CROSS JOIN main.blobs AS d
+WHERE d.hash = s.hash AND d.location <> s.location ON CONFLICT DO NOTHING"""
+
+_ARTIFACT_ORDER: Final = "revision, modified_ms, hash, size, format, created_ms, chunks, doc"
+_ARTIFACT: Final = f"""
+INSERT INTO artifacts VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
+  (SELECT deleted_ms FROM tombstones WHERE id = ?1 AND revision > ?2))
+ON CONFLICT(id) DO UPDATE SET revision = excluded.revision, hash = excluded.hash, size = excluded.size,
+  format = excluded.format, created_ms = excluded.created_ms, modified_ms = excluded.modified_ms,
+  chunks = excluded.chunks, doc = excluded.doc, deleted_ms = excluded.deleted_ms
+WHERE ({", ".join("excluded." + column for column in _ARTIFACT_ORDER.split(", "))})
+  > ({", ".join("artifacts." + column for column in _ARTIFACT_ORDER.split(", "))})"""
+_TOMBSTONE: Final = """
+INSERT INTO tombstones VALUES(?, ?, ?)
+ON CONFLICT(id) DO UPDATE SET revision = excluded.revision, deleted_ms = excluded.deleted_ms
+WHERE (excluded.revision, excluded.deleted_ms) > (tombstones.revision, tombstones.deleted_ms)"""
+_BURY: Final = """
+UPDATE artifacts SET deleted_ms = (SELECT deleted_ms FROM tombstones WHERE id = ?1)
+WHERE id = ?1 AND revision < (SELECT revision FROM tombstones WHERE id = ?1)"""
+_TAG: Final = """
+INSERT INTO tags VALUES(?, ?, ?, ?, ?, ?)
+ON CONFLICT(name) DO UPDATE SET hash = excluded.hash, format = excluded.format, revision = excluded.revision,
+  modified_ms = excluded.modified_ms, deleted = excluded.deleted
+WHERE (excluded.revision, excluded.modified_ms, excluded.deleted, excluded.hash, excluded.format)
+  > (tags.revision, tags.modified_ms, tags.deleted, tags.hash, tags.format)"""
+_QUARANTINE: Final = """
+INSERT INTO quarantine VALUES(?, ?, ?)
+ON CONFLICT(location) DO UPDATE SET hash = excluded.hash, reason = excluded.reason
+WHERE (excluded.hash, excluded.reason) < (quarantine.hash, quarantine.reason)"""
+_SEGMENT: Final = """
+INSERT INTO segments VALUES(?, ?, ?)
+ON CONFLICT(id) DO UPDATE SET applied = max(applied, excluded.applied), state = max(state, excluded.state)"""
+
+
+def apply_facts(cursor: apsw.Cursor, facts: Facts) -> None:
+    """Write all of `facts` within the transaction that is open on the cursor's connection."""
+    if facts.data:
+        _apply_batches(cursor, _INSERT_DATA, facts.data, _merge_data)
+    if facts.blobs:
+        _apply_batches(cursor, _INSERT_BLOB, facts.blobs, _merge_blobs)
+    apply_names(cursor, facts)
+
+
+def apply_names(cursor: apsw.Cursor, facts: Facts) -> None:
+    """Write what has a name or a number: everything but payloads."""
+    if facts.artifacts:
+        cursor.executemany(_ARTIFACT, facts.artifacts)
+    if facts.tombstones:
+        cursor.executemany(_TOMBSTONE, facts.tombstones)
+        cursor.executemany(_BURY, [(row[0],) for row in facts.tombstones])
+    if facts.tags:
+        cursor.executemany(_TAG, facts.tags)
+    if facts.quarantine:
+        cursor.executemany(_QUARANTINE, facts.quarantine)
+    if facts.segments:
+        cursor.executemany(_SEGMENT, [(id, *row) for id, row in facts.segments.items()])
+
+
+def _apply_batches(cursor: apsw.Cursor, insert: str, rows: Sequence[Any], merge: Any) -> None:
+    connection = cursor.connection
+    if len(rows) > MERGE_ROWS:
+        rows = sorted(rows)  # neighbours in the B-tree follow each other: fewer pages are touched at a time
+    for start in range(0, len(rows), MERGE_ROWS):
+        batch = rows[start : start + MERGE_ROWS]
+        before = connection.total_changes()
+        cursor.executemany(insert, batch)
+        if connection.total_changes() - before != len(batch):
+            merge(cursor, batch)
+
+
+def _merge_data(cursor: apsw.Cursor, rows: Sequence[DataRow]) -> None:
+    places = [row[:2] for row in rows]
+    columns = [row[:5] for row in rows]
+    cursor.executemany(_DEMOTE_DATA, places)
+    cursor.executemany(_LOWER_DATA, columns)
+    cursor.executemany(_COPY_DATA, columns)
+    cursor.executemany(_ROLE_DATA, [(row[0], row[4], row[5]) for row in rows])
+
+
+def _merge_blobs(cursor: apsw.Cursor, rows: Sequence[LargeBlobRow]) -> None:
+    cursor.executemany(_DEMOTE_BLOB, [(row[0], row[3]) for row in rows])
+    cursor.executemany(_LOWER_BLOB, [(row[0], row[1], row[3], row[4], row[5]) for row in rows])
+    cursor.executemany(_COPY_BLOB, [(row[0], row[3], row[4]) for row in rows])
+    cursor.executemany(_TIME_BLOB, [(row[0], row[2]) for row in rows])

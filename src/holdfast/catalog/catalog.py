@@ -1,0 +1,233 @@
+"""The catalog of one store in one process: what is where, found quickly. A cache; storage is the truth.
+
+The catalog knows no segment files and no documents. It is thread-safe, and holds no transaction open between two
+calls. A call that meets damage raises `CatalogUnusable`; whoever holds the catalog then rebuilds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import apsw
+
+from holdfast.catalog.apply import apply_facts
+from holdfast.catalog.base import CHECKPOINT_PAGES, CatalogFile
+from holdfast.catalog.dump import iter_dump
+from holdfast.catalog.queries import HIGHEST, LOWEST, PAGE_ROWS, Reader
+from holdfast.catalog.rows import ArtifactBlob, ArtifactEntry, BlobRow, Counts, Location, TagEntry
+from holdfast.catalog.schema import MIGRATIONS
+from holdfast.catalog.unusable import CatalogUnusable, translate
+from holdfast.facts import Facts
+
+if TYPE_CHECKING:
+    from holdfast.catalog.aside import AsideCatalog
+
+T = TypeVar("T")
+
+
+class Catalog(CatalogFile):
+    """See the module. Made by `Catalog.open` and `Catalog.create_aside`."""
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | None,
+        store_id: bytes,
+        *,
+        read_only: bool = False,
+        migrations: Sequence[str] = MIGRATIONS,
+    ) -> Catalog:
+        """Open the catalog, migrate an older one, or create it where there is none (None: in memory).
+
+        Creating and migrating are for who holds the store's lock. Raises `CatalogUnusable` when it is newer,
+        damaged or of another store: the caller rebuilds. Only the header, the identity, the length and both ends of
+        each table are looked at: all pages of 100 MB would take a second at every start. Damage elsewhere is met as
+        `CatalogUnusable` by the call that touches it; a wrong location or hash is met by whoever verifies what is
+        read there.
+
+        `read_only` never writes the catalog. One without a write-ahead log is opened as immutable, which needs no
+        right to write; `is_current` turns False once somebody changes it. One with a log is read together with
+        its writers, which needs the shared memory file beside it or the right to make one; else `CatalogUnusable`.
+        """
+        self = cls(path, store_id)
+        try:
+            self._start(read_only, migrations)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    @classmethod
+    def create_aside(cls, path: Path, store_id: bytes) -> AsideCatalog:
+        """Make an empty catalog beside `path`, to be filled by a rebuild and then published there."""
+        from holdfast.catalog.aside import AsideCatalog
+
+        return AsideCatalog.create(path, store_id)
+
+    # Writing
+
+    def apply(self, facts: Facts) -> None:
+        """Take facts in, in one transaction, all or nothing. In any order, and harmless twice.
+
+        Not fsynced: after a power cut the catalog may be behind its segments, and they are replayed.
+        """
+        self._write(lambda cursor: apply_facts(cursor, facts))
+
+    def set_meta(self, key: str, value: str | int | float | bytes | None) -> None:
+        """Keep a hint, or (None) forget it. Nothing that must survive the loss of the catalog."""
+        if value is None:
+            self._write(lambda cursor: cursor.execute("DELETE FROM meta WHERE key = ?", (key,)))
+        else:
+            upsert = "INSERT INTO meta VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value"
+            self._write(lambda cursor: cursor.execute(upsert, (key, value)))
+
+    def _write(self, change: Callable[[apsw.Cursor], object]) -> None:
+        with self._writing:
+            try:
+                writer = self._writer or self._open_writer()
+                cursor = writer.cursor
+                cursor.execute("BEGIN IMMEDIATE")
+                try:
+                    change(cursor)
+                    cursor.execute("COMMIT")
+                except BaseException:
+                    if writer.connection.in_transaction:
+                        cursor.execute("ROLLBACK")
+                    raise
+            except apsw.Error as error:
+                raise translate(error, self.path) from error
+            if self._wal_pages >= CHECKPOINT_PAGES:
+                self._checkpoint_some(writer)
+
+    # Reading
+
+    def _read(self, query: Callable[[Reader], T]) -> T:
+        try:
+            reader = self._pool.take()
+            try:
+                return query(reader)
+            finally:
+                self._pool.give(reader)
+        except apsw.Error as error:
+            raise translate(error, self.path) from error
+
+    def find_artifact_blob(self, id: bytes) -> ArtifactBlob | None:
+        """Give the blob of a live artifact, with its place when it is small, in one statement: the hot path."""
+        pool = self._pool
+        try:
+            reader = pool.take()
+            try:
+                return reader.artifact_blob(id)
+            finally:
+                pool.give(reader)
+        except apsw.Error as error:
+            raise translate(error, self.path) from error
+
+    def find_data(self, hashes: Sequence[bytes]) -> dict[bytes, Location]:
+        """Give location, stored, plain and flags of those of the payloads that are here."""
+        return self._read(lambda reader: reader.data(hashes))
+
+    def find_blob(self, hash: bytes) -> BlobRow | None:
+        """Give a complete blob, small or large."""
+        return self._read(lambda reader: reader.blob(hash))
+
+    def find_blobs(self, hashes: Sequence[bytes]) -> dict[bytes, BlobRow]:
+        """Give those of the blobs that are here."""
+        return self._read(lambda reader: reader.blobs(hashes))
+
+    def find_artifact(self, id: bytes) -> ArtifactEntry | None:
+        """Give an artifact, deleted or not: see its `deleted_ms`."""
+        return self._read(lambda reader: reader.artifact(id))
+
+    def find_tag(self, name: str) -> TagEntry | None:
+        """Give a tag, deleted or not."""
+        return self._read(lambda reader: reader.tag(name))
+
+    def copies(self, hash: bytes) -> list[Location]:
+        """Give the further copies of a payload or blob record, beside the one that the other calls give."""
+        return self._read(lambda reader: reader.copies(hash))
+
+    def ids_with_prefix(self, low: bytes, high: bytes, limit: int) -> list[bytes]:
+        """Give ids of artifacts from `low` to `high`, both included, ascending; deleted ones too."""
+        return self._read(lambda reader: reader.ids_range(low, high, limit))
+
+    def blobs_with_prefix(self, low: bytes, high: bytes, after: bytes | None, limit: int) -> list[BlobRow]:
+        """Give blobs with hashes from `low` to `high`, both included, above `after`, ascending."""
+        return self._read(lambda reader: reader.blobs_range(low, high, after or LOWEST, limit))
+
+    def iter_artifacts(
+        self, *, deleted: bool | None = False, after: bytes | None = None, limit: int | None = None
+    ) -> Iterator[ArtifactEntry]:
+        """Stream artifacts, newest id first, below `after`: live ones, deleted ones, or (None) both.
+
+        Each page sees the catalog as it is then: what is added or deleted meanwhile may or may not come.
+        """
+        before = HIGHEST if after is None else after
+        while limit is None or limit > 0:
+            size = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
+            page = self._read(lambda reader, b=before, n=size: reader.artifacts_before(b, deleted, n))  # type: ignore[misc]
+            yield from page
+            if len(page) < size:
+                return
+            before = page[-1].id
+            limit = None if limit is None else limit - size
+
+    def iter_blobs(self, after: bytes | None = None) -> Iterator[BlobRow]:
+        """Stream all blobs by hash, above `after`, in pages like `iter_artifacts`."""
+        while True:
+            page = self.blobs_with_prefix(LOWEST, HIGHEST, after, PAGE_ROWS)
+            yield from page
+            if len(page) < PAGE_ROWS:
+                return
+            after = page[-1].hash
+
+    def iter_tags(self, after: str | None = None) -> Iterator[TagEntry]:
+        """Stream all tags by name, deleted ones included, in pages like `iter_artifacts`."""
+        while True:
+            page = self._read(lambda reader, a=after: reader.tags_after(a, PAGE_ROWS))  # type: ignore[misc]
+            yield from page
+            if len(page) < PAGE_ROWS:
+                return
+            after = page[-1].name
+
+    def segments(self) -> dict[int, tuple[int, int]]:
+        """Give (applied bytes, state) of each segment that is known."""
+        rows = self._read(lambda reader: reader.all("SELECT id, applied, state FROM segments"))
+        return {id: (applied, state) for id, applied, state in rows}
+
+    def counts(self) -> Counts:
+        """Count everything, in one view of the catalog: scans, about 0.2 s for a million rows."""
+        return self._read(Reader.counts)
+
+    def get_meta(self, key: str) -> Any:
+        """Give what `set_meta` kept (or a fact of the catalog itself), or None."""
+        rows = self._read(lambda reader: reader.all("SELECT value FROM meta WHERE key = ?", (key,)))
+        return rows[0][0] if rows else None
+
+    @property
+    def epoch(self) -> int:
+        """The number that a collection advances; read anew each time, because another process may."""
+        return int(self.get_meta("epoch"))
+
+    def dump(self) -> Iterator[str]:
+        """Stream every fact as sorted text, from one view; equal for a catalog that was rebuilt. See `dump.py`."""
+        try:
+            reader = self._pool.take()
+            try:
+                reader.all("BEGIN")
+                try:
+                    yield from iter_dump(reader)
+                finally:
+                    reader.all("COMMIT")
+            finally:
+                self._pool.give(reader)
+        except apsw.Error as error:
+            raise translate(error, self.path) from error
+
+    def check(self) -> None:
+        """Read and compare every page; `CatalogUnusable` names the first fault. About a second for 100 MB."""
+        (fault,) = self._read(lambda reader: reader.all("PRAGMA quick_check(1)"))
+        if fault != ("ok",):
+            raise CatalogUnusable(f"it is damaged ({fault[0]})", path=str(self.path))
