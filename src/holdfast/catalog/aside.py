@@ -18,7 +18,7 @@ import apsw
 from holdfast.catalog import apply
 from holdfast.catalog.base import remove_companions
 from holdfast.catalog.catalog import Catalog
-from holdfast.catalog.connection import connect
+from holdfast.catalog.connection import SharedPool, connect
 from holdfast.catalog.queries import Reader
 from holdfast.catalog.schema import create, read_id
 from holdfast.catalog.unusable import CatalogUnusable
