@@ -1,8 +1,8 @@
 """The Rust kernels: functions over buffers, without files, sockets or callbacks.
 
 Every `Buffer` must be C-contiguous and of single bytes (`bytes`, `bytearray`, `memoryview`, `mmap`, an array
-of `uint8`); anything else raises BufferError. Work above about 2 KiB runs without the GIL. A buffer that another
-thread changes meanwhile gives a result for some mixture of the old and the new bytes, never a fault.
+of `uint8`); anything else raises BufferError. Work above about 2 KiB runs without the GIL. A buffer that
+another thread changes meanwhile gives a result for some mixture of the old and the new bytes, never a fault.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,10 @@ def blake3(data: Buffer) -> bytes:
     """Hash `data` on this thread: 32 bytes."""
 
 def blake3_many(data: Buffer, lengths: Sequence[int]) -> bytes:
-    """Hash consecutive pieces of one buffer: 32 bytes each. ValueError unless `lengths` add up to all of `data`."""
+    """Hash consecutive pieces of one buffer: 32 bytes each.
+
+    ValueError unless `lengths` add up to all of `data`.
+    """
 
 def blake3_list(items: Sequence[Buffer]) -> bytes:
     """Hash separate buffers: 32 bytes each."""
@@ -30,9 +33,10 @@ def crc32c(data: Buffer, value: int = 0) -> int:
 def compressible(items: Sequence[Buffer]) -> bytes:
     """Guess for each item, 1 or 0, whether compression is worth a try.
 
-    Of up to 2 KiB, sampled at eight places all over the item, the equal pairs of bytes are counted. It is 1 if there
-    are at least 30 % more than random bytes would give (collision entropy below 7.6 bits a byte), beyond what chance
-    explains for the size of the sample. Under 64 bytes the answer is 0. Repetition farther apart is not looked for.
+    Of up to 2 KiB, sampled at eight places all over the item, the equal pairs of bytes are counted. It is 1
+    if there are at least 30 % more than random bytes would give (collision entropy below 7.6 bits a byte),
+    beyond what chance explains for the size of the sample. Under 64 bytes the answer is 0. Repetition
+    farther apart is not looked for.
     """
 
 @final
@@ -66,16 +70,16 @@ class BlobHasher:
 def outboard(groups: Buffer, is_root: bool) -> tuple[bytes, bytes]:
     """Build the pre-order outboard of n groups from their chaining values: 64 (n - 1) bytes, and the top.
 
-    The top is the root hash if `is_root`, else the chaining value of the subtree. ValueError if n is 0, or if n is
-    1 and `is_root`: the chaining value of a lone group does not give its root hash.
+    The top is the root hash if `is_root`, else the chaining value of the subtree. ValueError if n is 0, or
+    if n is 1 and `is_root`: the chaining value of a lone group does not give its root hash.
     """
 
 def leaf_cvs(outboard: Buffer, groups: int, expected: bytes, is_root: bool) -> bytes:
     """Verify every pair of a pre-order outboard against `expected`; give the chaining values of the n groups.
 
-    The inverse of `outboard`. A wrong pair raises ValueError(message, offset) with the byte offset of the first one
-    in pre-order; a wrong length raises ValueError(message). One group gives `expected` (ValueError if `is_root`: the
-    root hash of a lone group is not its chaining value).
+    The inverse of `outboard`. A wrong pair raises ValueError(message, offset) with the byte offset of the
+    first one in pre-order; a wrong length raises ValueError(message). One group gives `expected` (ValueError
+    if `is_root`: the root hash of a lone group is not its chaining value).
     """
 
 def parent_cv(left: bytes, right: bytes, is_root: bool) -> bytes:
@@ -84,8 +88,9 @@ def parent_cv(left: bytes, right: bytes, is_root: bool) -> bytes:
 def verify_groups(data: Buffer, first_group: int, cvs: Buffer) -> int:
     """Check consecutive groups of a blob that has more than one, the last of `data` may be short.
 
-    `data` begins with group `first_group`; `cvs` holds 32 bytes for each group. Gives the index, within `data`,
-    of the first group that does not match, or -1. ValueError if the number of groups and of `cvs` differ.
+    `data` begins with group `first_group`; `cvs` holds 32 bytes for each group. Gives the index, within
+    `data`, of the first group that does not match, or -1. ValueError if the number of groups and of `cvs`
+    differ.
     """
 
 def verify_many(data: Buffer, offsets: Sequence[int], lengths: Sequence[int], hashes: Buffer) -> int:
@@ -98,7 +103,8 @@ def verify_many(data: Buffer, offsets: Sequence[int], lengths: Sequence[int], ha
 class Cutter:
     """FastCDC (2020, normalisation level 1): where a stream is cut depends on its content alone.
 
-    The cuts are those of the `fastcdc` crate's v2020, frozen here. Memory: none that grows; data is not kept.
+    The cuts are those of the `fastcdc` crate's v2020, frozen here. Memory: none that grows; data is not
+    kept.
     """
 
     def __init__(self, min_bytes: int, average_bytes: int, max_bytes: int) -> None:
@@ -122,10 +128,10 @@ def frame(
     plain_lengths: Sequence[int],
     payloads: Sequence[Buffer],
 ) -> tuple[bytes, bytes]:
-    """Headers (64 bytes each) and index entries (46 bytes each) of n records that follow each other from `offset`.
+    """Headers (64 bytes each) and entries (46 bytes each) of n records that follow each other from `offset`.
 
-    OverflowError if an offset, a length or the segment does not fit into 32 bits; ValueError if the numbers of
-    kinds, flags, hashes, lengths and payloads differ, or a payload exceeds 16 MiB.
+    OverflowError if an offset, a length or the segment does not fit into 32 bits; ValueError if the numbers
+    of kinds, flags, hashes, lengths and payloads differ, or a payload exceeds 16 MiB.
     """
 
 def frame_joined(
@@ -142,9 +148,10 @@ def frame_joined(
 def scan(data: Buffer, segment: int, offset: int, *, deep: bool) -> tuple[bytes, int, str]:
     """Walk consecutive records; the first begins at data[0], which is at `offset` of the segment.
 
-    Gives the entries of the good records, the bytes that these take, and why it stopped: "end" (exactly at the end
-    of the data), "short" (the record goes on after the end of the data), "magic", "header" (checksum, version,
-    segment or offset), "length" (more than 16 MiB stored), "payload" (checksum; only if `deep`).
+    Gives the entries of the good records, the bytes that these take, and why it stopped: "end" (exactly at
+    the end of the data), "short" (the record goes on after the end of the data), "magic", "header"
+    (checksum, version, segment or offset), "length" (more than 16 MiB stored), "payload" (checksum; only if
+    `deep`).
     """
 
 def find_header(data: Buffer, segment: int, offset: int, start: int) -> int:
@@ -156,9 +163,9 @@ def find_header(data: Buffer, segment: int, offset: int, start: int) -> int:
 def check_payloads(data: Buffer, entries: Buffer, base_offset: int) -> list[tuple[int, str]]:
     """Check the records that `entries` name in `data`, a stretch of a segment that starts at `base_offset`.
 
-    Gives (index of the entry, what is wrong), one for each bad record: "short" (not wholly in `data`), "header"
-    (checksum, or it does not say what the entry says), "payload" (checksum), "hash" (BLAKE3, of payloads that are
-    not compressed).
+    Gives (index of the entry, what is wrong), one for each bad record: "short" (not wholly in `data`),
+    "header" (checksum, or it does not say what the entry says), "payload" (checksum), "hash" (BLAKE3, of
+    payloads that are not compressed).
     """
 
 def entry_columns(
