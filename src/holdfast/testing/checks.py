@@ -126,6 +126,12 @@ class Ledger:
             found = self._contents[name] = self.pieces[name].content()
         return found
 
+    def forget(self, name: str) -> None:
+        """Pretend that the put of an artifact was not acknowledged yet."""
+        del self.ids[name]
+        self._number += 1
+        self.open_attempts[self._number] = _Attempt("put", (self.artifacts.pop(name),))
+
     def unsure(self) -> set[str]:
         """Name what an open attempt was about: its state may be the old one or the new one."""
         return {

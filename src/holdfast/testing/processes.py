@@ -26,7 +26,7 @@ _CONTEXT: Final = multiprocessing.get_context("forkserver")
 
 
 class Figures(NamedTuple):
-    """What happened: kills, stops, and how many operations were acknowledged or read."""
+    """What happened so far: kills, stops, and how many operations were acknowledged or read."""
 
     kills: int
     stops: int
@@ -66,17 +66,20 @@ class Torturer:
         seconds: float = 3600.0,
         pause_seconds: tuple[float, float] = (0.0, 0.08),
         stop_share: float = 0.0,
+        keep: bool = False,
     ) -> Figures:
         """Keep all roles filled, and kill or stop somebody after each pause, until so many kills or seconds.
 
-        Everybody is dead when it returns, killed as hard as the rest.
+        Everybody is dead when it returns, killed as hard as the rest, unless `keep` says that a next run takes
+        them over.
         """
         deadline = time.monotonic() + seconds
+        target = None if kills is None else self._kills + kills
         stopped: list[tuple[float, _Child]] = []
         try:
-            for role in self._roles:
+            for role in [] if self._children else self._roles:
                 self._spawn(role)
-            while time.monotonic() < deadline and (kills is None or self._kills < kills):
+            while time.monotonic() < deadline and (target is None or self._kills < target):
                 self._listen(self._rng.uniform(*pause_seconds))
                 for until, child in stopped[:]:
                     if time.monotonic() >= until:
@@ -94,9 +97,15 @@ class Torturer:
                     continue
                 stopped = [(until, child) for until, child in stopped if child is not victim]
                 self._kill(victim)
-                self._spawn(victim.role)
+                if target is None or self._kills < target:
+                    self._spawn(victim.role)
+            for _, child in stopped:
+                child.signal(signal.SIGCONT)
+        except BaseException:
+            keep = False
+            raise
         finally:
-            for child in list(self._children.values()):
+            for child in [] if keep else list(self._children.values()):
                 self._kill(child)
         return Figures(self._kills, self._stops, self._acknowledged, self._reads)
 

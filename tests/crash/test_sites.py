@@ -1,0 +1,83 @@
+"""A crash, or a failing disk, at every step of every script (durability.md, the table)."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.crash.scripts import SCRIPTS
+from tests.crash.world import (
+    DEEP,
+    SEED,
+    Fault,
+    FaultyDisk,
+    Script,
+    SimulatedCrash,
+    Site,
+    World,
+    attempt,
+    new_world,
+    replay,
+)
+
+ONLY_SITE = os.environ.get("HOLDFAST_SITE")
+
+Case = Callable[[World, Script, Site, random.Random], None]
+
+
+def each_site(script: Script, fault: Fault, test: str, stride: int, case: Case) -> None:
+    """Run a case for each site at which the fault can happen, or for each `stride`-th outside of deep runs."""
+    rng = random.Random(f"{SEED} {test}")
+    with new_world() as base:
+        script.prepare(base)
+        trial = base.twin()
+        recorder = FaultyDisk(trial.disk)
+        script.run(trial, recorder)
+        sites = [site for site in recorder.sites if site.can(fault)]
+        assert sites
+        start = 0 if DEEP else rng.randrange(stride)
+        for site in sites[start :: 1 if DEEP else stride]:
+            seed = rng.getrandbits(32)
+            if ONLY_SITE is not None and site.number != int(ONLY_SITE):
+                continue
+            world = base.twin()
+            try:
+                with replay(f"tests/crash/test_sites.py::{test}", site=site.number):
+                    case(world, script, site, random.Random(seed))
+            finally:
+                world.end()
+
+
+@pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.CRASH_MIDWAY])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_crash(name: str, fault: Fault) -> None:
+    def case(world: World, script: Script, site: Site, rng: random.Random) -> None:
+        disk = FaultyDisk(world.disk, fault, at=site.number)
+        with pytest.raises(SimulatedCrash):
+            script.run(world, disk)
+        world.check_all(rng)
+
+    each_site(SCRIPTS[name], fault, f"test_crash[{name}-{fault}]", 1, case)
+
+
+def _faults() -> Iterator[tuple[Fault, bool]]:
+    for fault in (Fault.EIO, Fault.ENOSPC, Fault.SHORT_WRITE):
+        yield fault, False
+        yield fault, True
+
+
+@pytest.mark.parametrize(("fault", "for_good"), _faults())
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_failing_disk(name: str, fault: Fault, for_good: bool) -> None:
+    def case(world: World, script: Script, site: Site, rng: random.Random) -> None:
+        disk = FaultyDisk(world.disk, fault, at=site.number, for_good=for_good)
+        attempt(lambda: script.run(world, disk))  # typed errors only; the script goes on after each
+        if not for_good:
+            assert len(world.ledger.open_attempts) <= 1, "one failure of the disk, and more than one refusal"
+        disk.crash()
+        world.check_all(rng)
+
+    each_site(SCRIPTS[name], fault, f"test_failing_disk[{name}-{fault}-{for_good}]", 2, case)
