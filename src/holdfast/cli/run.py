@@ -80,8 +80,10 @@ def _usage(error: click.ClickException, state: State) -> int:
 
 def _report(error: Exception, state: State) -> None:
     if state.json:
-        ours = isinstance(error, HoldfastError)
-        _write_json(error.to_dict() if ours else {"kind": "unexpected", "message": _unexpected(error)})
+        if isinstance(error, HoldfastError):
+            _write_json(error.to_dict())
+        else:
+            _write_json({"kind": "unexpected", "message": _unexpected(error)})
         return
     if isinstance(error, HoldfastError):
         note(*(escape(line) for line in str(error).splitlines() or [error.kind]))
