@@ -110,10 +110,12 @@ class AsideCatalog(Catalog):
         with self._writing, self._translating():
             if self._broken or self._writer is None:
                 raise CatalogUnusable("an earlier error left it unfinished", path=str(self.path))
-            self._writer.connection.execute(
-                "PRAGMA locking_mode=NORMAL; PRAGMA journal_mode=DELETE; PRAGMA journal_mode=WAL"
-            )
             self.close()
+            connection = connect(self._file)
+            mode = connection.pragma("journal_mode", "wal")
+            connection.close()
+            if mode != "wal":
+                raise CatalogUnusable("it has no write-ahead log", path=str(self.path))
             _fsync(self._file)
             path.unlink(missing_ok=True)
             _fsync(path.parent)

@@ -6,7 +6,7 @@ calls. A call that meets damage raises `CatalogUnusable`; whoever holds the cata
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,6 +74,15 @@ class Catalog(CatalogFile):
         Not fsynced: after a power cut the catalog may be behind its segments, and they are replayed.
         """
         self._write(lambda cursor: apply_facts(cursor, facts))
+
+    def apply_all(self, batches: Iterable[Facts]) -> None:
+        """Take many batches in, in one transaction, all or nothing; each is dropped before the next is asked for."""
+
+        def change(cursor: apsw.Cursor) -> None:
+            for facts in batches:
+                apply_facts(cursor, facts)
+
+        self._write(change)
 
     def set_meta(self, key: str, value: str | int | float | bytes | None) -> None:
         """Keep a hint, or (None) forget it. Nothing that must survive the loss of the catalog."""
