@@ -175,6 +175,25 @@ def test_cuts_of_single_bytes(sizes: tuple[int, int, int], kind: int, size: int)
     assert lengths + [last] * (last > 0) == reference.cut(data, *sizes)
 
 
+def test_streams_that_end_beside_a_cut() -> None:
+    """The last byte of a stream is no cut if it is the first of a pair: each end around every cut, fed bytewise too."""
+    data, sizes = noise(8000), (64, 256, 1024)
+    ends = {sum(lengths) + more for lengths in prefixes(reference.cut(data, *sizes)) for more in range(-1, 4)}
+    for end in sorted(end for end in ends if 0 <= end <= len(data)):
+        expected = reference.cut(data[:end], *sizes)
+        for step in (end or 1, 1):
+            cutter = native.Cutter(*sizes)
+            lengths = [
+                length for at in range(0, end, step) for length in cutter.feed(data[at : min(end, at + step)])
+            ]
+            last = cutter.finish()
+            assert lengths + [last] * (last > 0) == expected
+
+
+def prefixes(lengths: list[int]) -> list[list[int]]:
+    return [lengths[:i] for i in range(len(lengths) + 1)]
+
+
 # --- records
 
 RECORD = st.tuples(
