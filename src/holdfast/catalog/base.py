@@ -18,7 +18,7 @@ from holdfast.catalog.schema import check_identity, create, migrate, read_id
 from holdfast.catalog.unusable import CatalogUnusable, translate, translate_os
 from holdfast.errors import NeedsReopen, PermissionDenied
 
-CHECKPOINT_PAGES: Final = 1000
+CHECKPOINT_PAGES: Final = 4000
 """From this many pages in the WAL (4 MiB) a commit also moves them into the database, as far as readers allow."""
 RESET_PAGES: Final = 16_000
 """From this many (64 MiB) it waits for readers to let the WAL start anew: it is bounded under steady reads too."""

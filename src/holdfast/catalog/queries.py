@@ -96,11 +96,11 @@ class Reader:
     def data(self, hashes: Sequence[bytes]) -> dict[bytes, Location]:
         """Give the rows of the hashes that are known."""
         found: dict[bytes, Location] = {}
-        execute = self.cursor.execute
+        if len(hashes) > 1:
+            hashes = sorted(hashes)  # neighbours in the B-tree follow each other
         for start in range(0, len(hashes), BATCH_KEYS):
             keys = apsw.carray(tuple(hashes[start : start + BATCH_KEYS]))
-            for hash, *row in execute(_DATA, (keys,)):
-                found[cast("bytes", hash)] = cast("Location", tuple(row))
+            found.update([(row[0], row[1:]) for row in self.all(_DATA, (keys,))])
         return found
 
     def blob(self, hash: bytes) -> BlobRow | None:
@@ -128,8 +128,8 @@ class Reader:
 
     def artifact_blob(self, id: bytes) -> ArtifactBlob | None:
         """Give a live artifact's blob with its place when it is small."""
-        rows = self.cursor.execute(_ARTIFACT_BLOB, (id,)).fetchall()
-        return ArtifactBlob._make(rows[0]) if rows else None
+        row: Any = self.cursor.execute(_ARTIFACT_BLOB, (id,)).get  # the one row, or None
+        return ArtifactBlob._make(row) if row else None
 
     def artifacts_before(self, before: bytes, deleted: bool | None, limit: int) -> list[ArtifactEntry]:
         """Give a page of artifacts below an id, descending; deleted ones, live ones, or (None) both."""
