@@ -22,10 +22,6 @@ BATCH_ROWS = 1000
 MIN_ID_DIGITS = 8
 
 
-class PipeClosed(BaseException):
-    """Whoever read our standard output has gone."""
-
-
 @dataclass(slots=True)
 class State:
     """One call of the command: the global options, and what follows from them."""
@@ -109,22 +105,16 @@ def _log_to_stderr() -> None:
 
 def out(line: str) -> None:
     """Write a line of the answer."""
-    try:
-        sys.stdout.write(line + "\n")
-    except BrokenPipeError:
-        raise PipeClosed from None
+    sys.stdout.write(line + "\n")
 
 
 def out_bytes(pieces: Iterable[bytes | memoryview]) -> None:
     """Write bytes of the answer."""
     sys.stdout.flush()
     stream = sys.stdout.buffer
-    try:
-        for piece in pieces:
-            stream.write(piece)
-        stream.flush()
-    except BrokenPipeError:
-        raise PipeClosed from None
+    for piece in pieces:
+        stream.write(piece)
+    stream.flush()
 
 
 def json_line(value: Any) -> None:

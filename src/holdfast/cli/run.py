@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -10,11 +11,12 @@ from collections.abc import Sequence
 import click
 
 from holdfast.cli.app import cli
-from holdfast.cli.output import PipeClosed, State, escape, note
+from holdfast.cli.output import State, escape, note
 from holdfast.errors import HoldfastError, PermissionDenied, StoreNotFound, exit_code
 
 BROKEN_PIPE = 141
 """What a shell shows for a filter that SIGPIPE ended."""
+COMPLETE = "_HOLDFAST_COMPLETE"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -23,18 +25,21 @@ def run(arguments: Sequence[str]) -> int:
     try:
         # a name that is not UTF-8 must not break the line that speaks of it
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
+            if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        code = cli.main(list(arguments), prog_name="holdfast", standalone_mode=False, obj=state)
-        _flush()
-        return code if isinstance(code, int) else 0
-    except PipeClosed:
+        code = _invoke(arguments, state)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _debug()
         _forget_stdout()
         return BROKEN_PIPE
     except (KeyboardInterrupt, click.Abort):
         _debug()
         note("interrupted")
         return 130
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except click.ClickException as error:
         _debug()
         return _usage(error, state)
@@ -44,11 +49,15 @@ def run(arguments: Sequence[str]) -> int:
         return exit_code(error)
 
 
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise PipeClosed from None
+def _invoke(arguments: Sequence[str], state: State) -> int:
+    """Do what `click.Command.main` does, without its own answers to interrupts, pipes and errors."""
+    if instruction := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "holdfast", COMPLETE, instruction)
+    with cli.make_context("holdfast", list(arguments), obj=state) as context:
+        code = cli.invoke(context)
+    return code if isinstance(code, int) else 0
 
 
 def _forget_stdout() -> None:
@@ -67,6 +76,9 @@ def _debug() -> None:
 
 
 def _usage(error: click.ClickException, state: State) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        note(error.format_message(), plain=True)
+        return error.exit_code
     if state.json:
         _write_json({"kind": "usage", "message": error.format_message()})
         return error.exit_code
