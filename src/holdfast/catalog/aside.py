@@ -18,7 +18,7 @@ import apsw
 from holdfast.catalog import apply
 from holdfast.catalog.base import remove_companions
 from holdfast.catalog.catalog import Catalog
-from holdfast.catalog.connection import SharedPool, connect
+from holdfast.catalog.connection import SharedPool, connect, identity
 from holdfast.catalog.queries import Reader
 from holdfast.catalog.schema import create, read_id
 from holdfast.catalog.unusable import CatalogUnusable
@@ -62,6 +62,7 @@ class AsideCatalog(Catalog):
                     "CREATE TABLE stage.new_blobs(hash, size, created_ms, location, stored, chunks)"
                 ).fetchall()
                 self.id = read_id(connection)
+                self._identity = identity(file)
             except BaseException:
                 connection.close()
                 raise
