@@ -9,6 +9,8 @@ use super::gear::{GEAR, MASKS};
 /// Bytes for each of the two lanes: large against the 64 bytes that the second lane reads ahead of its start, small
 /// against a chunk, because what it has done is lost when the first lane finds a cut.
 const LANE: usize = 2048;
+/// Bytes that are hashed between two shifts.
+const STEP: usize = 8;
 /// After as many bytes nothing of what was before is left in the 64-bit hash.
 const WINDOW: usize = 64;
 
@@ -107,9 +109,38 @@ impl Cutter {
     }
 }
 
-#[inline(always)]
-fn roll(hash: u64, byte: u8) -> u64 {
-    (hash << 1).wrapping_add(GEAR[byte as usize])
+/// `SHIFTED[i]` is `GEAR` for the byte i of a step, shifted as far as the hash will be at the end of the step.
+///
+/// So the hash is shifted once a step and not with each byte; after byte i it is `STEP - 1 - i` bits too far left, and
+/// so is the mask that it is compared with. No mask has bits that would be lost.
+static SHIFTED: [[u64; 256]; STEP] = {
+    let mut tables = [[0; 256]; STEP];
+    let mut i = 0;
+    while i < STEP {
+        let mut byte = 0;
+        while byte < 256 {
+            tables[i][byte] = GEAR[byte] << (STEP - 1 - i);
+            byte += 1;
+        }
+        i += 1;
+    }
+    tables
+};
+
+const _: () = {
+    let mut i = 0;
+    while i < MASKS.len() {
+        assert!(MASKS[i].leading_zeros() as usize >= STEP);
+        i += 1;
+    }
+};
+
+/// The hash of whole steps of bytes, from nothing.
+fn hash_of(data: &[u8]) -> u64 {
+    data.as_chunks::<STEP>().0.iter().fold(0, |hash, bytes| {
+        let step = (0..STEP).map(|i| SHIFTED[i][bytes[i] as usize]);
+        step.fold(hash << STEP, u64::wrapping_add)
+    })
 }
 
 /// The first index at which the hash, rolled on, has only zeros under `mask`. Leaves the hash at the end if none.
@@ -127,10 +158,20 @@ fn find(data: &[u8], hash: &mut u64, mask: u64) -> Option<usize> {
 
 fn find_serially(data: &[u8], hash: &mut u64, mask: u64) -> Option<usize> {
     let mut rolled = *hash;
-    for (index, &byte) in data.iter().enumerate() {
-        rolled = roll(rolled, byte);
+    let (steps, rest) = data.as_chunks::<STEP>();
+    for (step, bytes) in steps.iter().enumerate() {
+        rolled <<= STEP;
+        for i in 0..STEP {
+            rolled = rolled.wrapping_add(SHIFTED[i][bytes[i] as usize]);
+            if rolled & (mask << (STEP - 1 - i)) == 0 {
+                return Some(step * STEP + i);
+            }
+        }
+    }
+    for (index, &byte) in rest.iter().enumerate() {
+        rolled = (rolled << 1).wrapping_add(GEAR[byte as usize]);
         if rolled & mask == 0 {
-            return Some(index);
+            return Some(steps.len() * STEP + index);
         }
     }
     *hash = rolled;
@@ -139,26 +180,27 @@ fn find_serially(data: &[u8], hash: &mut u64, mask: u64) -> Option<usize> {
 
 /// One chain of hashes waits for itself; two side by side fill the time. `second` follows `first` in memory.
 fn find_in_lanes(first: &[u8], second: &[u8], hash: &mut u64, mask: u64) -> Option<usize> {
-    const STEP: usize = 8;
     let mut a = *hash;
-    let mut b = first[LANE - WINDOW..].iter().fold(0, |b, &byte| roll(b, byte));
+    let mut b = hash_of(&first[LANE - WINDOW..]);
     let (firsts, _) = first.as_chunks::<STEP>();
     let (seconds, _) = second.as_chunks::<STEP>();
     for (step, (x, y)) in firsts.iter().zip(seconds).enumerate() {
-        let (x, y) = (u64::from_le_bytes(*x), u64::from_le_bytes(*y));
+        a <<= STEP;
+        b <<= STEP;
         for i in 0..STEP {
-            a = roll(a, (x >> (8 * i)) as u8);
-            b = roll(b, (y >> (8 * i)) as u8);
-            if a & mask == 0 {
+            a = a.wrapping_add(SHIFTED[i][x[i] as usize]);
+            b = b.wrapping_add(SHIFTED[i][y[i] as usize]);
+            let mask_here = mask << (STEP - 1 - i);
+            if a & mask_here == 0 {
                 return Some(step * STEP + i);
             }
-            if b & mask == 0 {
-                // A cut in the first lane would come before this one.
-                let done = step * STEP + i + 1;
-                return match find_serially(&first[done..], &mut a, mask) {
-                    Some(index) => Some(done + index),
-                    None => Some(LANE + done - 1),
-                };
+            if b & mask_here == 0 {
+                // A cut in the first lane, which is not through yet, would come before this one. Shifted back, its
+                // hash lacks bits above those of any mask, and nothing of them ever comes down.
+                let next = step * STEP + i + 1;
+                let mut back = a >> (STEP - 1 - i);
+                let earlier = find_serially(&first[next..], &mut back, mask).map(|index| next + index);
+                return earlier.or(Some(LANE + next - 1));
             }
         }
     }
