@@ -56,6 +56,9 @@ def _compile(pattern: str) -> _Rule:
 
 
 def _translate(body: str) -> str:
+    body = re.sub(r"(?<![^/])\*{3,}(?![^/])", "**", body)  # as git takes them
+    if body == "**":
+        return ".+"
     out, i = "", 0
     if body.startswith("**/"):
         out, i = "(?:.*/)?", 3
