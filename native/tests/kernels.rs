@@ -303,6 +303,20 @@ fn records_are_walked_and_a_flip_of_any_byte_is_found() {
 }
 
 #[test]
+fn an_entry_that_differs_from_its_header_is_bad() {
+    let (data, entry) = some_records(&mut Random(13), 7, 100, &[300]);
+    assert_eq!(record::check(&data, &Entry::read(&entry), 100), None);
+    for at in 0..entry.len() {
+        let mut changed = entry.clone();
+        changed[at] ^= 1;
+        assert!(record::check(&data, &Entry::read(&changed), 100).is_some(), "{at}");
+    }
+    let mut version_0 = Header::read(&data).unwrap();
+    version_0.version = 0;
+    assert_eq!(Header::read(&version_0.encode()), None);
+}
+
+#[test]
 fn the_next_header_is_found_in_noise_full_of_magic() {
     let mut random = Random(10);
     let noise: Vec<u8> = record::MAGIC.iter().copied().cycle().take(4001).collect();

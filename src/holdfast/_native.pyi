@@ -1,8 +1,9 @@
 """The Rust kernels: functions over buffers, without files, sockets or callbacks.
 
-Every `Buffer` must be C-contiguous and of single bytes (`bytes`, `bytearray`, `memoryview`, `mmap`, an array
-of `uint8`); anything else raises BufferError. Work above about 2 KiB runs without the GIL. A buffer that
-another thread changes meanwhile gives a result for some mixture of the old and the new bytes, never a fault.
+Every `Buffer` must be C-contiguous and of single bytes (`bytes`, `bytearray`, `memoryview`, `mmap`, an array of
+`uint8`); anything else raises BufferError. Work above about 2 KiB runs without the GIL. A buffer that another
+thread changes meanwhile gives a result for some mixture of the old and the new bytes, never a fault. An object
+that one thread is using raises RuntimeError in another.
 """
 
 from collections.abc import Sequence

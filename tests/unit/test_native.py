@@ -201,6 +201,67 @@ def test_the_largest_payload_and_the_last_offset_are_framed() -> None:
         )
 
 
+def resealed(header: bytes, at: int, byte: int) -> bytes:
+    """The header with another byte at `at`, and a checksum that fits."""
+    summed = header[:at] + bytes([byte]) + header[at + 1 : 60]
+    return summed + struct.pack("<I", native.crc32c(summed))
+
+
+def test_later_versions_of_a_record_are_walked_and_version_0_is_none() -> None:
+    header, entry = framed(offset=5)
+    for at, byte, known in ((6, 0, False), (6, 2, True), (7, 1, True), (3, ord("x"), False)):
+        changed = resealed(header, at, byte) + b"x"
+        found = native.scan(changed, 1, 5, deep=True)
+        assert found == ((entry, 65, "end") if known else (b"", 0, "magic" if at == 3 else "header"))
+        assert native.find_header(changed, 1, 5, 0) == (0 if known else -1)
+        wrong = native.check_payloads(changed, entry, 5)
+        assert wrong == ([(0, "hash")] if known else [(0, "header")])
+
+
+def test_a_header_that_says_something_else_than_its_entry_is_bad() -> None:
+    payload = b"some payload"
+    joined, entry = native.frame_joined(
+        1, 100, b"\1", b"\0", native.blake3(payload), [len(payload)], [payload]
+    )
+    assert native.check_payloads(joined, entry, 100) == []
+    for at in range(native.ENTRY_BYTES):
+        changed = bytearray(entry)
+        changed[at] ^= 1
+        [(index, wrong)] = native.check_payloads(joined + bytes(1000), changed, 100)
+        assert (index, wrong) in {(0, "header"), (0, "short")}
+
+
+def test_payloads_are_checked_by_hash_unless_compressed() -> None:
+    payloads = [b"a" * 100_000, b"b", b"c"]
+    hashes = native.blake3_list([payloads[0], b"other", b"other"])
+    joined, entries = native.frame_joined(1, 0, b"\1\1\1", b"\0\1\2", hashes, [9, 9, 9], payloads)
+    assert native.check_payloads(joined, entries, 0) == [(1, "hash")]
+    damaged = bytearray(joined)
+    damaged[70_000] ^= 1
+    damaged[-1] ^= 1
+    assert native.check_payloads(damaged, entries, 0) == [(0, "payload"), (1, "hash"), (2, "payload")]
+    assert native.check_payloads(joined[:-1], entries, 0) == [(1, "hash"), (2, "short")]
+    assert native.check_payloads(joined[64:], entries, 64) == [(0, "short"), (1, "hash")]
+
+
+def test_an_object_in_use_by_another_thread_is_refused_not_mixed_up() -> None:
+    hasher, data, errors = native.BlobHasher(), bytes(32 << 20), []
+
+    def update() -> None:
+        for _ in range(10):
+            try:
+                hasher.update(data)
+            except RuntimeError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=update) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert hasher.size_bytes == (20 - len(errors)) * len(data)
+
+
 def test_a_finished_hasher_is_finished() -> None:
     hasher = native.BlobHasher()
     hasher.update(b"abc")
