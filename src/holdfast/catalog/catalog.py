@@ -192,6 +192,18 @@ class Catalog(CatalogFile):
                 return
             after = page[-1].hash
 
+    def iter_places(self) -> Iterator[tuple[bytes, int]]:
+        """Stream (hash, location) of every payload and every record of a large blob, in pages like `iter_artifacts`."""
+        for table in ("data", "blobs"):
+            after = LOWEST
+            while True:
+                sql = f"SELECT hash, location FROM {table} WHERE hash > ? ORDER BY hash LIMIT ?"
+                page = self._read(lambda reader, s=sql, a=after: reader.all(s, (a, PAGE_ROWS)))  # type: ignore[misc]
+                yield from page
+                if len(page) < PAGE_ROWS:
+                    break
+                after = page[-1][0]
+
     def iter_tags(self, after: str | None = None) -> Iterator[TagEntry]:
         """Stream all tags by name, deleted ones included, in pages like `iter_artifacts`."""
         while True:

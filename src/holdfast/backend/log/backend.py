@@ -20,7 +20,7 @@ from holdfast.backend.log.writers import Writers
 from holdfast.chunking import Chunking
 from holdfast.errors import PermissionDenied
 from holdfast.facts import KIND_DATA, KIND_MASK
-from holdfast.types import now_ms
+from holdfast.types import Durability, now_ms
 from holdfast.wire.record import Extent
 
 
@@ -130,15 +130,19 @@ class LogBackend:
 
     def reader(self, row: Row) -> BlobReader:
         """Open a blob that the catalog has."""
-        place = Place(row.location, row.stored, row.plain, row.flags)
         if row.flags & KIND_MASK == KIND_DATA:
-            return SmallReader(self.payloads, row.hash, place)
-        document = self.blob_document(row)
+            return SmallReader(self.payloads, row.hash, Place(row.location, row.stored, row.plain, row.flags))
+        return self.large_reader(row)
+
+    def large_reader(self, row: Row) -> LargeReader:
+        """Open a blob that has a manifest."""
+        document = self.payloads.read_document(row.hash, row.location, row.stored)
         return LargeReader(self.payloads, self._require_catalog, self._pool, document, row.hash)
 
-    def blob_document(self, row: Row) -> bytes:
-        """Give the payload of a large blob's record, checked."""
-        return self.payloads.read_document(row.hash, row.location, row.stored)
+    @property
+    def durability(self) -> Durability:
+        """What an acknowledgement means here."""
+        return Durability.FSYNCED if self._fsync else Durability.BUFFERED
 
     # -- recovery
 
@@ -178,6 +182,27 @@ class LogBackend:
                 self._session.close()
             if self._lock is not None:
                 self._lock.close()
+
+    def abandon(self) -> None:
+        """Let go of everything as a killed process would: no close records, nothing applied."""
+        if self._committer is not None:
+            self._committer.close()
+            self._committer.writers.abandon()
+        self._pool.shutdown()
+        self.payloads.handles.close()
+        if self._session is not None:
+            self._session.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def abandon_in_child(self) -> None:
+        """In a forked child: close the files that came along, so that no lock outlives the parent. Nothing is unlocked."""
+        handles = [writer.handle for writer in self._committer.writers.own().values()] if self._committer else []
+        handles += [self._session.handle] if self._session is not None else []
+        handles += [self._lock.handle] if self._lock is not None else []
+        for handle in handles:
+            if handle >= 0:
+                self.disk.close(handle)
 
     def _require_catalog(self) -> CatalogPort:
         assert self._catalog is not None, "attach comes first"

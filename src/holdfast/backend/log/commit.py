@@ -182,6 +182,8 @@ class _Stream:
         self._count = 0
         self._digest = _native.BlobHasher()
         self._sealing: Future[None] | None = None
+        self.finished = False
+        """Committed or aborted: from then on nothing is cut off."""
         self.extents: list[Extent] = []
         self.sealed: dict[int, tuple[int, int]] = {}
 
@@ -230,6 +232,9 @@ class _Stream:
 
     def abort(self) -> None:
         """Cut off what was streamed; segments that hold nothing else go. Where that fails, nothing of it exists anyway."""
+        if self.finished:
+            return
+        self.finished = True
         writer, self.writer = self.writer, None
         try:
             self._wait_for_seal()
@@ -376,6 +381,7 @@ class Committer:
             assert writer is not None
             positions = {**stream.sealed, writer.segment: (writer.offset, SEGMENT_OPEN)}
             self._unapplied.append((Committed(commit, lambda: self.replay(commit)), positions))
+            stream.finished = True
         except BaseException:
             stream.abort()
             raise

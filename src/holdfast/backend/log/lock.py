@@ -30,7 +30,7 @@ class StoreLock:
 
     def __init__(self, disk: Disk, root: str, timeout_seconds: float) -> None:
         self._disk = disk
-        self._handle = disk.open(f"{root}/{LOCK_FILE}", "rw")
+        self.handle = disk.open(f"{root}/{LOCK_FILE}", "rw")
         self._path = f"{root}/{LOCK_FILE}"
         self._timeout = timeout_seconds
         self._mutex = threading.RLock()
@@ -65,30 +65,30 @@ class StoreLock:
         self._depth -= 1
         try:
             if self._depth == 0:
-                self._disk.unlock(self._handle)
+                self._disk.unlock(self.handle)
         finally:
             self._mutex.release()
 
     def close(self) -> None:
         """Close the lock's file."""
-        self._disk.close(self._handle)
+        self._disk.close(self.handle)
 
     def _take(self) -> None:
-        if not self._disk.lock(self._handle):
+        if not self._disk.lock(self.handle):
             self._names_us = False
             deadline = time.monotonic() + self._timeout
             pause = _FIRST_PAUSE_SECONDS
-            while not self._disk.lock(self._handle):
+            while not self._disk.lock(self.handle):
                 if time.monotonic() > deadline:
                     raise self._refusal()
                 time.sleep(pause)
                 pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
         if not self._names_us:
-            self._disk.pwrite(self._handle, [self._owner], 0)
+            self._disk.pwrite(self.handle, [self._owner], 0)
             self._names_us = True
 
     def _refusal(self) -> Locked:
-        data = self._disk.pread(self._handle, OWNER_BYTES, 0)
+        data = self._disk.pread(self.handle, OWNER_BYTES, 0)
         try:
             owner = msgspec.json.decode(data.rstrip(b" \0"), type=dict[str, str | int])
         except msgspec.MsgspecError:

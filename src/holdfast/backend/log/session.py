@@ -56,16 +56,16 @@ class Session:
         self._pinned: tuple[bytes, int] | None = None
         self._free: list[int] = []
         self._next_slot = 0
-        self._handle = disk.open(self._path, "x")
+        self.handle = disk.open(self._path, "x")
         try:
-            if not disk.lock(self._handle):
+            if not disk.lock(self.handle):
                 raise Unavailable(f"a new session file is locked by somebody else: {self._path}", path=self._path)
             host = socket.gethostname().encode()[:100]
             header = _HEADER.pack(SESSION_MAGIC, raw, started_ms, os.getpid(), host, 0)
             crc = _native.crc32c(header[:-4])
-            disk.pwrite(self._handle, [header[:-4], crc.to_bytes(4, "little"), bytes(LEASES_OFFSET - len(header))], 0)
+            disk.pwrite(self.handle, [header[:-4], crc.to_bytes(4, "little"), bytes(LEASES_OFFSET - len(header))], 0)
         except BaseException:
-            disk.close(self._handle)
+            disk.close(self.handle)
             raise
 
     @contextmanager
@@ -104,27 +104,27 @@ class Session:
             for hash_ in hashes:
                 if self._free:
                     slot = self._free.pop()
-                    self._disk.pwrite(self._handle, [b"\1" + hash_], LEASES_OFFSET + slot * SLOT_BYTES)
+                    self._disk.pwrite(self.handle, [b"\1" + hash_], LEASES_OFFSET + slot * SLOT_BYTES)
                 else:
                     slot = self._next_slot
                     self._next_slot += 1
                     fresh += b"\1" + hash_
                 slots.append(slot)
             if fresh:
-                self._disk.pwrite(self._handle, [fresh], LEASES_OFFSET + first * SLOT_BYTES)
+                self._disk.pwrite(self.handle, [fresh], LEASES_OFFSET + first * SLOT_BYTES)
             return slots
 
     def release(self, slot: int) -> None:
         """Give a lease up."""
         with self._mutex:
-            if self._handle >= 0:
-                self._disk.pwrite(self._handle, [b"\0"], LEASES_OFFSET + slot * SLOT_BYTES)
+            if self.handle >= 0:
+                self._disk.pwrite(self.handle, [b"\0"], LEASES_OFFSET + slot * SLOT_BYTES)
                 self._free.append(slot)
 
     def close(self) -> None:
         """End the session: its file goes, then its lock."""
         with self._mutex:
-            handle, self._handle = self._handle, -1
+            handle, self.handle = self.handle, -1
             if handle >= 0:
                 try:
                     self._disk.unlink(self._path)
@@ -135,10 +135,10 @@ class Session:
 
     def _write_pin(self, key: tuple[bytes, int] | None) -> None:
         self._pinned = key
-        if self._handle >= 0:
+        if self.handle >= 0:
             catalog_id, epoch = key or (bytes(16), 0)
             pin = _PIN.pack(key is not None, 0, catalog_id, epoch)
-            self._disk.pwrite(self._handle, [pin], PIN_OFFSET)
+            self._disk.pwrite(self.handle, [pin], PIN_OFFSET)
 
 
 def read_sessions(disk: Disk, root: str) -> list[SessionState]:

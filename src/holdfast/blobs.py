@@ -1,0 +1,168 @@
+"""The layer below artifacts: blobs by their hash, held by leases until something names them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+
+from holdfast.artifacts import SourceBatch
+from holdfast.backend.log.commit import Group
+from holdfast.catalog import BlobRow
+from holdfast.core import Core, Watch
+from holdfast.errors import EmptyData, InvalidHash
+from holdfast.facts import KIND_DATA, KIND_MASK
+from holdfast.ingest import Stored
+from holdfast.reading import Reading
+from holdfast.sources import iter_windows
+from holdfast.types import (
+    HASH_BYTES,
+    BlobInfo,
+    BlobStatus,
+    Durability,
+    Hash,
+    ProgressCallback,
+    Source,
+    to_datetime,
+)
+
+
+class Lease:
+    """Holds a blob until it is released, named, or this process ends. A context manager."""
+
+    def __init__(self, core: Core, hash: Hash, size_bytes: int, durability: Durability, slot: int) -> None:
+        self.hash = hash
+        self.size_bytes = size_bytes
+        self.durability = durability
+        self._core = core
+        self._slot: int | None = slot
+
+    def release(self) -> None:
+        """Give it up. Harmless when done twice."""
+        slot, self._slot = self._slot, None
+        if slot is not None and not self._core.closed:
+            self._core.backend.session.release(slot)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"Lease({self.hash}, {'held' if self._slot is not None else 'released'})"
+
+
+class Blobs:
+    """`store.blobs`: puts, looks at and reads blobs by hash."""
+
+    def __init__(self, core: Core, reading: Reading) -> None:
+        self._core = core
+        self._reading = reading
+
+    def put(self, source: Source, *, progress: ProgressCallback | None = None) -> Lease:
+        """Store one blob; durable when it returns. The lease holds it. `EmptyData` as for artifacts."""
+        core = self._core.check()
+        with core.adding() as (group, ingest):
+            stored = ingest.add(iter_windows(source), Watch(progress, "put", source))
+            return self._acknowledge(group, [stored])[0]
+
+    def put_many(self, sources: Iterable[Source]) -> list[Lease]:
+        """Store many blobs as one acknowledgement, all or nothing; a lease for each, in order."""
+        core = self._core.check()
+        with core.adding() as (group, ingest):
+            batch = SourceBatch(ingest)
+            for source in sources:
+                batch.add(source)
+            return self._acknowledge(group, batch.finish())
+
+    def _acknowledge(self, group: Group, stored: list[Stored]) -> list[Lease]:
+        """Commit, then lease while the pin still holds what was found there already."""
+        core = self._core
+        if not core.options.allow_empty and any(not one.size_bytes for one in stored):
+            raise EmptyData("a source has no bytes; set limits.allow_empty if empty data is meant")
+        durability = core.backend.durability if group.is_empty else group.commit()
+        slots = core.backend.session.lease([one.hash for one in stored])
+        return [
+            Lease(core, Hash(one.hash), one.size_bytes, durability, slot)
+            for one, slot in zip(stored, slots, strict=True)
+        ]
+
+    def info(self, hash: Hash) -> BlobInfo:
+        """Say what the store knows of a blob; `BlobNotFound`."""
+        core = self._core.check()
+        row = core.blob(_checked(hash))
+        return self._view(row, self._stored_bytes(row))
+
+    def status(self, hash: Hash) -> BlobStatus:
+        """Say how much of a blob is here."""
+        row = self._core.check().catalog.find_blob(_checked(hash).digest)
+        return BlobStatus.MISSING if row is None else BlobStatus.COMPLETE
+
+    def list(self, prefix: str = "") -> Iterator[BlobInfo]:
+        """Give all blobs whose hash begins with these hex digits, in order; pages are fetched as it goes.
+
+        `stored_bytes` of a large blob counts the record that describes it alone here: `info` adds its chunks.
+        """
+        core = self._core.check()
+        low, high = _prefix_bounds(prefix)
+        after: bytes | None = None
+        while True:
+            page = core.catalog.blobs_with_prefix(low, high, after, PAGE)
+            for row in page:
+                yield self._view(row, row.stored)
+            if len(page) < PAGE:
+                return
+            after = page[-1].hash
+
+    def read(self, hash: Hash, offset_bytes: int = 0, length_bytes: int | None = None) -> bytes:
+        """Give a range of a blob, verified."""
+        self._core.check()
+        return self._reading.read(_checked(hash), offset_bytes, length_bytes)
+
+    def iter_bytes(self, hash: Hash, offset_bytes: int = 0, length_bytes: int | None = None) -> Iterator[bytes]:
+        """Give a range of a blob in verified pieces."""
+        self._core.check()
+        return self._reading.iter_bytes(_checked(hash), offset_bytes, length_bytes)
+
+    def open(self, hash: Hash) -> io.BufferedReader:
+        """Open a blob as a seekable file."""
+        self._core.check()
+        return self._reading.open(_checked(hash))
+
+    def _view(self, row: BlobRow, stored_bytes: int) -> BlobInfo:
+        return BlobInfo(
+            hash=Hash(row.hash),
+            size_bytes=row.size,
+            status=BlobStatus.COMPLETE,
+            has_outboard=row.flags & KIND_MASK != KIND_DATA,
+            stored_bytes=stored_bytes,
+            created_at=to_datetime(row.created_ms),
+        )
+
+    def _stored_bytes(self, row: BlobRow) -> int:
+        """Add up the payloads of a blob as they lie in the log."""
+        core = self._core
+        if row.flags & KIND_MASK == KIND_DATA:
+            return row.stored
+        total = row.stored
+        for leaf in core.backend.large_reader(row).manifest.iter_leaves():
+            digests = {entry[2] for entry in leaf.entries}
+            total += sum(found[1] for found in core.catalog.find_data(list(digests)).values())
+        return total
+
+
+PAGE = 1_000
+
+
+def _checked(hash: Hash) -> Hash:
+    if not isinstance(hash, Hash):
+        raise InvalidHash(f"a Hash is needed, not {type(hash).__name__}: Hash.parse reads text")
+    return hash
+
+
+def _prefix_bounds(prefix: str) -> tuple[bytes, bytes]:
+    digits = prefix.removeprefix("blake3:").lower()
+    if len(digits) > 2 * HASH_BYTES or any(c not in "0123456789abcdef" for c in digits):
+        raise InvalidHash(f"not the beginning of a hash: {prefix!r:.100}", text=prefix)
+    width = 2 * HASH_BYTES
+    return bytes.fromhex(digits.ljust(width, "0")), bytes.fromhex(digits.ljust(width, "f"))

@@ -1,0 +1,143 @@
+"""What the rooms of a store share: the backend, the catalog, the options; no API of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from holdfast.backend.log.backend import LogBackend
+from holdfast.backend.log.commit import Group
+from holdfast.backend.log.reader import BlobReader
+from holdfast.catalog import ArtifactEntry, BlobRow, Catalog
+from holdfast.errors import ArtifactNotFound, BlobNotFound, InvalidInput, NeedsReopen
+from holdfast.ingest import Ingest
+from holdfast.recovery import CatalogKeeper
+from holdfast.types import Artifact, Hash, Progress, ProgressCallback, Ref, Source, parse_id
+from holdfast.sources import source_size
+
+
+class Options(NamedTuple):
+    """Limits and defaults of one open store."""
+
+    max_artifact_bytes: int | None = None
+    max_artifacts: int | None = None
+    default_content_type: str | None = None
+    allow_empty: bool = False
+    checksum: str = "none"
+
+
+class Core:
+    """One open store, as its rooms see it."""
+
+    def __init__(self, backend: LogBackend, keeper: CatalogKeeper, options: Options) -> None:
+        self.backend = backend
+        self.keeper = keeper
+        self.options = options
+        self.pool = ThreadPoolExecutor(2, thread_name_prefix="holdfast-ingest")
+        self._pid = os.getpid()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store was closed, or is another process's."""
+        return self._closed or os.getpid() != self._pid
+
+    def check(self) -> Core:
+        """Give itself, or `NeedsReopen` after a close or in a forked child."""
+        if self._closed:
+            raise NeedsReopen("the store was closed: open it anew")
+        if os.getpid() != self._pid:
+            raise NeedsReopen("this process was forked from the one that opened the store: open the store anew here")
+        return self
+
+    def close(self) -> None:
+        """Mark as closed; the second time says nothing."""
+        self._closed = True
+        self.pool.shutdown()
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog of this moment; ask anew for each look-up."""
+        return self.keeper.current()
+
+    @contextmanager
+    def adding(self) -> Iterator[tuple[Group, Ingest]]:
+        """Pin, begin a group, and forget it on an error. The body commits."""
+        backend = self.backend
+        with backend.operation():
+            group = backend.group()
+            ingest = Ingest(
+                group,
+                lambda: self.catalog,
+                backend.chunking,
+                self.pool,
+                compression=backend.compression,
+                max_bytes=self.options.max_artifact_bytes,
+            )
+            try:
+                yield group, ingest
+            except BaseException:
+                group.abort()
+                raise
+
+    @contextmanager
+    def changing(self) -> Iterator[Group]:
+        """Hold the store's lock and a pin for a change to what has a name: read, check, append, fsync, apply."""
+        backend = self.backend
+        backend.committer  # noqa: B018  # refuses a store that was opened to read before anything is waited for
+        with backend.lock(), backend.operation():
+            group = backend.group()
+            try:
+                yield group
+                if not group.is_empty:
+                    group.commit(alone=True)
+            except BaseException:
+                group.abort()
+                raise
+
+    def artifact(self, ref: Artifact | str, *, deleted: bool = False) -> ArtifactEntry:
+        """Give the live artifact (`deleted`: the deleted one) that a reference names, or `ArtifactNotFound`."""
+        text = ref.id if isinstance(ref, Artifact) else ref
+        if not isinstance(text, str):
+            raise InvalidInput(f"an artifact or its id is needed, not {type(ref).__name__}")
+        entry = self.catalog.find_artifact(parse_id(text))
+        if entry is None or (entry.deleted_ms is None) == deleted:
+            state = "deleted artifact" if deleted else "artifact"
+            raise ArtifactNotFound(f"there is no {state} {text}", id=text)
+        return entry
+
+    def blob(self, hash: Hash | bytes) -> BlobRow:
+        """Give the complete blob of a hash, or `BlobNotFound`."""
+        digest = hash.digest if isinstance(hash, Hash) else hash
+        row = self.catalog.find_blob(digest)
+        if row is None:
+            raise BlobNotFound(f"there is no blob {digest.hex()}", hash=Hash(digest))
+        return row
+
+    def resolve(self, ref: Ref) -> BlobRow:
+        """Give the blob that a reference names: a hash, an artifact or its id."""
+        if isinstance(ref, Hash):
+            return self.blob(ref)
+        return self.blob(self.artifact(ref).hash)
+
+    def reader(self, ref: Ref) -> BlobReader:
+        """Open the blob that a reference names."""
+        return self.backend.reader(self.resolve(ref))
+
+
+class Watch:
+    """Turns bytes read into progress reports."""
+
+    def __init__(self, callback: ProgressCallback | None, phase: str, source: Source | None = None) -> None:
+        self._callback = callback
+        self._phase = phase
+        self._done = 0
+        self._total = source_size(source) if callback is not None and source is not None else None
+
+    def __call__(self, more_bytes: int) -> None:
+        self._done += more_bytes
+        if self._callback is not None:
+            self._callback(Progress(phase=self._phase, done_bytes=self._done, total_bytes=self._total))

@@ -1,0 +1,245 @@
+"""Reading: ranges, pieces, a seekable file, export to disk. Every byte was verified before it gets here."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Final
+
+from holdfast.backend.log.disk import translate
+from holdfast.backend.log.reader import BlobReader, Place
+from holdfast.core import Core, Watch
+from holdfast.errors import ArtifactNotFound, Conflict, InvalidInput, NeedsReopen, NotFound
+from holdfast.trees import export_tree
+from holdfast.types import Artifact, BlobFormat, Hash, ProgressCallback, Ref, check_range, parse_id
+from holdfast.wire.collection import EXTRAS_PREFIX, MAX_EXTRAS_BYTES, TreeExtras, file_count, iter_hashes, iter_names, parse_extras
+from holdfast.wire.document import parse_details
+
+BUFFER_BYTES: Final = 16 << 10
+READ_AHEAD_BYTES: Final = 512 << 10
+
+
+class RawBlob(io.RawIOBase):
+    """A blob as an unbuffered file: seeks anywhere, reads ahead while it is read in sequence.
+
+    It pins what it reads until it is closed.
+    """
+
+    def __init__(self, core: Core, ref: Ref) -> None:
+        super().__init__()
+        self._stack = ExitStack()
+        self._stack.enter_context(core.backend.operation())
+        try:
+            self._reader: BlobReader = core.reader(ref)
+        except BaseException:
+            self._stack.close()
+            raise
+        self._core = core
+        self._position = 0
+        self._last_stop = -1
+        self._ahead = b""
+        self._ahead_start = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._reader.size_bytes}
+        if whence not in base:
+            raise InvalidInput(f"whence is {whence}; it can be 0, 1 or 2")
+        position = base[whence] + offset
+        if position < 0:
+            raise InvalidInput(f"cannot seek to {position}: before the start")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]  # any writable buffer
+        if self.closed:
+            raise InvalidInput("the file is closed")
+        if self._core.closed:
+            raise NeedsReopen("the store of this file was closed: open it anew")
+        start = self._position
+        stop = min(start + len(buffer), self._reader.size_bytes)
+        if stop <= start:
+            return 0
+        data = self._get(start, stop)
+        buffer[: len(data)] = data
+        self._position = self._last_stop = stop
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stack.close()
+        super().close()
+
+    def _get(self, start: int, stop: int) -> bytes:
+        at = start - self._ahead_start
+        if self._ahead and 0 <= at and stop <= self._ahead_start + len(self._ahead):
+            return self._ahead[at : at + stop - start]
+        if start != self._last_stop or stop - start >= READ_AHEAD_BYTES:
+            return self._reader.read_at(start, stop - start)
+        length = min(READ_AHEAD_BYTES, self._reader.size_bytes - start)
+        self._ahead, self._ahead_start = self._reader.read_at(start, length), start
+        return self._ahead[: stop - start]
+
+
+class Reading:
+    """The room of reading."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def read(self, ref: Ref, offset_bytes: int, length_bytes: int | None) -> bytes:
+        """Give a range of a blob. An artifact of one block costs one look-up and one read."""
+        core = self._core
+        if not isinstance(ref, Hash):
+            found = core.catalog.find_artifact_blob(parse_id(ref if isinstance(ref, str) else ref.id))
+            if found is None:
+                raise ArtifactNotFound(f"there is no artifact {ref!s:.80}", id=str(ref))
+            if found.location is not None:
+                place = Place(found.location, found.stored, found.plain, found.flags)
+                data = core.backend.payloads.read(found.hash, place)
+                if offset_bytes == 0 and length_bytes is None:
+                    return data
+                start, stop = check_range(offset_bytes, length_bytes, len(data))
+                return data[start:stop]
+        with core.backend.operation():
+            reader = core.reader(ref)
+            start, stop = check_range(offset_bytes, length_bytes, reader.size_bytes)
+            return b"".join(reader.iter_bytes(start, stop))
+
+    def iter_bytes(self, ref: Ref, offset_bytes: int, length_bytes: int | None) -> Iterator[bytes]:
+        """Give a range in pieces. What is wrong with the reference or the range is said at once."""
+        core = self._core
+        reader = core.reader(ref)
+        start, stop = check_range(offset_bytes, length_bytes, reader.size_bytes)
+
+        def pieces() -> Iterator[bytes]:
+            with core.backend.operation():
+                yield from reader.iter_bytes(start, stop)
+
+        return pieces()
+
+    def open(self, ref: Ref) -> io.BufferedReader:
+        return io.BufferedReader(RawBlob(self._core, ref), BUFFER_BYTES)
+
+    # -- export
+
+    def export(
+        self,
+        ref: Ref,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool,
+        format: BlobFormat | str | None,
+        progress: ProgressCallback | None,
+    ) -> None:
+        core = self._core
+        row = core.resolve(ref)
+        extras: TreeExtras | None = None
+        if isinstance(ref, Hash):
+            wanted = BlobFormat(format) if format is not None else BlobFormat.RAW
+        else:
+            entry = core.artifact(ref)
+            wanted = BlobFormat(format) if format is not None else (BlobFormat.RAW, BlobFormat.HASH_SEQ)[entry.format]
+            if wanted is BlobFormat.HASH_SEQ:
+                extras = self.tree_extras(ref)
+        if wanted is BlobFormat.RAW:
+            self._export_file(Hash(row.hash), path, overwrite, progress)
+            return
+        with core.backend.operation():
+            export_tree(
+                path,
+                lambda: self.iter_collection(row.hash),
+                extras,
+                lambda hash_: self._iter_blob(hash_),
+                overwrite=overwrite,
+                progress=progress,
+            )
+
+    def tree_extras(self, ref: Artifact | str) -> TreeExtras | None:
+        """Give what a tree's artifact requires beside its collection, if it has such a blob."""
+        entry = self._core.artifact(ref)
+        for text in parse_details(entry.doc).requires:
+            if text.startswith("blake3:"):
+                row = self._core.blob(Hash.parse(text))
+                if row.size <= MAX_EXTRAS_BYTES:
+                    data = b"".join(self._iter_blob(row.hash))
+                    if data.startswith(EXTRAS_PREFIX):
+                        return parse_extras(data, entry.hash)
+        return None
+
+    def iter_collection(self, hash_: bytes) -> Iterator[tuple[str, bytes]]:
+        """Give (name, hash) of each file of a collection; `FormatError` where it is none."""
+        row = self._core.blob(hash_)
+        count = file_count(row.size)
+        hashes = iter_hashes(self._iter_blob(hash_))
+        meta = next(hashes)
+        return zip(iter_names(self._iter_blob(meta), count), hashes, strict=True)
+
+    def _iter_blob(self, hash_: bytes) -> Iterator[bytes]:
+        reader = self._core.backend.reader(self._core.blob(hash_))
+        return reader.iter_bytes(0, reader.size_bytes)
+
+    def _export_file(
+        self, hash_: Hash, path: str | os.PathLike[str], overwrite: bool, progress: ProgressCallback | None
+    ) -> None:
+        """Write a file aside, make it durable, and give it its name."""
+        target = os.fspath(path)
+        if not overwrite and os.path.lexists(target):
+            raise Conflict(f"{target} exists already; give another path, or overwrite=True", path=target)
+        if os.path.isdir(target) and not os.path.islink(target):
+            raise Conflict(f"{target} is a directory", path=target)
+        parent = os.path.dirname(os.path.abspath(target))
+        watch = Watch(progress, "export")
+        try:
+            fd, part = tempfile.mkstemp(dir=parent, prefix=".holdfast-", suffix=".partial")
+        except FileNotFoundError:
+            raise NotFound(f"the directory {parent} does not exist", path=parent) from None
+        except OSError as error:
+            raise translate(error, parent) from error
+        try:
+            with os.fdopen(fd, "wb", buffering=0) as file:
+                for piece in self.iter_bytes(hash_, 0, None):
+                    try:
+                        _write_all(file, piece)
+                    except OSError as error:
+                        raise translate(error, target) from error
+                    watch(len(piece))
+                os.fsync(fd)
+                umask = os.umask(0)
+                os.umask(umask)
+                os.fchmod(fd, 0o666 & ~umask)
+            if overwrite:
+                os.replace(part, target)
+            else:
+                try:
+                    os.link(part, target, follow_symlinks=False)
+                except FileExistsError:
+                    raise Conflict(f"{target} exists already", path=target) from None
+                os.unlink(part)
+        except BaseException:
+            if os.path.lexists(part):
+                os.unlink(part)
+            raise
+        directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _write_all(file: io.RawIOBase | io.FileIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        written = file.write(view)
+        view = view[written or 0 :]

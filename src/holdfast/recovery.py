@@ -1,0 +1,198 @@
+"""Keeping the catalog equal to storage: opened, caught up, rebuilt when it is lost, replaced when it was replaced.
+
+Everybody who looks something up asks the keeper for the catalog first; one `stat` tells whether the file at
+its path is still the one that is open.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from holdfast.backend.log.backend import LogBackend
+from holdfast.backend.log.recovery import Recovery
+from holdfast.catalog import Catalog, CatalogUnusable
+from holdfast.facts import Facts
+from holdfast.types import Problem, Progress, ProgressCallback, RecoveryStats
+
+log = logging.getLogger("holdfast")
+
+MAX_PROBLEMS = 10_000
+
+
+class CatalogKeeper:
+    """Holds the catalog of a store that is open."""
+
+    def __init__(self, backend: LogBackend, path: Path | None) -> None:
+        self._backend = backend
+        self._path = path
+        self._catalog: Catalog | None = None
+        self.problems: tuple[Problem, ...] = ()
+        """Damage that the last look at storage found."""
+
+    def open(self) -> None:
+        """Open the catalog, or rebuild it, and catch up with storage."""
+        with self._backend.lock():
+            try:
+                self._catalog = self._open_existing()
+            except CatalogUnusable as error:
+                if self._backend.read_only:
+                    self._rebuild_in_memory(str(error))
+                else:
+                    self._rebuild(str(error), None)
+            else:
+                self._catch_up()
+
+    def current(self) -> Catalog:
+        """Give the catalog, after one look that it is still the one at its path."""
+        catalog = self._catalog
+        if catalog is not None and catalog.is_current():
+            return catalog
+        return self._renew()
+
+    def apply(self, batches: Iterable[Facts]) -> None:
+        """Bring facts into the catalog in one transaction. The caller holds the store's lock.
+
+        Facts are derived from what is durable, so where the catalog proves unusable a rebuild brings them in.
+        """
+        try:
+            self.current().apply_all(batches)
+        except CatalogUnusable as error:
+            self._rebuild(str(error), None)
+
+    def rebuild(self, progress: ProgressCallback | None) -> RecoveryStats:
+        """Throw the catalog away and make it anew from storage."""
+        with self._backend.lock():
+            return self._rebuild(None, progress)
+
+    def replace(self, reason: str) -> None:
+        """The catalog proved damaged: rebuild it, unless another thread or process has done so meanwhile."""
+        with self._backend.lock():
+            if self._catalog is None or self._catalog.is_current():
+                if self._backend.read_only:
+                    self._rebuild_in_memory(reason)
+                else:
+                    self._rebuild(reason, None)
+            else:
+                self._renew()
+
+    def close(self) -> None:
+        """Close the catalog."""
+        if self._catalog is not None:
+            self._catalog.close()
+            self._catalog = None
+
+    def _renew(self) -> Catalog:
+        """The file at the path is another one, or none: take what is there, or rebuild it; one process does, others wait."""
+        with self._backend.lock():
+            if self._catalog is None or not self._catalog.is_current():
+                old, self._catalog = self._catalog, None
+                if old is not None:
+                    old.close()
+                log.warning("the catalog %s was replaced or removed: opening it anew", self._path)
+                self.open()
+            assert self._catalog is not None
+            return self._catalog
+
+    def _open_existing(self) -> Catalog:
+        backend = self._backend
+        if self._path is not None and not self._path.exists():
+            if backend.read_only or backend.segment_ids():
+                raise CatalogUnusable("it is missing", path=str(self._path))
+        return Catalog.open(self._path, backend.store.id, read_only=backend.read_only)
+
+    def _catch_up(self) -> None:
+        catalog = self._catalog
+        assert catalog is not None
+        recovery = self._backend.recovery(catalog.segments(), rebuilding=False)
+        try:
+            recovery.prepare()
+            self._note(recovery)
+            if recovery.has_work:
+                if self._backend.read_only:
+                    self._rebuild_in_memory("it is behind storage")
+                    return
+                catalog.apply_all(recovery.facts())
+                self._note(recovery)
+                recovery.finish()
+        finally:
+            recovery.close()
+
+    def _rebuild(self, reason: str | None, progress: ProgressCallback | None) -> RecoveryStats:
+        started = time.monotonic()
+        backend = self._backend
+        if reason is not None:
+            log.warning("the catalog is rebuilt from storage: %s", reason)
+        recovery = backend.recovery({}, rebuilding=True)
+        try:
+            recovery.prepare()
+            old, self._catalog = self._catalog, None
+            if self._path is None:
+                fresh = Catalog.open(None, backend.store.id)
+                for facts in _watched(recovery.facts(), progress):
+                    fresh.apply(facts)
+                if old is not None:
+                    old.close()
+                self._catalog = fresh
+            else:
+                aside = Catalog.create_aside(self._path, backend.store.id)
+                try:
+                    for facts in _watched(recovery.facts(), progress):
+                        aside.apply(facts)
+                    if old is not None:
+                        old.close()
+                    aside.publish(self._path)
+                except BaseException:
+                    aside.discard()
+                    raise
+                self._catalog = Catalog.open(self._path, backend.store.id)
+            self._note(recovery)
+            recovery.finish()
+        finally:
+            recovery.close()
+        counts = self._catalog.counts()
+        return RecoveryStats(
+            complete_blobs=counts.blobs,
+            chunks=counts.chunks,
+            artifacts=counts.artifacts,
+            tags=counts.tags,
+            segments=recovery.segments,
+            damaged=len(self.problems),
+            copied_bytes=recovery.copied_bytes,
+            problems=self.problems,
+            seconds=time.monotonic() - started,
+        )
+
+    def _rebuild_in_memory(self, reason: str) -> None:
+        """A store that is opened to read cannot mend its catalog: read storage into one in memory."""
+        log.warning("the catalog cannot be used read-only (%s): reading storage into memory", reason)
+        if self._catalog is not None:
+            self._catalog.close()
+        self._path = None
+        self._catalog = catalog = Catalog.open(None, self._backend.store.id)
+        recovery = self._backend.recovery({}, rebuilding=True)
+        try:
+            recovery.prepare()
+            for facts in recovery.facts():
+                catalog.apply(facts)
+            self._note(recovery)
+        finally:
+            recovery.close()
+
+    def _note(self, recovery: Recovery) -> None:
+        for problem in recovery.problems[len(self.problems) :][:10]:
+            log.warning(
+                "damage in segment %s at offset %s: %s", problem.segment, problem.offset_bytes, problem.message
+            )
+        self.problems = tuple(recovery.problems[:MAX_PROBLEMS])
+
+
+def _watched(batches: Iterator[Facts], progress: ProgressCallback | None) -> Iterator[Facts]:
+    done = 0
+    for facts in batches:
+        yield facts
+        done += len(facts.data) + len(facts.blobs) + len(facts.artifacts)
+        if progress is not None:
+            progress(Progress(phase="rebuild", done_items=done))

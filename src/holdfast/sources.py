@@ -1,0 +1,171 @@
+"""What can be put: paths, bytes, binary files, iterables; all read as windows of bytes, in the caller's thread.
+
+A window is never changed after it was given. What is stored is what was read: a file that changes meanwhile
+gives the bytes that were read, under their own hash.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from typing import IO, Any, Final, cast
+
+from holdfast.errors import InvalidInput, PermissionDenied, SourceNotFound, Unavailable
+from holdfast.types import BytesLike, Source
+
+WINDOW_BYTES: Final = 4 << 20
+
+
+def iter_windows(source: Source) -> Iterator[BytesLike]:
+    """Give the bytes of a source in windows of 4 MiB (the last may be shorter), none for an empty one.
+
+    `SourceNotFound`, `PermissionDenied`, `Unavailable` or `InvalidInput` name the path or type; an exception
+    of a caller's own iterator passes through.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _path_windows(os.fspath(source))
+    if isinstance(source, bytes):
+        return _bytes_windows(source)
+    if isinstance(source, (bytearray, memoryview)):
+        return _copied_windows(memoryview(source).cast("B"))
+    if hasattr(source, "read"):
+        return _file_windows(cast(IO[bytes], source))
+    if hasattr(source, "__iter__"):
+        return _piece_windows(iter(source))
+    raise InvalidInput(
+        f"cannot store {type(source).__name__}: give a path, bytes, a binary file or an iterable of bytes"
+    )
+
+
+def source_size(source: Source) -> int | None:
+    """Give the size of a source where it is known before reading."""
+    if isinstance(source, (bytes, bytearray)):
+        return len(source)
+    if isinstance(source, memoryview):
+        return source.nbytes
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            return os.stat(source).st_size
+        except OSError:
+            return None
+    return None
+
+
+def source_name(source: Source) -> str | None:
+    """Give the file name that a source brings along: of a path its last part, of an open file likewise."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.path.basename(os.fspath(source)) or None
+    name = getattr(source, "name", None)
+    return os.path.basename(name) if isinstance(name, str) and not name.startswith("<") else None
+
+
+def _bytes_windows(data: bytes) -> Iterator[BytesLike]:
+    if len(data) <= WINDOW_BYTES:
+        if data:
+            yield data
+        return
+    view = memoryview(data)
+    for start in range(0, len(data), WINDOW_BYTES):
+        yield view[start : start + WINDOW_BYTES]
+
+
+def _copied_windows(view: memoryview) -> Iterator[BytesLike]:
+    for start in range(0, len(view), WINDOW_BYTES):
+        yield bytes(view[start : start + WINDOW_BYTES])
+
+
+def _path_windows(path: str) -> Iterator[BytesLike]:
+    with closing(open_source(path)) as file:
+        yield from _raw_windows(file, path)
+
+
+def open_source(path: str | os.PathLike[str]) -> io.FileIO:
+    """Open a regular file (or a symbolic link to one) to be stored. Devices, pipes and directories are refused by name."""
+    text = os.fspath(path)
+    try:
+        fd = os.open(text, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceNotFound(f"there is no file at {text}", path=text) from None
+    except PermissionError as error:
+        raise PermissionDenied(f"cannot read {text}: {error.strerror}", path=text, errno=error.errno) from error
+    except OSError as error:
+        raise InvalidInput(f"cannot read {text}: {error.strerror or error}", path=text) from error
+    except ValueError as error:
+        raise InvalidInput(f"not a path: {text!r:.200} ({error})", path=text) from error
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        os.set_blocking(fd, True)
+        return io.FileIO(fd, "rb")
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise InvalidInput(f"{text} is a directory: store it with put_tree (`holdfast put -r`)", path=text)
+    raise InvalidInput(f"{text} is not a regular file (a device, pipe or socket): open it and give the file", path=text)
+
+
+def _raw_windows(file: io.FileIO, path: str) -> Iterator[BytesLike]:
+    size = os.fstat(file.fileno()).st_size
+    while True:
+        window = min(WINDOW_BYTES, max(size - file.tell(), 0) + 1)
+        try:
+            data = _read_full(file, window)
+        except OSError as error:
+            raise Unavailable(f"cannot read {path}: {error.strerror}", path=path, errno=error.errno) from error
+        if data:
+            yield data
+        if len(data) < window:
+            return
+
+
+def _read_full(file: io.FileIO, length: int) -> bytes:
+    data = file.read(length)
+    if len(data) == length or not data:
+        return data
+    parts = [data]
+    missing = length - len(data)
+    while missing and (data := file.read(missing)):
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
+def _file_windows(file: IO[bytes]) -> Iterator[BytesLike]:
+    def pieces() -> Iterator[Any]:
+        while piece := file.read(WINDOW_BYTES):
+            yield piece
+
+    return _piece_windows(pieces())
+
+
+def _piece_windows(pieces: Iterator[Any]) -> Iterator[BytesLike]:
+    """Gather pieces into windows, copying what could change under us."""
+    gathered: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        data = _as_bytes(piece)
+        while size + len(data) >= WINDOW_BYTES:
+            room = WINDOW_BYTES - size
+            if not gathered and len(data) == WINDOW_BYTES:
+                yield data
+            else:
+                yield b"".join((*gathered, data[:room]))
+            data = data[room:]
+            gathered, size = [], 0
+        if data:
+            gathered.append(data)
+            size += len(data)
+    if size:
+        yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
+
+
+def _as_bytes(piece: Any) -> bytes:
+    if isinstance(piece, bytes):
+        return piece
+    if isinstance(piece, (bytearray, memoryview)):
+        return bytes(piece)
+    raise InvalidInput(
+        f"a source gave {type(piece).__name__}, bytes are needed"
+        + (" (open the file in binary mode)" if isinstance(piece, str) else "")
+    )

@@ -1,0 +1,558 @@
+"""The API that a person imports: a store, opened at a location. Thin; the rooms below do the work."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from holdfast.artifacts import Artifacts, Words, Writer
+from holdfast.backend.log.backend import LogBackend
+from holdfast.backend.log.disk import Disk, LocalDisk, is_network_filesystem
+from holdfast.backend.log.layout import (
+    CATALOG_FILE,
+    MAX_SEGMENT_BYTES,
+    MIN_SEGMENT_BYTES,
+    create_store,
+    read_store_file,
+)
+from holdfast.backend.memory import MemoryDisk
+from holdfast.blobs import Blobs
+from holdfast.catalog import CatalogUnusable
+from holdfast.chunking import Chunking
+from holdfast.core import Core, Options
+from holdfast.directories import put_directory
+from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, InvalidConfig, InvalidInput, StoreNotFound, Unavailable
+from holdfast.reading import Reading
+from holdfast.recovery import CatalogKeeper
+from holdfast.scrub import scrub, verify
+from holdfast.types import (
+    Artifact,
+    BlobFormat,
+    Hash,
+    ProgressCallback,
+    PutItem,
+    RecoveryStats,
+    Ref,
+    Scalar,
+    Source,
+    Stats,
+    TreeReport,
+    VerifyReport,
+    now_ms,
+)
+
+if TYPE_CHECKING:
+    from holdfast.config import Config
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEFAULT_SEGMENT_BYTES: Final = 64 << 20
+DEFAULT_COMPRESSION: Final = "zstd"
+LOCK_TIMEOUT_SECONDS: Final = 30.0
+_LATER: Final = {"s3": "S3", "gs": "GCS", "az": "Azure", "dir": "directory"}
+_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _call(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[Store, P], T]:
+    """Refuse a store that was closed or carried over a fork, and survive a catalog that proves damaged.
+
+    What only reads, or can be asked twice, is asked again after the rebuild.
+    """
+
+    @functools.wraps(method)
+    def call(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self._core.check()
+        try:
+            return method(self, *args, **kwargs)
+        except CatalogUnusable as error:
+            self._core.keeper.replace(str(error))
+            if method.__name__ in _REPEATABLE:
+                return method(self, *args, **kwargs)
+            raise Unavailable("the catalog was damaged and has been rebuilt from storage: try again") from error
+
+    return call
+
+
+_REPEATABLE: Final = frozenset(
+    {"info", "exists", "read", "iter_bytes", "open", "export", "delete", "restore", "verify", "scrub", "stats"}
+)
+
+
+class Store:
+    """One open store. Threads may share it; a forked child may not; it pickles as its location.
+
+    Made by `holdfast.create` and `holdfast.open`. A context manager.
+    """
+
+    def __init__(self, location: str, core: Core, reopen: Mapping[str, Any] | None) -> None:
+        self.location = location
+        self._core = core
+        self._reopen = reopen
+        self._artifacts = Artifacts(core)
+        self._reading = Reading(core)
+        self._blobs = Blobs(core, self._reading)
+        self._closing = threading.Lock()
+        _open_stores.add(self)
+
+    @classmethod
+    def _open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        exist_ok: bool = True,
+        read_only: bool = False,
+        disk: Disk | None = None,
+        catalog_path: Path | None | str = "",
+        chunking: Chunking | None = None,
+        compression: str | None = None,
+        segment_bytes: int = DEFAULT_SEGMENT_BYTES,
+        fsync: bool = True,
+        lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
+        options: Options = Options(),
+        location: str | None = None,
+        reopen: Mapping[str, Any] | None = None,
+    ) -> Store:
+        """Open a log store on any disk; `catalog_path` "" is the store's own, None keeps the catalog in memory."""
+        root = os.path.abspath(os.fspath(path))
+        if not MIN_SEGMENT_BYTES <= segment_bytes <= MAX_SEGMENT_BYTES:
+            raise InvalidConfig(
+                f"segment_size_bytes is {segment_bytes}; {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES} are allowed"
+            )
+        real = disk is None
+        used = LocalDisk() if disk is None else disk
+        if create:
+            _create(used, root, exist_ok, chunking, compression)
+        store = read_store_file(used, root)
+        _check_conflicts(root, store.chunking, store.compression, chunking, compression)
+        if real and not read_only and is_network_filesystem(root):
+            raise InvalidConfig(
+                f"{root} is on a network file system, where locks and fsync cannot be relied on: use a local disk, or read_only",
+                path=root,
+            )
+        backend = LogBackend(
+            used,
+            root,
+            store,
+            read_only=read_only,
+            segment_bytes=segment_bytes,
+            fsync=fsync,
+            lock_timeout_seconds=lock_timeout_seconds,
+        )
+        where = Path(f"{root}/{CATALOG_FILE}") if catalog_path == "" else catalog_path
+        keeper = CatalogKeeper(backend, Path(where) if where is not None else None)
+        try:
+            backend.attach(keeper.current, keeper.apply)
+            keeper.open()
+        except BaseException:
+            keeper.close()
+            backend.abandon()
+            raise
+        return cls(location or root, Core(backend, keeper, options), reopen)
+
+    # -- storing
+
+    @_call
+    def put(
+        self,
+        source: Source,
+        *,
+        filename: str | None = None,
+        content_type: str | None = None,
+        tags: Iterable[str] = (),
+        links: Iterable[str] = (),
+        requires: Iterable[Hash | Artifact | str] = (),
+        metadata: Mapping[str, Scalar] | None = None,
+        created_by: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Artifact:
+        """Store one artifact; durable when it returns (its `durability` says how).
+
+        `source`: a path (`str` is always a path), bytes-like, a binary file, or an iterable of bytes-like. What
+        was read is what is stored. Raises `EmptyData`, `TooLarge`, `SourceNotFound`, `InvalidInput`, and
+        `BackendError`; nothing of it is visible then. Memory is bounded whatever the size.
+        """
+        words = Words(filename, content_type, tags, links, requires, metadata, created_by)
+        return self._artifacts.put(source, words, progress)
+
+    @_call
+    def put_many(
+        self,
+        items: Iterable[PutItem | Source],
+        *,
+        max_items: int = 100_000,
+        filename: str | None = None,
+        content_type: str | None = None,
+        tags: Iterable[str] = (),
+        links: Iterable[str] = (),
+        requires: Iterable[Hash | Artifact | str] = (),
+        metadata: Mapping[str, Scalar] | None = None,
+        created_by: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> list[Artifact]:
+        """Store many artifacts as one acknowledgement, all or nothing; in the order of the items.
+
+        Keywords are defaults, which an item's own replace. `TooLarge` above `max_items`.
+        """
+        words = Words(filename, content_type, tags, links, requires, metadata, created_by)
+        return self._artifacts.put_many(items, words, max_items=max_items, progress=progress)
+
+    @_call
+    def put_tree(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        exclude: Iterable[str] = (),
+        strict: bool = False,
+        on_report: Callable[[TreeReport], None] | None = None,
+        filename: str | None = None,
+        content_type: str | None = None,
+        tags: Iterable[str] = (),
+        links: Iterable[str] = (),
+        requires: Iterable[Hash | Artifact | str] = (),
+        metadata: Mapping[str, Scalar] | None = None,
+        created_by: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Artifact:
+        """Store a directory as one artifact, whose blob is an iroh collection of its files.
+
+        Executable bits, symbolic links and empty directories stand in a second blob that the artifact requires.
+        The tree is what was read: a file that vanishes midway, or is a socket, pipe or device, is left out and
+        told to `on_report` (and logged), or is an error if `strict`. `exclude`: patterns as in .gitignore.
+        """
+        words = Words(filename, content_type, tags, links, requires, metadata, created_by)
+        return put_directory(
+            self._core,
+            self._artifacts,
+            directory,
+            words,
+            exclude=exclude,
+            strict=strict,
+            on_report=on_report,
+            progress=progress,
+        )
+
+    @_call
+    def writer(
+        self,
+        filename: str | None = None,
+        *,
+        content_type: str | None = None,
+        tags: Iterable[str] = (),
+        links: Iterable[str] = (),
+        requires: Iterable[Hash | Artifact | str] = (),
+        metadata: Mapping[str, Scalar] | None = None,
+        created_by: str | None = None,
+    ) -> Writer:
+        """Store an artifact that is written piece by piece; see `Writer`."""
+        words = Words(filename, content_type, tags, links, requires, metadata, created_by)
+        return Writer(self._core, self._artifacts, words)
+
+    # -- finding and reading
+
+    @_call
+    def info(self, ref: Artifact | str) -> Artifact:
+        """Give an artifact as it is now; `ArtifactNotFound`."""
+        return self._artifacts.info(ref)
+
+    @_call
+    def exists(self, ref: Ref) -> bool:
+        """Whether a live artifact, or a blob of this hash, is here."""
+        try:
+            self._core.resolve(ref)
+        except (ArtifactNotFound, BlobNotFound):
+            return False
+        return True
+
+    @_call
+    def find(
+        self, *, deleted: bool = False, limit: int | None = None, after: Artifact | str | None = None
+    ) -> Iterator[Artifact]:
+        """Give artifacts, newest first, fetched in pages as it goes; `after` goes on behind one.
+
+        `deleted=True`: those that can still be restored.
+        """
+        return self._artifacts.find(deleted=deleted, limit=limit, after=after)
+
+    @_call
+    def read(self, ref: Ref, offset_bytes: int = 0, length_bytes: int | None = None) -> bytes:
+        """Give a range of a blob, verified. `InvalidRange` when it is negative or goes past the end; `CorruptBlob`."""
+        return self._reading.read(ref, offset_bytes, length_bytes)
+
+    @_call
+    def iter_bytes(self, ref: Ref, offset_bytes: int = 0, length_bytes: int | None = None) -> Iterator[bytes]:
+        """Give a range of a blob in verified pieces of about 1 MiB. Errors as for `read`."""
+        return self._reading.iter_bytes(ref, offset_bytes, length_bytes)
+
+    @_call
+    def open(self, ref: Ref) -> io.BufferedReader:
+        """Open a blob as a seekable file, verified as it is read. It reads short at the end, as files do."""
+        return self._reading.open(ref)
+
+    @_call
+    def export(
+        self,
+        ref: Ref,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        format: BlobFormat | str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        """Write a file, or the tree of a collection (`format="hash_seq"` for a bare hash); renamed when whole.
+
+        `Conflict` where something is there already, unless `overwrite`. Never writes outside `path`.
+        """
+        self._reading.export(ref, path, overwrite=overwrite, format=format, progress=progress)
+
+    # -- deleting
+
+    @_call
+    def delete(self, ref: Artifact | str) -> None:
+        """Delete an artifact: gone from every answer, `restore` brings it back."""
+        self._artifacts.delete(ref)
+
+    @_call
+    def restore(self, ref: Artifact | str) -> Artifact:
+        """Bring a deleted artifact back, with everything; `Conflict` when it is not deleted."""
+        return self._artifacts.restore(ref)
+
+    # -- the layer below
+
+    @property
+    def blobs(self) -> Blobs:
+        """Blobs by hash."""
+        return self._blobs
+
+    # -- care
+
+    @_call
+    def verify(self, ref: Ref, *, progress: ProgressCallback | None = None) -> VerifyReport:
+        """Read all of an artifact or blob (of a tree, all files) against its hash. Damage is reported, not raised."""
+        return verify(self._core, ref, progress)
+
+    @_call
+    def scrub(self, *, progress: ProgressCallback | None = None, drop_cache: bool = False) -> VerifyReport:
+        """Check every record at rest, and that what the catalog names is there. Damage is reported, not raised.
+
+        `drop_cache` asks the kernel to read from the disk and not from its memory.
+        """
+        return scrub(self._core, progress, drop_cache=drop_cache)
+
+    @_call
+    def rebuild(self, *, progress: ProgressCallback | None = None) -> RecoveryStats:
+        """Make the catalog anew from storage; the others who have the store open notice by themselves."""
+        return self._core.keeper.rebuild(progress)
+
+    @_call
+    def stats(self) -> Stats:
+        """Give the store in figures, from the catalog."""
+        core = self._core
+        counts = core.catalog.counts()
+        ratio = counts.logical_bytes / counts.unique_bytes if counts.unique_bytes else 1.0
+        return Stats(
+            artifacts=counts.artifacts,
+            deleted_artifacts=counts.deleted_artifacts,
+            blobs=counts.blobs,
+            chunks=counts.chunks,
+            tags=counts.tags,
+            logical_bytes=counts.logical_bytes,
+            unique_bytes=counts.unique_bytes,
+            stored_bytes=counts.stored_bytes,
+            disk_bytes=core.backend.disk_bytes() + counts.catalog_bytes,
+            catalog_bytes=counts.catalog_bytes,
+            segments=len(core.backend.segment_ids()),
+            deduplication_ratio=ratio,
+            compression_ratio=counts.unique_bytes / counts.stored_bytes if counts.stored_bytes else 1.0,
+        )
+
+    @_call
+    def sync(self) -> None:
+        """Make durable what was acknowledged as `buffered`."""
+        self._core.backend.sync()
+
+    def close(self) -> None:
+        """Close the store; harmless when done twice. Readers and writers that are open must not be used after it."""
+        with self._closing:
+            if self._core.closed:
+                return
+            self._core.close()
+            try:
+                self._core.backend.close()
+            finally:
+                self._core.keeper.close()
+
+    def __enter__(self) -> Store:
+        self._core.check()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<holdfast.Store {self.location}{' (closed)' if self._core.closed else ''}>"
+
+    def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
+        if self._reopen is None:
+            raise InvalidInput(f"the store {self.location} lives in this process alone and cannot be pickled")
+        return _unpickle, (self.location, dict(self._reopen))
+
+    def _abandon(self) -> None:
+        """In a forked child: give back what was inherited, without touching what the parent still uses."""
+        self._core.backend.abandon_in_child()
+
+
+def _unpickle(location: str, options: dict[str, Any]) -> Store:
+    return open_store(location, **options)
+
+
+def create(
+    location: str | os.PathLike[str],
+    *,
+    chunking: str | None = None,
+    chunk_size_bytes: int | None = None,
+    compression: str | None = None,
+    exist_ok: bool = False,
+    config: Config | None = None,
+) -> Store:
+    """Make a store and open it. What is chosen here is recorded in the store and holds for good.
+
+    `chunking`: "fastcdc" (the default), "fixed" or "whole"; `compression`: "zstd" (the default) or "none".
+    `Conflict` when there is one already, unless `exist_ok`.
+    """
+    wanted = _wanted_chunking(chunking, chunk_size_bytes)
+    return _open_at(
+        location, create=True, exist_ok=exist_ok, chunking=wanted, compression=compression, config=config
+    )
+
+
+def open_store(
+    location: str | os.PathLike[str] | None = None,
+    *,
+    create: bool = False,
+    read_only: bool = False,
+    catalog: str | os.PathLike[str] | None = None,
+    config: Config | None = None,
+) -> Store:
+    """Open the store at a location (`holdfast.open`); without one, the configured one.
+
+    `create=True` makes it if it is not there. `read_only` takes no lock and has no session: a collection that
+    another process runs does not wait for it. `StoreNotFound`, `FormatError`, `PermissionDenied`.
+    """
+    if location is None:
+        if config is None:
+            from holdfast.config import load
+
+            config = load()
+        location = config.location()
+    if catalog is not None:
+        raise InvalidConfig("the catalog of a local store belongs to it; `catalog` is for object stores")
+    log = config.log if config is not None and create else None
+    return _open_at(
+        location,
+        create=create,
+        read_only=read_only,
+        chunking=_wanted_chunking(log.chunking, log.chunk_size_bytes) if log else None,
+        compression=log.compression if log else None,
+        config=config,
+    )
+
+
+def _open_at(
+    location: str | os.PathLike[str],
+    *,
+    create: bool = False,
+    exist_ok: bool = True,
+    read_only: bool = False,
+    chunking: Chunking | None,
+    compression: str | None,
+    config: Config | None,
+) -> Store:
+    text = os.fspath(location)
+    common: dict[str, Any] = {"create": create, "exist_ok": exist_ok, "read_only": read_only}
+    common |= {"chunking": chunking, "compression": compression}
+    if config is not None:
+        limits = config.limits
+        common |= {
+            "segment_bytes": config.log.segment_size_bytes,
+            "fsync": config.log.fsync,
+            "options": Options(
+                limits.max_artifact_bytes,
+                limits.max_artifacts,
+                limits.default_content_type,
+                limits.allow_empty,
+                limits.checksum,
+            ),
+        }
+    if text == "memory://":
+        common["create"] = True
+        return Store._open("/memory", disk=MemoryDisk(), catalog_path=None, location=text, **common)
+    path = _local_path(text)
+    reopen = {"read_only": read_only, "config": config}
+    return Store._open(path, location=os.path.abspath(path), reopen=reopen, **common)
+
+
+def _local_path(text: str) -> str:
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        if not text or "\0" in text:
+            raise InvalidInput(f"not a location: {text!r:.200}")
+        return text
+    if scheme == "file":
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise InvalidInput(f"{text} names another host; only local paths are opened")
+        return unquote(parts.path)
+    if scheme in _LATER:
+        raise InvalidConfig(f"{_LATER[scheme]} stores are not in this version yet: {text}", location=text)
+    raise InvalidInput(f"{text}: unknown kind of location; a path, file:// and memory:// can be opened", location=text)
+
+
+def _wanted_chunking(kind: str | None, chunk_size_bytes: int | None) -> Chunking | None:
+    if kind is None and chunk_size_bytes is None:
+        return None
+    return Chunking.choose(kind or "fastcdc", chunk_size_bytes)
+
+
+def _create(disk: Disk, root: str, exist_ok: bool, chunking: Chunking | None, compression: str | None) -> None:
+    try:
+        read_store_file(disk, root)
+    except StoreNotFound:
+        create_store(
+            disk,
+            root,
+            chunking=chunking or Chunking.choose(),
+            compression=DEFAULT_COMPRESSION if compression is None else compression,
+            now_ms=now_ms(),
+        )
+    else:
+        if not exist_ok:
+            raise Conflict(f"there is a store at {root} already", path=root)
+
+
+def _check_conflicts(
+    root: str, has_chunking: dict[str, Any], has_compression: str, chunking: Chunking | None, compression: str | None
+) -> None:
+    """An option that was given and is not what the store was made with is an error, not a silent difference."""
+    if chunking is not None and chunking != Chunking.from_dict(has_chunking):
+        raise InvalidConfig(f"the store at {root} was made with chunking {has_chunking}, which cannot be changed", path=root)
+    if compression is not None and compression != has_compression:
+        raise InvalidConfig(
+            f"the store at {root} was made with compression {has_compression!r}, which cannot be changed", path=root
+        )
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_open_stores):
+        store._abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
