@@ -84,7 +84,7 @@ class AsideCatalog(Catalog):
     def settle(self) -> None:
         """Sort in what was put aside. Any read and `publish` do it; from then on `apply` is direct (and slower)."""
         with self._writing:
-            if not self._staging:
+            if not self._staging or self._closed:
                 return
             self._staging = False
             self._write(_sort_in)
@@ -93,6 +93,7 @@ class AsideCatalog(Catalog):
             self._stage.unlink(missing_ok=True)
 
     def _write(self, change: Callable[[apsw.Cursor], object]) -> None:
+        self._check_open()
         if self._broken:
             raise CatalogUnusable("an earlier error left it unfinished", path=str(self.path))
         try:

@@ -15,7 +15,7 @@ from holdfast.catalog import forks
 from holdfast.catalog.connection import BUSY_MS, Identity, Pool, SharedPool, connect, identity
 from holdfast.catalog.queries import Reader
 from holdfast.catalog.schema import check_identity, create, migrate, read_id
-from holdfast.catalog.unusable import CatalogUnusable, translate, translate_os
+from holdfast.catalog.unusable import MET, CatalogUnusable, translate, translate_os
 from holdfast.errors import NeedsReopen, PermissionDenied
 
 CHECKPOINT_PAGES: Final = 4000
@@ -41,6 +41,12 @@ def remove_companions(path: Path) -> None:
     """Remove what SQLite kept beside a database that is gone: a log must never meet another database."""
     for companion in companions(path):
         companion.unlink(missing_ok=True)
+
+
+def _check_some(path: Path) -> None:
+    # SQLite takes a file that is shorter than its header for a new database.
+    if path.is_file() and path.stat().st_size < 512:
+        raise CatalogUnusable("it is empty, or cut short", path=str(path))
 
 
 class CatalogFile:
@@ -77,12 +83,18 @@ class CatalogFile:
                 self._start_writing(self.path, migrations)
 
     def _start_reading(self, path: Path, migrations: Sequence[str]) -> None:
+        if identity(path) is None:
+            raise CatalogUnusable("it is not there", path=str(path))
+        _check_some(path)
         wal = path.with_name(path.name + "-wal")
         self._mode = "ro" if wal.exists() and wal.stat().st_size else "immutable"
         stat = path.stat()
         self._identity = (stat.st_dev, stat.st_ino)
         self._frozen = (stat.st_size, stat.st_mtime_ns)
-        reader = self._open_reader(0)
+        try:
+            reader = self._open_reader(0)
+        except (apsw.CantOpenError, apsw.ReadOnlyError) as error:
+            raise CatalogUnusable("its write-ahead log cannot be read here", path=str(path)) from error
         try:
             if check_identity(reader.connection, self.store_id, migrations) < len(migrations):
                 raise CatalogUnusable("it is older, and must not be migrated here")
@@ -97,8 +109,8 @@ class CatalogFile:
         if new:
             remove_companions(path)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        elif not path.stat().st_size:
-            raise CatalogUnusable("it is empty")
+        else:
+            _check_some(path)
         self._identity = identity(path)
         connection = connect(path)
         try:
@@ -204,7 +216,7 @@ class CatalogFile:
     def _translating(self) -> Iterator[None]:
         try:
             yield
-        except apsw.Error as error:
+        except MET as error:
             raise translate(error, self.path) from error
         except OSError as error:
             raise translate_os(error, self.path) from error
@@ -268,6 +280,7 @@ class CatalogFile:
         self._closed = True
         if isinstance(self._pool, SharedPool):
             self._pool.refuse()
+            self._writer = None
         else:
             if not self._quiet and self._identity is not None:
                 forks.tainted.add(self._identity)

@@ -18,7 +18,7 @@ from holdfast.catalog.dump import iter_dump
 from holdfast.catalog.queries import HIGHEST, LOWEST, PAGE_ROWS, Reader
 from holdfast.catalog.rows import ArtifactBlob, ArtifactEntry, BlobRow, Counts, Location, TagEntry
 from holdfast.catalog.schema import MIGRATIONS
-from holdfast.catalog.unusable import CatalogUnusable, translate
+from holdfast.catalog.unusable import MET, CatalogUnusable, translate
 from holdfast.facts import Facts
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Catalog(CatalogFile):
                     if writer.connection.in_transaction:
                         cursor.execute("ROLLBACK")
                     raise
-            except apsw.Error as error:
+            except MET as error:
                 raise translate(error, self.path) from error
             if self._wal_pages >= CHECKPOINT_PAGES:
                 self._checkpoint_some(writer)
@@ -119,7 +119,7 @@ class Catalog(CatalogFile):
                 return query(reader)
             finally:
                 self._pool.give(reader)
-        except apsw.Error as error:
+        except MET as error:
             raise translate(error, self.path) from error
 
     def find_artifact_blob(self, id: bytes) -> ArtifactBlob | None:
@@ -131,7 +131,7 @@ class Catalog(CatalogFile):
                 return reader.artifact_blob(id)
             finally:
                 pool.give(reader)
-        except apsw.Error as error:
+        except MET as error:
             raise translate(error, self.path) from error
 
     def find_data(self, hashes: Sequence[bytes]) -> dict[bytes, Location]:
@@ -244,7 +244,7 @@ class Catalog(CatalogFile):
                     reader.all("COMMIT")
             finally:
                 self._pool.give(reader)
-        except apsw.Error as error:
+        except MET as error:
             raise translate(error, self.path) from error
 
     def check(self) -> None:

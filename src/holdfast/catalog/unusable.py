@@ -16,15 +16,27 @@ class CatalogUnusable(HoldfastError):
     kind = "catalog_unusable"
 
 
-_DAMAGE = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError, apsw.EmptyError, apsw.SchemaChangeError)
-_SCHEMA_DAMAGE = ("no such table", "no such column", "malformed database schema")
+MET = (apsw.Error, UnicodeDecodeError)
+"""What a query raises over a file: text that is no text is damage too."""
+_DAMAGE = (
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.FormatError,
+    apsw.EmptyError,
+    apsw.SchemaChangeError,
+    apsw.TooBigError,
+    UnicodeDecodeError,
+)
+_SAID_OFMET = (apsw.Error, UnicodeDecodeError)
+"""What a query raises over a file: text that is no text is damage too."""
+_DAMAGE = ("no such table", "no such column", "malformed database schema", "integer overflow")
 
 
-def translate(error: apsw.Error, path: Path | None) -> Exception:
+def translate(error: Exception, path: Path | None) -> Exception:
     """Give the error to raise instead of SQLite's `error`; what can only be our own mistake stays as it is."""
     where = "in memory" if path is None else str(path)
     text = str(error) or type(error).__name__
-    if isinstance(error, _DAMAGE) or (isinstance(error, apsw.SQLError) and text.startswith(_SCHEMA_DAMAGE)):
+    if isinstance(error, _DAMAGE) or (isinstance(error, apsw.SQLError) and text.startswith(_SAID_OF_DAMAGE)):
         return CatalogUnusable(f"it is damaged ({text})", path=where)
     if isinstance(error, apsw.FullError):
         return NoSpace(f"no space for the catalog {where}", path=where)

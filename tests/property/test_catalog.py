@@ -1,0 +1,171 @@
+"""Order and repetition of facts change nothing; a rebuilt catalog equals the one that grew; dictionaries agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import apsw
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast.catalog import Catalog
+from holdfast.facts import FLAG_BLOB, KIND_DATA, KIND_MANIFEST, ArtifactRow, Facts
+
+STORE = b"s" * 16
+
+hashes = st.integers(0, 5).map(lambda n: bytes([n]) * 32)
+ids = st.integers(0, 3).map(lambda n: bytes([n]) * 16)
+small = st.integers(0, 4)
+times = st.integers(1, 5)
+
+
+@st.composite
+def facts(draw: st.DrawFn) -> Facts:
+    """A handful of facts over few keys, so that they meet. What a location holds is one record, always the same."""
+    out = Facts()
+    for number in draw(st.lists(st.integers(0, 40), max_size=6)):
+        hash, blob = bytes([number % 5]) * 32, number % 3 == 0
+        kind = KIND_MANIFEST if number % 7 == 0 else KIND_DATA
+        plain = None if number % 2 else 77
+        out.data.append(
+            (hash, number << 32, 50, plain, kind | blob * FLAG_BLOB, number % 11 if blob else None)
+        )
+    for number in draw(st.lists(st.integers(50, 70), max_size=3)):
+        out.blobs.append(
+            (bytes([number % 4]) * 32, 9_000 + number % 4, number % 5, number << 32, 60, number % 3)
+        )
+    for _ in range(draw(small)):
+        out.artifacts.append(
+            ArtifactRow(
+                draw(ids),
+                draw(times),
+                draw(hashes),
+                draw(small),
+                0,
+                1,
+                draw(times),
+                1,
+                draw(st.binary(max_size=2)),
+            )
+        )
+    out.tombstones += draw(st.lists(st.tuples(ids, times, times), max_size=3))
+    out.tags += draw(
+        st.lists(st.tuples(st.text(max_size=1), hashes, small, times, times, st.integers(0, 1)), max_size=3)
+    )
+    out.quarantine += draw(st.lists(st.tuples(small, hashes, st.sampled_from("ab")), max_size=2))
+    out.segments.update(draw(st.dictionaries(small, st.tuples(small, st.integers(0, 3)), max_size=2)))
+    return out
+
+
+def tables(catalog: Catalog) -> dict[str, list[Any]]:
+    """Every row of every table, locations too, but for the identity."""
+    names = ("segments", "data", "copies", "blobs", "artifacts", "tombstones", "tags", "quarantine")
+    return {name: catalog._read(lambda reader, n=name: reader.all(f"SELECT * FROM {n}")) for name in names}  # type: ignore[misc]
+
+
+def grown(groups: list[Facts]) -> Catalog:
+    catalog = Catalog.open(None, STORE)
+    for group in groups:
+        catalog.apply(group)
+    return catalog
+
+
+def merged(groups: list[Facts]) -> Facts:
+    out = Facts()
+    for group in groups:
+        out.data += group.data
+        out.blobs += group.blobs
+        out.artifacts += group.artifacts
+        out.tombstones += group.tombstones
+        out.tags += group.tags
+        out.quarantine += group.quarantine
+        for id, (applied, state) in group.segments.items():
+            known = out.segments.get(id, (0, 0))
+            out.segments[id] = max(known[0], applied), max(known[1], state)
+    return out
+
+
+@given(st.lists(facts(), max_size=5), st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+def test_neither_order_nor_repetition_nor_grouping_matters(groups: list[Facts], random: Any) -> None:
+    want = grown(groups)
+    again = groups + groups[:2]
+    random.shuffle(again)
+    assert tables(grown(again)) == tables(want)
+    everything = merged(groups)
+    for rows in (
+        everything.data,
+        everything.blobs,
+        everything.artifacts,
+        everything.tombstones,
+        everything.tags,
+    ):
+        random.shuffle(rows)
+    assert tables(grown([everything])) == tables(want)
+    assert list(grown([everything]).dump()) == list(want.dump())
+
+
+@given(st.lists(facts(), max_size=5), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_a_rebuilt_catalog_equals_the_one_that_grew(
+    tmp_path_factory: Any, groups: list[Facts], settle_at: int
+) -> None:
+    path = Path(tmp_path_factory.mktemp("rebuilt")) / "catalog.db"
+    aside = Catalog.create_aside(path, STORE)
+    for number, group in enumerate(groups[::-1]):
+        if number == settle_at:
+            aside.settle()
+        aside.apply(group)
+    want = grown(groups)
+    assert tables(aside) == tables(want)
+    aside.publish(path)
+    published = Catalog.open(path, STORE)
+    assert tables(published) == tables(want)
+    assert list(published.dump()) == list(want.dump())
+    published.check()
+    published.close()
+    assert apsw.Connection(str(path)).pragma("journal_mode") == "wal"
+
+
+@given(st.lists(facts(), max_size=5))
+@settings(max_examples=150, deadline=None)
+def test_queries_agree_with_a_slow_model(groups: list[Facts]) -> None:
+    catalog, everything = grown(groups), merged(groups)
+    keys = [bytes([n]) * 32 for n in range(7)]
+    found, blobs = catalog.find_data(keys), catalog.find_blobs(keys)
+    for key in keys:
+        rows = sorted((row for row in set(everything.data) if row[0] == key), key=lambda row: row[1])
+        records = sorted((row for row in set(everything.blobs) if row[0] == key), key=lambda row: row[3])
+        role = FLAG_BLOB if any(row[4] & FLAG_BLOB for row in rows) else 0
+        if not rows:
+            assert key not in found
+        else:
+            _, location, stored, plain, flags, _ = rows[0]
+            assert found[key] == (location, stored, plain or stored, flags | role)
+        assert [c[0] for c in catalog.copies(key)] == sorted(
+            [r[1] for r in rows[1:]] + [r[3] for r in records[1:]]
+        )
+        assert catalog.find_blob(key) == blobs.get(key)
+        if role:
+            assert blobs[key].created_ms == min(row[5] for row in rows if row[5] is not None)
+            assert blobs[key].location == rows[0][1]
+        elif records:
+            assert blobs[key].created_ms == min(row[2] for row in records)
+            assert blobs[key].chunks == records[0][5]
+        else:
+            assert key not in blobs
+    assert [blob.hash for blob in catalog.iter_blobs()] == sorted(blobs)
+    assert catalog.counts().blobs == len(blobs)
+    for number in range(4):
+        id = bytes([number]) * 16
+        states = [row for row in everything.artifacts if row.id == id]
+        dead = max(((row[1], row[2]) for row in everything.tombstones if row[0] == id), default=(0, 0))
+        entry = catalog.find_artifact(id)
+        if not states:
+            assert entry is None
+            continue
+        assert entry is not None
+        assert entry.revision == max(row.revision for row in states)
+        assert entry.deleted_ms == (dead[1] if dead[0] > entry.revision else None)
+        assert (catalog.find_artifact_blob(id) is None) == (entry.deleted_ms is not None)
