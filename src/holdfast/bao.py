@@ -23,6 +23,7 @@ Reading with one (`read_pairs(offset, length)` gives untrusted bytes of the outb
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -30,7 +31,7 @@ from types import TracebackType
 from typing import IO, Final, TypeAlias
 
 from holdfast import _native
-from holdfast.errors import CorruptBlob
+from holdfast.errors import CorruptBlob, NoSpace, Unavailable
 from holdfast.types import BLOCK_BYTES, HASH_BYTES
 
 PAIR_BYTES: Final = 2 * HASH_BYTES
@@ -86,7 +87,8 @@ class OutboardBuilder:
     """Turns chaining values of blocks into the outboard, in pre-order.
 
     Memory: `limit_bytes` of chaining values (32 bytes a block: 8 MiB hold those of 4 GiB), and 32 bytes for
-    each 64 MiB of the blob. What is beyond goes to an anonymous temporary file, which `close` gives back.
+    each 64 MiB of the blob. What is beyond goes to an anonymous temporary file, which `close` gives back
+    (NoSpace or Unavailable when that cannot be written).
     """
 
     def __init__(self, limit_bytes: int = 8 << 20) -> None:
@@ -108,9 +110,22 @@ class OutboardBuilder:
             if (len(self._kept) + 1) * PIECE_CVS_BYTES <= self._limit_bytes:
                 self._kept.append(piece)
             else:
-                if self._spill is None:
-                    self._spill = tempfile.TemporaryFile(prefix="holdfast-")  # noqa: SIM115  # closed in `close`
-                self._spill.write(piece)
+                self._spill_piece(piece)
+
+    def _spill_piece(self, piece: bytes) -> None:
+        try:
+            if self._spill is None:
+                self._spill = tempfile.TemporaryFile(prefix="holdfast-", buffering=0)  # noqa: SIM115  # closed in `close`
+            if self._spill.write(piece) != len(piece):
+                raise OSError(errno.ENOSPC, "short write")
+        except OSError as error:
+            where = tempfile.gettempdir()
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise (NoSpace if full else Unavailable)(
+                f"no temporary file for the outboard in {where}: {error.strerror}",
+                path=where,
+                errno=error.errno,
+            ) from error
 
     def finish(self, size_bytes: int) -> Iterator[bytes]:
         """Give the outboard of a blob of `size_bytes` in parts of at most about 256 KiB.
@@ -134,8 +149,6 @@ class OutboardBuilder:
     def _interleave(self, parents: bytes, last_pairs: bytes) -> Iterator[bytes]:
         whole = len(self._tops)
         done = 0
-        if self._spill is not None:
-            self._spill.seek(0)
         for piece in range(whole + 1):
             stop = parents_before(piece, whole + 1) * PAIR_BYTES
             if stop > done:

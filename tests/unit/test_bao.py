@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import random
 
 import pytest
 
-from holdfast import _native, bao
+from holdfast import _native, bao, reference
 from holdfast.bao import OutboardBuilder, OutboardReader
-from holdfast.errors import CorruptBlob
+from holdfast.errors import CorruptBlob, NoSpace
 
 BLOCK = 16_384
 PIECE = bao.PIECE_BLOCKS
@@ -85,6 +86,27 @@ def test_building_gives_the_native_outboard(blocks: int, limit: int) -> None:
         assert builder.root == root
         assert max(map(len, parts)) <= 64 * PIECE
         assert b"".join(builder.finish(blocks * BLOCK)) == expected  # may be asked again
+
+
+@pytest.mark.parametrize("size", [16_385, 32_768, 50_000])
+def test_building_gives_the_outboard_of_the_reference(size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    cvs = reference.group_cvs(data)
+    with OutboardBuilder() as builder:
+        for cv in cvs:
+            builder.feed(cv)
+        outboard = b"".join(builder.finish(size))
+        assert (outboard, builder.root) == reference.outboard(cvs, True)
+        assert builder.root == reference.blake3(data)
+
+
+def test_a_full_temporary_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**options: object) -> object:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with OutboardBuilder(limit_bytes=0) as builder, pytest.raises(NoSpace, match="temporary file"):
+        builder.feed(bytes(32 * 5_000))
 
 
 @pytest.mark.parametrize("blocks", [2, 3, 7, 100, 4_097, 9_000])

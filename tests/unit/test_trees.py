@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -13,7 +14,15 @@ from typing import IO, Any
 import pytest
 
 from holdfast import _native
-from holdfast.errors import Conflict, FormatError, InvalidInput, NoSpace, SourceNotFound
+from holdfast.errors import (
+    Conflict,
+    FormatError,
+    InvalidInput,
+    NoSpace,
+    PermissionDenied,
+    SourceNotFound,
+    Unavailable,
+)
 from holdfast.trees import Excludes, StoredTree, export_tree, put_tree, split_name
 from holdfast.trees.walk import TreeWalk
 from holdfast.types import BytesLike, Progress
@@ -120,16 +129,12 @@ def one_of_everything(root: Path) -> None:
 
 def test_a_tree_comes_back_identical(blobs: Blobs, source: Path, tmp_path: Path) -> None:
     one_of_everything(source)
-    tree = blobs.put_small([]) or put_tree(source, blobs)
-    assert isinstance(tree, StoredTree)
+    tree = put_tree(source, blobs)
     assert (tree.file_count, tree.report.skipped) == (11, ())
     names = [name for name, _ in blobs.entries(tree.collection)]
     assert names == sorted(names, key=str.encode)
     assert tree.collection_bytes == len(blobs[tree.collection]) == 32 * 12
-    assert (
-        tree.file_bytes
-        == sum(p.stat().st_size for p in source.rglob("*") if p.is_file() and not p.is_symlink()) - 4 * 2 + 8
-    )
+    assert tree.file_bytes == sum(len(blobs[hash]) for _, hash in blobs.entries(tree.collection))
     extras = blobs.extras(tree)
     assert extras is not None
     assert extras.directories == ["nothing/here"]
@@ -249,6 +254,28 @@ class TestWhatIsReported:
         walk = Swapper(str(source), Excludes([]))
         assert [name for batch in walk.batches() for name in batch.names] == ["a"]
         assert [path for path, _ in walk.skipped] == ["d"]
+
+    def test_a_file_that_is_closed_to_us(
+        self, blobs: Blobs, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(source, {"a": b"a", "b": b"b", "c": b"c"})
+        real = os.open
+
+        def refuse(path: Any, flags: int, *args: Any, **more: Any) -> int:
+            if path in errors:
+                raise OSError(errors[path], "no")
+            return real(path, flags, *args, **more)
+
+        monkeypatch.setattr(os, "open", refuse)
+        errors = {"b": errno.EACCES, "c": errno.ELOOP}
+        why = dict(put_tree(source, blobs).report.skipped)
+        assert why["b"] == "not allowed to be read"
+        assert why["c"].startswith("changed while the tree was read")
+        with pytest.raises(PermissionDenied, match="source/b"):
+            put_tree(source, blobs, strict=True)
+        errors = {"b": errno.EIO}
+        with pytest.raises(Unavailable):  # a disk that fails is no reason to leave a file out
+            put_tree(source, blobs)
 
     @pytest.mark.skipif(ROOT, reason="root may read everything")
     def test_what_may_not_be_read(self, blobs: Blobs, source: Path) -> None:

@@ -50,6 +50,7 @@ def export_tree(
 ) -> int:
     """Write the files of `entries()`, then what `extras` say, as the directory `target`; give the number of files.
 
+    A process that is killed leaves `.NAME.….partial` beside the target.
     Conflict when the target exists, unless `overwrite`: then it is moved aside, replaced, and removed (a
     crash between leaves it beside, as `.NAME.….replaced`). A target that is a link is replaced itself. All
     names are checked before anything is written. Files get 0o755 if executable, else 0o644, directories

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import IO, Final, NamedTuple, Protocol
 
+from holdfast.backend.log.disk import translate
 from holdfast.trees.exclude import Excludes
 from holdfast.trees.walk import SMALL_FILE_BYTES, TreeWalk
 from holdfast.types import HASH_BYTES, BytesLike, Progress, ProgressCallback, TreeReport
@@ -73,11 +74,11 @@ def put_tree(
     ):
         for batch in walk.batches():
             if batch.contents:
-                hashes.write(b"".join(sink.put_small(batch.contents)))
+                _spool(hashes, b"".join(sink.put_small(batch.contents)))
             if batch.large is not None:
                 with batch.large:
-                    hashes.write(sink.put_large(batch.large, batch.large_bytes))
-            names.write(b"".join(map(encode_name, batch.names)))
+                    _spool(hashes, sink.put_large(batch.large, batch.large_bytes))
+            _spool(names, b"".join(map(encode_name, batch.names)))
             _add_runs(runs, batch.executable, count)
             count += len(batch.names)
             total += batch.total_bytes
@@ -122,6 +123,13 @@ def _add_runs(runs: list[int], executable: bytearray, base: int) -> None:
         else:
             runs += (base + start, base + stop)
         start = executable.find(1, stop)
+
+
+def _spool(file: tempfile.SpooledTemporaryFile[bytes], data: bytes) -> None:
+    try:
+        file.write(data)
+    except OSError as error:
+        raise translate(error, tempfile.gettempdir()) from error
 
 
 def _pieces(head: bytes, rest: tempfile.SpooledTemporaryFile[bytes]) -> Iterator[bytes]:
