@@ -23,7 +23,7 @@ from holdfast.errors import HoldfastError, NeedsReopen, PermissionDenied, Unavai
 from holdfast.facts import FLAG_BLOB, KIND_DATA, ArtifactRow, Facts
 
 STORE = b"s" * 16
-COUNT = 2000
+COUNT = 1000
 
 
 def hash_of(number: int) -> bytes:

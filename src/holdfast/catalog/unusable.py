@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Final
 
 import apsw
 
@@ -16,9 +17,9 @@ class CatalogUnusable(HoldfastError):
     kind = "catalog_unusable"
 
 
-MET = (apsw.Error, UnicodeDecodeError)
+MET: Final = (apsw.Error, UnicodeDecodeError)
 """What a query raises over a file: text that is no text is damage too."""
-_DAMAGE = (
+_DAMAGE: Final = (
     apsw.CorruptError,
     apsw.NotADBError,
     apsw.FormatError,
@@ -27,9 +28,7 @@ _DAMAGE = (
     apsw.TooBigError,
     UnicodeDecodeError,
 )
-_SAID_OFMET = (apsw.Error, UnicodeDecodeError)
-"""What a query raises over a file: text that is no text is damage too."""
-_DAMAGE = ("no such table", "no such column", "malformed database schema", "integer overflow")
+_SAID_OF_DAMAGE: Final = ("no such table", "no such column", "malformed database schema", "integer overflow")
 
 
 def translate(error: Exception, path: Path | None) -> Exception:
