@@ -13,14 +13,45 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+__version__: str
+
 if TYPE_CHECKING:
     from holdfast.artifacts import Writer as Writer
     from holdfast.blobs import Blobs as Blobs
     from holdfast.blobs import Lease as Lease
-    from holdfast.errors import *  # noqa: F403
+    from holdfast.errors import ArtifactNotFound as ArtifactNotFound
+    from holdfast.errors import BackendError as BackendError
+    from holdfast.errors import BlobNotFound as BlobNotFound
+    from holdfast.errors import Conflict as Conflict
+    from holdfast.errors import CorruptBlob as CorruptBlob
+    from holdfast.errors import CorruptSegment as CorruptSegment
+    from holdfast.errors import CorruptStream as CorruptStream
+    from holdfast.errors import EmptyData as EmptyData
+    from holdfast.errors import FormatError as FormatError
+    from holdfast.errors import HoldfastError as HoldfastError
+    from holdfast.errors import IntegrityError as IntegrityError
+    from holdfast.errors import InvalidConfig as InvalidConfig
+    from holdfast.errors import InvalidHash as InvalidHash
+    from holdfast.errors import InvalidInput as InvalidInput
+    from holdfast.errors import InvalidRange as InvalidRange
+    from holdfast.errors import LocalProtocolError as LocalProtocolError
+    from holdfast.errors import Locked as Locked
+    from holdfast.errors import MissingChunk as MissingChunk
+    from holdfast.errors import NeedsReopen as NeedsReopen
+    from holdfast.errors import NoSpace as NoSpace
+    from holdfast.errors import NotFound as NotFound
+    from holdfast.errors import PermissionDenied as PermissionDenied
+    from holdfast.errors import ProtocolError as ProtocolError
+    from holdfast.errors import RangeNotAvailable as RangeNotAvailable
+    from holdfast.errors import RemoteProtocolError as RemoteProtocolError
+    from holdfast.errors import SourceNotFound as SourceNotFound
+    from holdfast.errors import StoreNotFound as StoreNotFound
+    from holdfast.errors import TagNotFound as TagNotFound
+    from holdfast.errors import TooLarge as TooLarge
+    from holdfast.errors import Unavailable as Unavailable
     from holdfast.store import Store as Store
     from holdfast.store import create as create
-    from holdfast.store import open_store as open
+    from holdfast.store import open as open
     from holdfast.types import Artifact as Artifact
     from holdfast.types import BlobFormat as BlobFormat
     from holdfast.types import BlobInfo as BlobInfo
@@ -35,25 +66,62 @@ if TYPE_CHECKING:
     from holdfast.types import TreeReport as TreeReport
     from holdfast.types import VerifyReport as VerifyReport
 
-_STORE: Final = {"Store": "Store", "create": "create", "open": "open_store"}
+_STORE: Final = ("Store", "create", "open")
 _ELSEWHERE: Final = {"Writer": "artifacts", "Blobs": "blobs", "Lease": "blobs"}
 _VALUES: Final = (
-    "Artifact BlobFormat BlobInfo BlobStatus Durability Hash Problem Progress PutItem RecoveryStats Stats"
-    " TreeReport VerifyReport"
-).split()
+    "Artifact",
+    "BlobFormat",
+    "BlobInfo",
+    "BlobStatus",
+    "Durability",
+    "Hash",
+    "Problem",
+    "Progress",
+    "PutItem",
+    "RecoveryStats",
+    "Stats",
+    "TreeReport",
+    "VerifyReport",
+)
 _ERRORS: Final = (
-    "ArtifactNotFound BackendError BlobNotFound Conflict CorruptBlob CorruptSegment CorruptStream EmptyData"
-    " FormatError HoldfastError IntegrityError InvalidConfig InvalidHash InvalidInput InvalidRange"
-    " LocalProtocolError Locked MissingChunk NeedsReopen NoSpace NotFound PermissionDenied ProtocolError"
-    " RangeNotAvailable RemoteProtocolError SourceNotFound StoreNotFound TagNotFound TooLarge Unavailable"
-).split()
+    "ArtifactNotFound",
+    "BackendError",
+    "BlobNotFound",
+    "Conflict",
+    "CorruptBlob",
+    "CorruptSegment",
+    "CorruptStream",
+    "EmptyData",
+    "FormatError",
+    "HoldfastError",
+    "IntegrityError",
+    "InvalidConfig",
+    "InvalidHash",
+    "InvalidInput",
+    "InvalidRange",
+    "LocalProtocolError",
+    "Locked",
+    "MissingChunk",
+    "NeedsReopen",
+    "NoSpace",
+    "NotFound",
+    "PermissionDenied",
+    "ProtocolError",
+    "RangeNotAvailable",
+    "RemoteProtocolError",
+    "SourceNotFound",
+    "StoreNotFound",
+    "TagNotFound",
+    "TooLarge",
+    "Unavailable",
+)
 
-__all__ = [*_STORE, *_ELSEWHERE, *_VALUES, *_ERRORS, "__version__"]  # noqa: PLE0604  # names of four modules
+__all__ = [*_STORE, *_ELSEWHERE, *_VALUES, *_ERRORS, "__version__"]  # noqa: PLE0604  # the names of all modules that stand behind this one
 
 
 def __getattr__(name: str) -> Any:
     if name in _STORE:
-        value = getattr(import_module("holdfast.store"), _STORE[name])
+        value = getattr(import_module("holdfast.store"), name)
     elif name in _ELSEWHERE:
         value = getattr(import_module(f"holdfast.{_ELSEWHERE[name]}"), name)
     elif name in _VALUES:

@@ -62,16 +62,17 @@ class Words(NamedTuple):
 def describe(core: Core, words: Words, default_name: str | None = None) -> Details:
     """Check the words and make them what is stored; `InvalidInput` says which one will not do."""
     filename = words.filename if words.filename is not None else default_name
-    details = Details(
+    return Details(
         filename=_text("filename", filename),
-        content_type=_text("content_type", words.content_type) or guess_type(filename) or core.options.default_content_type,
+        content_type=_text("content_type", words.content_type)
+        or guess_type(filename)
+        or core.options.default_content_type,
         created_by=_text("created_by", words.created_by),
         tags=_texts("tags", words.tags),
         links=_texts("links", words.links),
         requires=_requirements(core, words.requires),
         metadata=_metadata(words.metadata),
     )
-    return details
 
 
 def _text(what: str, value: Any) -> str | None:
@@ -112,7 +113,9 @@ def _metadata(values: Mapping[str, Scalar] | None) -> dict[str, Scalar]:
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
             raise InvalidInput(f"metadata {key!r:.100} does not fit 64 bits: store it as text")
         if value is not None and not isinstance(value, (str, int, float, bool)):
-            raise InvalidInput(f"metadata {key!r:.100} is {type(value).__name__}; text, numbers, true, false and null are kept")
+            raise InvalidInput(
+                f"metadata {key!r:.100} is {type(value).__name__}; text, numbers, true, false and null are kept"
+            )
         if isinstance(value, str):
             try:
                 value.encode()
@@ -177,7 +180,12 @@ class Artifacts:
             return self.acknowledge(group, [(stored, details, 0)])[0]
 
     def put_many(
-        self, items: Iterable[PutItem | Source], words: Words, *, max_items: int, progress: ProgressCallback | None
+        self,
+        items: Iterable[PutItem | Source],
+        words: Words,
+        *,
+        max_items: int,
+        progress: ProgressCallback | None,
     ) -> list[Artifact]:
         core = self._core
         watch = Watch(progress, "put")
@@ -188,7 +196,7 @@ class Artifacts:
             for item in items:
                 if len(described) == max_items:
                     raise TooLarge(f"more than {max_items} items in one call", limit=max_items)
-                source: Source = item.source if isinstance(item, PutItem) else item  # type: ignore[assignment]
+                source: Source = item.source if isinstance(item, PutItem) else item
                 described.append(self._details_of(item, source, words, common))
                 watch(batch.add(source))
             stored = batch.finish()
@@ -205,24 +213,17 @@ class Artifacts:
                 return common
             own = words
         else:
-            own = Words(
-                *(
-                    given if given is not None else default
-                    for given, default in zip(
-                        (
-                            item.filename,
-                            item.content_type,
-                            item.tags,
-                            item.links,
-                            item.requires,
-                            item.metadata,
-                            item.created_by,
-                        ),
-                        words,
-                        strict=True,
-                    )
-                )
+            given = (
+                item.filename,
+                item.content_type,
+                item.tags,
+                item.links,
+                item.requires,
+                item.metadata,
+                item.created_by,
             )
+            pairs: Any = zip(given, words, strict=True)
+            own = Words._make(mine if mine is not None else default for mine, default in pairs)
         return describe(self._core, own, source_name(source))
 
     def check_empty(self, stored: Stored) -> None:
@@ -243,7 +244,15 @@ class Artifacts:
             documents.append(
                 encode_artifact(
                     ArtifactDocument(
-                        raw, 1, stored.hash, stored.size_bytes, format_, time_ms, time_ms, stored.chunk_count, json
+                        raw,
+                        1,
+                        stored.hash,
+                        stored.size_bytes,
+                        format_,
+                        time_ms,
+                        time_ms,
+                        stored.chunk_count,
+                        json,
                     )
                 )
             )
@@ -331,7 +340,9 @@ class Artifacts:
             try:
                 core.blob(entry.hash)
             except BlobNotFound as error:
-                raise ArtifactNotFound(f"the bytes of artifact {id_text(entry.id)} are gone", id=id_text(entry.id)) from error
+                raise ArtifactNotFound(
+                    f"the bytes of artifact {id_text(entry.id)} are gone", id=id_text(entry.id)
+                ) from error
             document = ArtifactDocument(
                 entry.id,
                 entry.revision + 2,  # the tombstone has the one between
@@ -496,4 +507,3 @@ class Writer:
             except BaseException as raised:
                 if raised is not error:
                     raise
-

@@ -119,7 +119,9 @@ class Blobs:
         self._core.check()
         return self._reading.read(_checked(hash), offset_bytes, length_bytes)
 
-    def iter_bytes(self, hash: Hash, offset_bytes: int = 0, length_bytes: int | None = None) -> Iterator[bytes]:
+    def iter_bytes(
+        self, hash: Hash, offset_bytes: int = 0, length_bytes: int | None = None
+    ) -> Iterator[bytes]:
         """Give a range of a blob in verified pieces."""
         self._core.check()
         return self._reading.iter_bytes(_checked(hash), offset_bytes, length_bytes)

@@ -15,8 +15,8 @@ from holdfast.catalog import ArtifactEntry, BlobRow, Catalog
 from holdfast.errors import ArtifactNotFound, BlobNotFound, InvalidInput, NeedsReopen
 from holdfast.ingest import Ingest
 from holdfast.recovery import CatalogKeeper
-from holdfast.types import Artifact, Hash, Progress, ProgressCallback, Ref, Source, parse_id
 from holdfast.sources import source_size
+from holdfast.types import Artifact, Hash, Progress, ProgressCallback, Ref, Source, parse_id
 
 
 class Options(NamedTuple):
@@ -50,7 +50,9 @@ class Core:
         if self._closed:
             raise NeedsReopen("the store was closed: open it anew")
         if os.getpid() != self._pid:
-            raise NeedsReopen("this process was forked from the one that opened the store: open the store anew here")
+            raise NeedsReopen(
+                "this process was forked from the one that opened the store: open the store anew here"
+            )
         return self
 
     def close(self) -> None:

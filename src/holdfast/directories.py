@@ -68,13 +68,14 @@ def put_directory(
         )
         for name, why in tree.report.skipped[:10]:
             log.warning("left out: %s (%s)", name, why)
-        name = words.filename or os.path.basename(os.path.abspath(path)) or None
-        details = describe(core, words._replace(filename=name))
+        given = words.filename or os.path.basename(os.path.abspath(path)) or None
+        details = describe(core, words._replace(filename=given))
         requires = details.requires
         if tree.extras is not None:
             requires = (*requires, f"blake3:{tree.extras.hex()}")
         details = msgspec.structs.replace(details, content_type=words.content_type, requires=requires)
-        stored = next(one for one in sink.last if one.hash == tree.collection)
+        collection = next(one for one in sink.last if one.hash == tree.collection)
+        stored = collection._replace(size_bytes=tree.file_bytes)  # what a person means by the size of a tree
         artifact = artifacts.acknowledge(group, [(stored, details, 1)])[0]
     if on_report is not None:
         on_report(tree.report)

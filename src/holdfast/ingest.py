@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple, Protocol
 
@@ -34,7 +34,7 @@ class Lookup(Protocol):
     """What is in the store already."""
 
     def find_data(self, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, int, int, int]]: ...
-    def find_blobs(self, hashes: Sequence[bytes]) -> dict[bytes, BlobFound]: ...
+    def find_blobs(self, hashes: Sequence[bytes]) -> Mapping[bytes, BlobFound]: ...
 
 
 class BlobFound(Protocol):
@@ -211,13 +211,17 @@ class Ingest:
         """Begin a blob that comes in windows."""
         return BlobStream(self)
 
-    def cut_ahead(self, window: BytesLike, carry: list[BytesLike], cutter: Cutter, hasher: _native.BlobHasher) -> Future[_Cut]:
+    def cut_ahead(
+        self, window: BytesLike, carry: list[BytesLike], cutter: Cutter, hasher: _native.BlobHasher
+    ) -> Future[_Cut]:
         """Cut and hash a window in another thread."""
         return self._pool.submit(_cut, window, carry, cutter, hasher)
 
     # -- what describes a blob
 
-    def finish_blob(self, root: bytes, size: int, manifest: ManifestWriter, outboard: OutboardBuilder) -> Stored:
+    def finish_blob(
+        self, root: bytes, size: int, manifest: ManifestWriter, outboard: OutboardBuilder
+    ) -> Stored:
         """Append what describes a blob whose chunks are all there, unless it is known."""
         known = self._lookup().find_blobs((root,)).get(root)
         count = known.chunks if known is not None else self._describe(root, size, manifest, outboard)
@@ -309,7 +313,9 @@ class BlobStream:
         self.close()
 
     def _advance(self, window: BytesLike) -> None:
-        done = self._pending.result() if self._pending is not None else None  # one at a time: windows are in order
+        done = (
+            self._pending.result() if self._pending is not None else None
+        )  # one at a time: windows are in order
         self._pending = self._ingest.cut_ahead(window, self._carry, self._cutter, self._hasher)
         if done is not None:
             self._take(done)

@@ -15,7 +15,15 @@ from holdfast.core import Core, Watch
 from holdfast.errors import ArtifactNotFound, Conflict, InvalidInput, NeedsReopen, NotFound
 from holdfast.trees import export_tree
 from holdfast.types import Artifact, BlobFormat, Hash, ProgressCallback, Ref, check_range, parse_id
-from holdfast.wire.collection import EXTRAS_PREFIX, MAX_EXTRAS_BYTES, TreeExtras, file_count, iter_hashes, iter_names, parse_extras
+from holdfast.wire.collection import (
+    EXTRAS_PREFIX,
+    MAX_EXTRAS_BYTES,
+    TreeExtras,
+    file_count,
+    iter_hashes,
+    iter_names,
+    parse_extras,
+)
 from holdfast.wire.document import parse_details
 
 BUFFER_BYTES: Final = 16 << 10
@@ -83,7 +91,7 @@ class RawBlob(io.RawIOBase):
 
     def _get(self, start: int, stop: int) -> bytes:
         at = start - self._ahead_start
-        if self._ahead and 0 <= at and stop <= self._ahead_start + len(self._ahead):
+        if self._ahead and at >= 0 and stop <= self._ahead_start + len(self._ahead):
             return self._ahead[at : at + stop - start]
         if start != self._last_stop or stop - start >= READ_AHEAD_BYTES:
             return self._reader.read_at(start, stop - start)
@@ -150,7 +158,11 @@ class Reading:
             wanted = BlobFormat(format) if format is not None else BlobFormat.RAW
         else:
             entry = core.artifact(ref)
-            wanted = BlobFormat(format) if format is not None else (BlobFormat.RAW, BlobFormat.HASH_SEQ)[entry.format]
+            wanted = (
+                BlobFormat(format)
+                if format is not None
+                else (BlobFormat.RAW, BlobFormat.HASH_SEQ)[entry.format]
+            )
             if wanted is BlobFormat.HASH_SEQ:
                 extras = self.tree_extras(ref)
         if wanted is BlobFormat.RAW:
@@ -161,7 +173,7 @@ class Reading:
                 path,
                 lambda: self.iter_collection(row.hash),
                 extras,
-                lambda hash_: self._iter_blob(hash_),
+                self._iter_blob,
                 overwrite=overwrite,
                 progress=progress,
             )

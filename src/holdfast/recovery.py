@@ -85,7 +85,7 @@ class CatalogKeeper:
             self._catalog = None
 
     def _renew(self) -> Catalog:
-        """The file at the path is another one, or none: take what is there, or rebuild it; one process does, others wait."""
+        """The file at the path is another one, or none: take it, or rebuild it; one process does, others wait."""
         with self._backend.lock():
             if self._catalog is None or not self._catalog.is_current():
                 old, self._catalog = self._catalog, None
@@ -98,9 +98,9 @@ class CatalogKeeper:
 
     def _open_existing(self) -> Catalog:
         backend = self._backend
-        if self._path is not None and not self._path.exists():
-            if backend.read_only or backend.segment_ids():
-                raise CatalogUnusable("it is missing", path=str(self._path))
+        missing = self._path is not None and not self._path.exists()
+        if missing and (backend.read_only or backend.segment_ids()):
+            raise CatalogUnusable("it is missing", path=str(self._path))
         return Catalog.open(self._path, backend.store.id, read_only=backend.read_only)
 
     def _catch_up(self) -> None:
@@ -184,7 +184,10 @@ class CatalogKeeper:
     def _note(self, recovery: Recovery) -> None:
         for problem in recovery.problems[len(self.problems) :][:10]:
             log.warning(
-                "damage in segment %s at offset %s: %s", problem.segment, problem.offset_bytes, problem.message
+                "damage in segment %s at offset %s: %s",
+                problem.segment,
+                problem.offset_bytes,
+                problem.message,
             )
         self.problems = tuple(recovery.problems[:MAX_PROBLEMS])
 

@@ -18,7 +18,14 @@ from holdfast.backend.log.reader import OFFSET_MASK, LargeReader, matches
 from holdfast.backend.log.segment import SegmentIndex, check_segment_header, read_index
 from holdfast.bao import OutboardReader
 from holdfast.core import Core
-from holdfast.errors import BackendError, CorruptBlob, CorruptSegment, HoldfastError, IntegrityError, MissingChunk
+from holdfast.errors import (
+    BackendError,
+    CorruptBlob,
+    CorruptSegment,
+    HoldfastError,
+    IntegrityError,
+    MissingChunk,
+)
 from holdfast.reading import Reading
 from holdfast.types import BLOCK_BYTES, Hash, Problem, Progress, ProgressCallback, Ref, VerifyReport
 from holdfast.wire.record import (
@@ -139,7 +146,9 @@ def _verify_blob(core: Core, hash_: bytes, report: Report) -> None:
         report.checked(len(piece))
     root, rest = hasher.finish()
     if root != hash_:
-        raise CorruptBlob(f"blob {hash_.hex()} does not match its hash, though its chunks match theirs", hash=Hash(hash_))
+        raise CorruptBlob(
+            f"blob {hash_.hex()} does not match its hash, though its chunks match theirs", hash=Hash(hash_)
+        )
     if isinstance(reader, LargeReader):
         groups += rest
         outboard = OutboardReader(reader.size_bytes, hash_, reader.outboard_stream.read)

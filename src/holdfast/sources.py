@@ -83,14 +83,16 @@ def _path_windows(path: str) -> Iterator[BytesLike]:
 
 
 def open_source(path: str | os.PathLike[str]) -> io.FileIO:
-    """Open a regular file (or a symbolic link to one) to be stored. Devices, pipes and directories are refused by name."""
+    """Open a regular file (or a link to one) to be stored. Devices, pipes and directories are refused by name."""
     text = os.fspath(path)
     try:
         fd = os.open(text, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         raise SourceNotFound(f"there is no file at {text}", path=text) from None
     except PermissionError as error:
-        raise PermissionDenied(f"cannot read {text}: {error.strerror}", path=text, errno=error.errno) from error
+        raise PermissionDenied(
+            f"cannot read {text}: {error.strerror}", path=text, errno=error.errno
+        ) from error
     except OSError as error:
         raise InvalidInput(f"cannot read {text}: {error.strerror or error}", path=text) from error
     except ValueError as error:
@@ -102,7 +104,9 @@ def open_source(path: str | os.PathLike[str]) -> io.FileIO:
     os.close(fd)
     if stat.S_ISDIR(mode):
         raise InvalidInput(f"{text} is a directory: store it with put_tree (`holdfast put -r`)", path=text)
-    raise InvalidInput(f"{text} is not a regular file (a device, pipe or socket): open it and give the file", path=text)
+    raise InvalidInput(
+        f"{text} is not a regular file (a device, pipe or socket): open it and give the file", path=text
+    )
 
 
 def _raw_windows(file: io.FileIO, path: str) -> Iterator[BytesLike]:
@@ -112,7 +116,9 @@ def _raw_windows(file: io.FileIO, path: str) -> Iterator[BytesLike]:
         try:
             data = _read_full(file, window)
         except OSError as error:
-            raise Unavailable(f"cannot read {path}: {error.strerror}", path=path, errno=error.errno) from error
+            raise Unavailable(
+                f"cannot read {path}: {error.strerror}", path=path, errno=error.errno
+            ) from error
         if data:
             yield data
         if len(data) < window:

@@ -28,7 +28,15 @@ from holdfast.catalog import CatalogUnusable
 from holdfast.chunking import Chunking
 from holdfast.core import Core, Options
 from holdfast.directories import put_directory
-from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, InvalidConfig, InvalidInput, StoreNotFound, Unavailable
+from holdfast.errors import (
+    ArtifactNotFound,
+    BlobNotFound,
+    Conflict,
+    InvalidConfig,
+    InvalidInput,
+    StoreNotFound,
+    Unavailable,
+)
 from holdfast.reading import Reading
 from holdfast.recovery import CatalogKeeper
 from holdfast.scrub import scrub, verify
@@ -76,13 +84,27 @@ def _call(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[St
             self._core.keeper.replace(str(error))
             if method.__name__ in _REPEATABLE:
                 return method(self, *args, **kwargs)
-            raise Unavailable("the catalog was damaged and has been rebuilt from storage: try again") from error
+            raise Unavailable(
+                "the catalog was damaged and has been rebuilt from storage: try again"
+            ) from error
 
     return call
 
 
 _REPEATABLE: Final = frozenset(
-    {"info", "exists", "read", "iter_bytes", "open", "export", "delete", "restore", "verify", "scrub", "stats"}
+    {
+        "info",
+        "exists",
+        "read",
+        "iter_bytes",
+        "open",
+        "export",
+        "delete",
+        "restore",
+        "verify",
+        "scrub",
+        "stats",
+    }
 )
 
 
@@ -111,13 +133,13 @@ class Store:
         exist_ok: bool = True,
         read_only: bool = False,
         disk: Disk | None = None,
-        catalog_path: Path | None | str = "",
+        catalog_path: Path | str | None = "",
         chunking: Chunking | None = None,
         compression: str | None = None,
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
         fsync: bool = True,
         lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
-        options: Options = Options(),
+        options: Options | None = None,
         location: str | None = None,
         reopen: Mapping[str, Any] | None = None,
     ) -> Store:
@@ -135,7 +157,8 @@ class Store:
         _check_conflicts(root, store.chunking, store.compression, chunking, compression)
         if real and not read_only and is_network_filesystem(root):
             raise InvalidConfig(
-                f"{root} is on a network file system, where locks and fsync cannot be relied on: use a local disk, or read_only",
+                f"{root} is on a network file system, where locks and fsync cannot be relied on: use a local disk,"
+                " or read_only",
                 path=root,
             )
         backend = LogBackend(
@@ -156,7 +179,7 @@ class Store:
             keeper.close()
             backend.abandon()
             raise
-        return cls(location or root, Core(backend, keeper, options), reopen)
+        return cls(location or root, Core(backend, keeper, options or Options()), reopen)
 
     # -- storing
 
@@ -411,7 +434,7 @@ class Store:
 
 
 def _unpickle(location: str, options: dict[str, Any]) -> Store:
-    return open_store(location, **options)
+    return open(location, **options)
 
 
 def create(
@@ -434,7 +457,7 @@ def create(
     )
 
 
-def open_store(
+def open(
     location: str | os.PathLike[str] | None = None,
     *,
     create: bool = False,
@@ -442,7 +465,7 @@ def open_store(
     catalog: str | os.PathLike[str] | None = None,
     config: Config | None = None,
 ) -> Store:
-    """Open the store at a location (`holdfast.open`); without one, the configured one.
+    """Open the store at a location; without one, the configured one.
 
     `create=True` makes it if it is not there. `read_only` takes no lock and has no session: a collection that
     another process runs does not wait for it. `StoreNotFound`, `FormatError`, `PermissionDenied`.
@@ -513,7 +536,9 @@ def _local_path(text: str) -> str:
         return unquote(parts.path)
     if scheme in _LATER:
         raise InvalidConfig(f"{_LATER[scheme]} stores are not in this version yet: {text}", location=text)
-    raise InvalidInput(f"{text}: unknown kind of location; a path, file:// and memory:// can be opened", location=text)
+    raise InvalidInput(
+        f"{text}: unknown kind of location; a path, file:// and memory:// can be opened", location=text
+    )
 
 
 def _wanted_chunking(kind: str | None, chunk_size_bytes: int | None) -> Chunking | None:
@@ -522,7 +547,9 @@ def _wanted_chunking(kind: str | None, chunk_size_bytes: int | None) -> Chunking
     return Chunking.choose(kind or "fastcdc", chunk_size_bytes)
 
 
-def _create(disk: Disk, root: str, exist_ok: bool, chunking: Chunking | None, compression: str | None) -> None:
+def _create(
+    disk: Disk, root: str, exist_ok: bool, chunking: Chunking | None, compression: str | None
+) -> None:
     try:
         read_store_file(disk, root)
     except StoreNotFound:
@@ -539,14 +566,21 @@ def _create(disk: Disk, root: str, exist_ok: bool, chunking: Chunking | None, co
 
 
 def _check_conflicts(
-    root: str, has_chunking: dict[str, Any], has_compression: str, chunking: Chunking | None, compression: str | None
+    root: str,
+    has_chunking: dict[str, Any],
+    has_compression: str,
+    chunking: Chunking | None,
+    compression: str | None,
 ) -> None:
     """An option that was given and is not what the store was made with is an error, not a silent difference."""
     if chunking is not None and chunking != Chunking.from_dict(has_chunking):
-        raise InvalidConfig(f"the store at {root} was made with chunking {has_chunking}, which cannot be changed", path=root)
+        raise InvalidConfig(
+            f"the store at {root} was made with chunking {has_chunking}, which cannot be changed", path=root
+        )
     if compression is not None and compression != has_compression:
         raise InvalidConfig(
-            f"the store at {root} was made with compression {has_compression!r}, which cannot be changed", path=root
+            f"the store at {root} was made with compression {has_compression!r}, which cannot be changed",
+            path=root,
         )
 
 

@@ -54,7 +54,9 @@ class Hash(msgspec.Struct, frozen=True, order=True):
                 return cls(base64.b32decode(digits.upper() + "===="))
         except ValueError:
             pass
-        raise InvalidHash(f"not a hash: {text!r:.100} (64 hex digits or 52 base32 letters are expected)", text=text)
+        raise InvalidHash(
+            f"not a hash: {text!r:.100} (64 hex digits or 52 base32 letters are expected)", text=text
+        )
 
 
 class Durability(StrEnum):
@@ -229,7 +231,7 @@ class Stats(Value, frozen=True, kw_only=True):
 
 
 class TreeReport(Value, frozen=True, kw_only=True):
-    """What a put_tree did not take as it stood: (path, why) for each file that vanished or was excluded as unreadable."""
+    """What a put_tree left out: (path, why) for each file that vanished, may not be read, or is no file."""
 
     skipped: tuple[tuple[str, str], ...] = ()
 

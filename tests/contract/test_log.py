@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from holdfast.chunking import Chunking
+from holdfast.core import Options
 import holdfast
 from holdfast.store import Store
 from holdfast.testing.contract import MakeStore, StoreContract
@@ -32,11 +34,11 @@ class TestLog(StoreContract):
             return Store._open(
                 str(root / f"{next(numbers)}"),
                 create=True,
-                chunking="fixed",
-                chunk_size_bytes=CHUNK_BYTES,
+                chunking=Chunking.choose("fixed", CHUNK_BYTES),
                 compression="none",
-                segment_size_bytes=SEGMENT_BYTES,
-                **options,
+                segment_bytes=SEGMENT_BYTES,
+                options=Options(**options),
+                reopen={},
             )
 
         return make

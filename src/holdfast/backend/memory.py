@@ -119,8 +119,8 @@ class MemoryDisk:
             if path not in self._directories:
                 raise FileNotFoundError(path)
             prefix = path.rstrip("/") + "/"
-            names = {name[len(prefix) :].split("/")[0] for name in (*self._files, *self._directories) if name.startswith(prefix)}
-            return sorted(names - {""})
+            below = (name for name in (*self._files, *self._directories) if name.startswith(prefix))
+            return sorted({name[len(prefix) :].split("/")[0] for name in below} - {""})
 
     def stat(self, path: str) -> FileStat | None:
         with self._mutex:

@@ -23,15 +23,16 @@ DAMAGED = exit_code(IntegrityError(""))
 @click.argument("refs", nargs=-1, required=True, metavar="REF…")
 def verify(state: State, refs: tuple[str, ...]) -> int:
     """Read artifacts or blobs and check every byte. Damage is listed; the exit code is then 5."""
+    from holdfast.cli.progress import Bar
     from holdfast.cli.refs import resolve
     from holdfast.types import Hash
 
     damaged = False
-    with state.open() as store:
+    with state.open() as store, Bar(state.quiet or state.json) as bar:
         found = [resolve(store, ref) for ref in refs]
         for ref, what in zip(refs, found, strict=True):
             name = what if isinstance(what, Hash) else what.id
-            report = store.verify(name)
+            report = store.verify(name, progress=bar)
             damaged = damaged or not report.ok
             document = {"ref": str(name), **report.to_dict()}
             state.answer(document, lambda ref=ref, report=report: _show(ref, report))  # type: ignore[misc]
@@ -86,8 +87,10 @@ def _problems(problems: Iterable[Problem], count: int) -> None:
 @command("rebuild", example="holdfast rebuild")
 def rebuild(state: State) -> int:
     """Make the catalog anew from what is stored. Nothing is lost by it."""
-    with state.open() as store:
-        stats = store.rebuild()
+    from holdfast.cli.progress import Bar
+
+    with state.open() as store, Bar(state.quiet or state.json) as bar:
+        stats = store.rebuild(progress=bar)
 
     def show() -> None:
         fields(

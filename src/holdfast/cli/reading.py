@@ -112,7 +112,7 @@ def get(state: State, ref: str, output: str | None, overwrite: bool) -> None:
     from holdfast.cli.refs import resolve
     from holdfast.types import Hash
 
-    with state.open() as store, Bar(state.quiet or state.json):
+    with state.open() as store, Bar(state.quiet or state.json) as bar:
         found = resolve(store, ref)
         is_tree = not isinstance(found, Hash) and found.format == "hash_seq"
         name = found if isinstance(found, Hash) else found.id
@@ -125,7 +125,7 @@ def get(state: State, ref: str, output: str | None, overwrite: bool) -> None:
         target = output or own
         if output is not None and os.path.isdir(output) and not is_tree:
             target = os.path.join(output, own)
-        store.export(name, target, overwrite=overwrite)
+        store.export(name, target, overwrite=overwrite, progress=bar)
         size_bytes = store.blobs.info(found).size_bytes if isinstance(found, Hash) else found.size_bytes
     document = {"path": target, "size_bytes": size_bytes}
     state.answer(document, lambda: out(f"{size(size_bytes)}  {escape(target)}"), quiet=escape(target))

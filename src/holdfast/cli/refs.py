@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 from holdfast.errors import ArtifactNotFound, BlobNotFound, InvalidInput
@@ -12,14 +13,13 @@ if TYPE_CHECKING:
     from holdfast.types import Artifact, Hash
 
 MIN_DIGITS = 4
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_ID_PREFIX = re.compile(r"[0-9a-f][0-9a-f-]{0,35}")
+ID_DIGITS = 32
 _HASH = re.compile(r"[0-9a-fA-F]{64}|[a-zA-Z2-7]{52}")
 _SHOWN = 5
 
 
 def resolve(store: holdfast.Store, text: str) -> Artifact | Hash:
-    """Give what a REF names: a whole hash any blob, a prefix the one of an artifact."""
+    """Give what a REF names: an artifact, or a blob if it is a hash."""
     if (whole := _whole_hash(text)) is not None:
         return whole
     if text.startswith("blake3:"):
@@ -29,11 +29,11 @@ def resolve(store: holdfast.Store, text: str) -> Artifact | Hash:
 
 def resolve_artifact(store: holdfast.Store, text: str, *, deleted: bool = False) -> Artifact:
     """Give the one artifact that a REF names, for commands that a bare blob would make no sense to."""
-    if _whole_hash(text) is not None or text.startswith("blake3:"):
-        prefix = str(_whole_hash(text) or text.removeprefix("blake3:").lower())
-        found = [a for a in store.find(deleted=deleted) if str(a.hash).startswith(prefix)]
-        return _one(text, found)
-    return _artifact(store, text, deleted=deleted)
+    if (whole := _whole_hash(text)) is None and not text.startswith("blake3:"):
+        return _artifact(store, text, deleted=deleted)
+    prefix = str(whole) if whole is not None else _hash_digits(text)
+    found = (a for a in store.find(deleted=deleted) if str(a.hash).startswith(prefix))
+    return _one(text, list(islice(found, _SHOWN + 1)))
 
 
 def _whole_hash(text: str) -> Hash | None:
@@ -45,42 +45,42 @@ def _whole_hash(text: str) -> Hash | None:
 def _artifact(store: holdfast.Store, text: str, *, deleted: bool) -> Artifact:
     if text.startswith("tag:"):
         raise InvalidInput(f"{text!r}: names of tags are not in this version yet", ref=text)
-    wanted = text.lower()
-    if _ID.fullmatch(wanted) and not deleted:
-        return store.info(wanted)
-    digits = wanted.replace("-", "")
-    if not _ID_PREFIX.fullmatch(wanted) or len(digits) < MIN_DIGITS:
+    digits = text.lower().replace("-", "")
+    if not re.fullmatch(r"[0-9a-f]{%d,32}" % MIN_DIGITS, digits):
         raise InvalidInput(
             f"{text!r:.100} is no REF (an id, blake3:HASH, or at least {MIN_DIGITS} digits of either)",
             ref=text,
         )
-    found = []
-    for artifact in store.find(deleted=deleted):
-        if artifact.id.replace("-", "").startswith(digits):
-            found.append(artifact)
-            if len(found) > _SHOWN:
-                break
-    return _one(text, found)
+    if len(digits) == ID_DIGITS and not deleted:
+        return store.info(_id(digits))
+    # ids sort as they are written, and `find` goes down from any of them
+    above = min((int(digits, 16) + 1) << 4 * (ID_DIGITS - len(digits)), 16**ID_DIGITS - 1)
+    found = store.find(deleted=deleted, after=_id(f"{above:032x}"))
+    matching = takewhile(lambda artifact: artifact.id.replace("-", "").startswith(digits), found)
+    return _one(text, list(islice(matching, _SHOWN + 1)))
+
+
+def _id(digits: str) -> str:
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def _hash_digits(text: str) -> str:
+    digits = text.removeprefix("blake3:").lower()
+    if not re.fullmatch(r"[0-9a-f]{%d,64}" % MIN_DIGITS, digits):
+        raise InvalidInput(
+            f"{text!r:.100} is no hash (64 hex digits, 52 base32 letters, or at least {MIN_DIGITS} hex digits)",
+            ref=text,
+        )
+    return digits
 
 
 def _by_hash_prefix(store: holdfast.Store, text: str) -> Hash:
-    digits = text.removeprefix("blake3:").lower()
-    if not re.fullmatch(r"[0-9a-f]+", digits) or len(digits) < MIN_DIGITS or len(digits) > 64:
-        raise InvalidInput(
-            f"{text!r:.100} is no hash (64 hex digits, 52 base32 letters, or {MIN_DIGITS} hex digits up)",
-            ref=text,
-        )
-    found: dict[str, Hash] = {}
-    for artifact in store.find():
-        if str(artifact.hash).startswith(digits):
-            found[str(artifact.hash)] = artifact.hash
-            if len(found) > _SHOWN:
-                break
+    found = [blob.hash for blob in islice(store.blobs.list(prefix=_hash_digits(text)), _SHOWN + 1)]
     if not found:
-        raise BlobNotFound(f"no blob's hash begins with {digits}", ref=text)
+        raise BlobNotFound(f"no blob's hash begins with {text.removeprefix('blake3:')}", ref=text)
     if len(found) > 1:
-        raise _ambiguous(text, list(found))
-    return next(iter(found.values()))
+        raise _ambiguous(text, [f"blake3:{hash}" for hash in found])
+    return found[0]
 
 
 def _one(text: str, found: list[Artifact]) -> Artifact:

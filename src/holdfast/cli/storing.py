@@ -106,13 +106,12 @@ def put(
             from holdfast.types import PutItem
 
             items = [PutItem(source, filename=name) for source, name in sources]
-            artifacts = store.put_many(items, content_type=content_type, **common)
+            artifacts = store.put_many(items, content_type=content_type, progress=bar, **common)
             stored.update(zip(files, artifacts, strict=True))
         for i, path in enumerate(paths):
             if path in trees:
-                more: dict[str, Any] = {"exclude": exclude} if exclude else {}
                 name = filename or os.path.basename(os.path.abspath(path)) or None
-                stored[i] = store.put_tree(path, filename=name, progress=bar, **common, **more)
+                stored[i] = store.put_tree(path, filename=name, exclude=exclude, progress=bar, **common)
     state.artifacts(stored[i] for i in range(len(paths)))
 
 
@@ -183,7 +182,7 @@ def restore(state: State, refs: tuple[str, ...]) -> None:
     with state.open() as store:
         found = {a.id: a for a in (resolve_artifact(store, ref, deleted=True) for ref in refs)}
         for artifact in found.values():
-            back = store.restore(artifact.id) or artifact
+            back = store.restore(artifact.id)
             _done(state, back, "restored", back.to_dict())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from holdfast.errors import InvalidConfig
 
@@ -90,9 +90,6 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash((self._value, self._from))
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret is not pickled")
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:

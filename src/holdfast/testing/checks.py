@@ -178,8 +178,7 @@ class Ledger:
 
 def dump_catalog(store: Store) -> list[str]:
     """Give every fact of a store's catalog, in canonical form."""
-    catalog: Any = getattr(store, "catalog", None) or getattr(store, "_catalog", None)
-    return list(catalog.dump())
+    return list(store._core.catalog.dump())
 
 
 def check_store(

@@ -84,7 +84,15 @@ def encode_artifact(document: ArtifactDocument) -> bytes:
     d = document
     return (
         _ARTIFACT.pack(
-            DOCUMENT_VERSION, d.format, d.revision, d.id, d.hash, d.size_bytes, d.created_ms, d.modified_ms, d.chunk_count
+            DOCUMENT_VERSION,
+            d.format,
+            d.revision,
+            d.id,
+            d.hash,
+            d.size_bytes,
+            d.created_ms,
+            d.modified_ms,
+            d.chunk_count,
         )
         + d.details
     )
@@ -205,7 +213,8 @@ def encode_quarantine(document: QuarantineDocument) -> bytes:
     """Give the payload of a quarantine (or repair) record."""
     reason = document.reason.encode()[:1000]
     return (
-        _QUARANTINE.pack(DOCUMENT_VERSION, 0, document.segment, document.offset, document.hash, len(reason)) + reason
+        _QUARANTINE.pack(DOCUMENT_VERSION, 0, document.segment, document.offset, document.hash, len(reason))
+        + reason
     )
 
 

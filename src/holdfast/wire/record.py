@@ -54,7 +54,14 @@ KNOWN_KINDS: Final = frozenset(int(kind) for kind in Kind)
 PAYLOAD_KINDS: Final = frozenset({int(Kind.DATA), int(Kind.OUTBOARD_PAGE), int(Kind.MANIFEST_PAGE)})
 """Records that are found by the hash of their payload."""
 DOCUMENT_KINDS: Final = frozenset(
-    {int(Kind.BLOB), int(Kind.ARTIFACT), int(Kind.TAG), int(Kind.TOMBSTONE), int(Kind.QUARANTINE), int(Kind.REPAIR)}
+    {
+        int(Kind.BLOB),
+        int(Kind.ARTIFACT),
+        int(Kind.TAG),
+        int(Kind.TOMBSTONE),
+        int(Kind.QUARANTINE),
+        int(Kind.REPAIR),
+    }
 )
 """Records whose payload states a fact."""
 FRAMING_KINDS: Final = frozenset({int(Kind.COMMIT), int(Kind.CLOSE), int(Kind.FOOTER)})
@@ -124,27 +131,27 @@ def iter_entries(entries: bytes | memoryview) -> list[Entry]:
 
 
 class Extent(NamedTuple):
-    """A run of records in one segment: bytes `start` to `stop`, `count` records."""
+    """A run of so many records in one segment: bytes `start` to `stop`."""
 
     segment: int
     start: int
     stop: int
-    count: int
+    records: int
 
 
 class Commit(NamedTuple):
-    """What ends a group. `digest` is the BLAKE3 of the group's index entries in order; its records are all there, or none counts."""
+    """What ends a group: its records are all there, or none counts. `digest` is the BLAKE3 of their index entries."""
 
     id: bytes
     time_ms: int
-    count: int
+    records: int
     digest: bytes
     extents: tuple[Extent, ...]
 
 
 def encode_commit(commit: Commit) -> bytes:
     """Give the payload of a commit record."""
-    head = _COMMIT.pack(commit.id, commit.time_ms, commit.count, commit.digest, len(commit.extents))
+    head = _COMMIT.pack(commit.id, commit.time_ms, commit.records, commit.digest, len(commit.extents))
     return head + b"".join(_EXTENT.pack(*extent) for extent in commit.extents)
 
 
@@ -152,15 +159,15 @@ def parse_commit(payload: bytes) -> Commit | None:
     """Read a commit's payload; None when it is malformed."""
     if len(payload) < _COMMIT.size:
         return None
-    commit_id, time_ms, count, digest, extent_count = _COMMIT.unpack_from(payload)
+    commit_id, time_ms, records, digest, extent_count = _COMMIT.unpack_from(payload)
     if len(payload) != _COMMIT.size + extent_count * _EXTENT.size:
         return None
     extents = tuple(Extent._make(fields) for fields in _EXTENT.iter_unpack(payload[_COMMIT.size :]))
     if any(e.start < SEGMENT_HEADER_BYTES or e.stop < e.start for e in extents):
         return None
-    if sum(e.count for e in extents) != count:
+    if sum(e.records for e in extents) != records:
         return None
-    return Commit(commit_id, time_ms, count, digest, extents)
+    return Commit(commit_id, time_ms, records, digest, extents)
 
 
 class End(NamedTuple):
@@ -172,7 +179,9 @@ class End(NamedTuple):
     records_stop: int
 
 
-def frame_one(segment: int, offset: int, kind: Kind, payload: bytes, *, flags: int = 0) -> tuple[bytes, bytes]:
+def frame_one(
+    segment: int, offset: int, kind: Kind, payload: bytes, *, flags: int = 0
+) -> tuple[bytes, bytes]:
     """Give (record, index entry) of one record stored as it is."""
     return _native.frame_joined(
         segment, offset, bytes((kind,)), bytes((flags,)), _native.blake3(payload), [len(payload)], [payload]

@@ -196,8 +196,10 @@ class LogBackend:
             self._lock.close()
 
     def abandon_in_child(self) -> None:
-        """In a forked child: close the files that came along, so that no lock outlives the parent. Nothing is unlocked."""
-        handles = [writer.handle for writer in self._committer.writers.own().values()] if self._committer else []
+        """In a forked child: close what came along, unlocking nothing, so that no lock outlives the parent."""
+        handles = (
+            [writer.handle for writer in self._committer.writers.own().values()] if self._committer else []
+        )
         handles += [self._session.handle] if self._session is not None else []
         handles += [self._lock.handle] if self._lock is not None else []
         for handle in handles:
@@ -222,4 +224,3 @@ class LogBackend:
             return read_index(self.disk, handle, segment, path).entries
         finally:
             self.disk.close(handle)
-

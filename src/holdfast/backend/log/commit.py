@@ -221,17 +221,19 @@ class _Stream:
         self._wait_for_seal()
         digest, _ = self._digest.finish()
         commit = Commit(
-            uuid.uuid4().bytes, now_ms(), sum(e.count for e in self.extents), digest, tuple(self.extents)
+            uuid.uuid4().bytes, now_ms(), sum(e.records for e in self.extents), digest, tuple(self.extents)
         )
         if len(self.extents) > MAX_EXTENTS:
-            raise NoSpace(f"one put may fill {MAX_EXTENTS} segments; use larger segments", extents=len(self.extents))
+            raise NoSpace(
+                f"one put may fill {MAX_EXTENTS} segments; use larger segments", extents=len(self.extents)
+            )
         record, entry = frame_one(writer.segment, writer.offset, Kind.COMMIT, encode_commit(commit))
         writer.append([record], entry, len(record))
         self._committer.sync(writer)
         return commit
 
     def abort(self) -> None:
-        """Cut off what was streamed; segments that hold nothing else go. Where that fails, nothing of it exists anyway."""
+        """Cut off what was streamed; segments that hold nothing else go. Without a commit nothing of it exists."""
         if self.finished:
             return
         self.finished = True
@@ -305,7 +307,14 @@ class Committer:
     """Commits groups; those that come while an fsync runs share the next one."""
 
     def __init__(
-        self, writers: Writers, lock: StoreLock, apply: Apply, read_entries: ReadEntries, read: ReadAt, *, fsync: bool
+        self,
+        writers: Writers,
+        lock: StoreLock,
+        apply: Apply,
+        read_entries: ReadEntries,
+        read: ReadAt,
+        *,
+        fsync: bool,
     ) -> None:
         self.writers = writers
         self.buffer_bytes = min(BUFFER_BYTES, writers.segment_bytes // 4)
@@ -345,10 +354,12 @@ class Committer:
         if batch:
             try:
                 self.commit_now(batch)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  # raised below; the others of the batch must hear of it
                 for one in batch:
                     if one.error is None:
-                        one.error = error if one is group else Unavailable("another thread's commit was interrupted")
+                        one.error = (
+                            error if one is group else Unavailable("another thread's commit was interrupted")
+                        )
             finally:
                 with self._condition:
                     self._leading = False
@@ -459,7 +470,9 @@ class Committer:
             self._unapplied.extend((one, positions) for one in committed)
         except BackendError:
             raise
-        except BaseException:  # interrupted in between: whether the tail counts is for the next opener to find out
+        except (
+            BaseException
+        ):  # interrupted in between: whether the tail counts is for the next opener to find out
             writer.give_up()
             raise
 
@@ -471,7 +484,6 @@ class Committer:
     def close(self) -> None:
         """Wait for what is being sealed."""
         self.background.shutdown()
-
 
 
 def merge_positions(into: dict[int, tuple[int, int]], ends: dict[int, tuple[int, int]]) -> None:

@@ -1,4 +1,4 @@
-"""Where things lie in a store's directory, and the file that says what the store is (docs/format.md, "The directory")."""
+"""Where things lie in a store's directory, and the file that says what it is (docs/format.md, "The directory")."""
 
 from __future__ import annotations
 
@@ -70,18 +70,22 @@ def parse_store_file(data: bytes, path: str) -> StoreFile:
         version = msgspec.json.decode(data)["format"]
         if version != FORMAT_VERSION:
             raise FormatError(
-                f"the store at {path} has format {version}; this version of Holdfast reads {FORMAT_VERSION}: upgrade it",
+                f"the store at {path} has format {version}; this version of Holdfast reads {FORMAT_VERSION}:"
+                " upgrade it",
                 path=path,
             )
         store = msgspec.json.decode(data, type=StoreFile)
     except (msgspec.MsgspecError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path}/{STORE_FILE} is damaged or is no store file: {error}", path=path) from error
+        raise FormatError(
+            f"{path}/{STORE_FILE} is damaged or is no store file: {error}", path=path
+        ) from error
     if _native.crc32c(msgspec.json.encode(msgspec.structs.replace(store, crc32c=0))) != store.crc32c:
         raise FormatError(f"{path}/{STORE_FILE} is damaged: its checksum does not match", path=path)
     unknown = sorted(set(store.features) - FEATURES)
     if unknown:
         raise FormatError(
-            f"the store at {path} needs a newer version of Holdfast (features: {', '.join(unknown)})", path=path
+            f"the store at {path} needs a newer version of Holdfast (features: {', '.join(unknown)})",
+            path=path,
         )
     if store.compression not in COMPRESSIONS:
         raise FormatError(f"the store at {path} has an unknown compression {store.compression!r}", path=path)
@@ -96,12 +100,15 @@ def read_store_file(disk: Disk, root: str) -> StoreFile:
         found = disk.stat(root)
         if found is None:
             raise StoreNotFound(
-                f"there is no store at {root}: make one with `holdfast init` or open(…, create=True)", path=root
+                f"there is no store at {root}: make one with `holdfast init` or open(…, create=True)",
+                path=root,
             ) from None
         if not found.is_dir:
             raise FormatError(f"{root} is not a directory, so it is not a store", path=root) from None
         if disk.listdir(root):
-            raise FormatError(f"{root} is a directory, but not a Holdfast store ({STORE_FILE} is missing)", path=root) from None
+            raise FormatError(
+                f"{root} is a directory, but not a Holdfast store ({STORE_FILE} is missing)", path=root
+            ) from None
         raise StoreNotFound(
             f"there is no store at {root}, it is an empty directory: make one with `holdfast init`", path=root
         ) from None
@@ -112,7 +119,7 @@ def read_store_file(disk: Disk, root: str) -> StoreFile:
 
 
 def create_store(disk: Disk, root: str, *, chunking: Chunking, compression: str, now_ms: int) -> StoreFile:
-    """Make the directory of a new store; durable when it returns. The store file comes last: without it there is no store.
+    """Make the directory of a new store; durable when it returns. Its store file comes last: without it, no store.
 
     An existing empty directory is taken; anything else in it is `Conflict`.
     """

@@ -51,7 +51,9 @@ class StoreLock:
     def acquire(self) -> None:
         """Take the lock."""
         if not self._mutex.acquire(timeout=self._timeout):
-            raise Locked("another thread of this process holds the store's lock", path=self._path, pid=os.getpid())
+            raise Locked(
+                "another thread of this process holds the store's lock", path=self._path, pid=os.getpid()
+            )
         try:
             if self._depth == 0:
                 self._take()

@@ -106,7 +106,10 @@ class Payloads:
             ) from error
         entries, consumed, _ = _native.scan(record, segment, offset, deep=True)
         payload = record[HEADER_BYTES:]
-        if consumed != HEADER_BYTES + stored or _native.blake3(payload) != entries[ENTRY_BYTES - 32 : ENTRY_BYTES]:
+        if (
+            consumed != HEADER_BYTES + stored
+            or _native.blake3(payload) != entries[ENTRY_BYTES - 32 : ENTRY_BYTES]
+        ):
             raise self.corrupt(blob, location, "does not match its record")
         return payload
 
@@ -223,7 +226,12 @@ class LargeReader:
     """
 
     def __init__(
-        self, payloads: Payloads, index: Callable[[], Index], pool: ThreadPoolExecutor, document: bytes, hash_: bytes
+        self,
+        payloads: Payloads,
+        index: Callable[[], Index],
+        pool: ThreadPoolExecutor,
+        document: bytes,
+        hash_: bytes,
     ) -> None:
         blob = parse_blob(document)
         if blob.hash != hash_:
@@ -293,7 +301,9 @@ class LargeReader:
     def _pread(self, place: Place, at: int, length: int) -> bytes | None:
         location = place.location
         try:
-            data = self._payloads.handles.read(location >> 32, (location & OFFSET_MASK) + HEADER_BYTES + at, length)
+            data = self._payloads.handles.read(
+                location >> 32, (location & OFFSET_MASK) + HEADER_BYTES + at, length
+            )
         except OSError:
             return None
         return data if len(data) == length else None
@@ -400,7 +410,11 @@ class LargeReader:
         location = chunks[0][3].location
         expected = location
         for _, length, _, place in chunks:
-            if place.location != expected or place.flags & (FLAG_ZSTD | FLAG_SHA256) or place.stored_bytes != length:
+            if (
+                place.location != expected
+                or place.flags & (FLAG_ZSTD | FLAG_SHA256)
+                or place.stored_bytes != length
+            ):
                 return None
             expected += HEADER_BYTES + length
         try:

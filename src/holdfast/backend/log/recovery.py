@@ -164,7 +164,10 @@ class Recovery:
                 self.problems.extend(index.problems)
                 self.problems.extend([problem] if problem is not None else [])
                 self._clean.append((segment, start))
-                self._positions[segment] = (index.size_bytes, SEGMENT_SEALED if index.sealed else SEGMENT_OPEN)
+                self._positions[segment] = (
+                    index.size_bytes,
+                    SEGMENT_SEALED if index.sealed else SEGMENT_OPEN,
+                )
             else:
                 index = read_index(self._disk, handle, segment, path, start=start, deep=True)
                 self._tails.append(_Tail(index, start, dead, handle))
@@ -201,7 +204,9 @@ class Recovery:
                 self._copied.append(self._copy(commit, tail, parts))
         if whole_after_broken:
             self._damage(
-                "a group does not match its commit, and a later one does: kept for a look", segment, tail.applied
+                "a group does not match its commit, and a later one does: kept for a look",
+                segment,
+                tail.applied,
             )
             self._kept.add(segment)
         if tail.dead:
@@ -217,7 +222,7 @@ class Recovery:
                     return None
             else:
                 part = slice_entries(self._entries_of(extent.segment), extent.start, extent.stop)
-            if len(part) != extent.count * ENTRY_BYTES:
+            if len(part) != extent.records * ENTRY_BYTES:
                 return None
             parts.append(part)
         return parts if _native.blake3(b"".join(parts)) == commit.digest else None
@@ -227,7 +232,9 @@ class Recovery:
         assert self._committer is not None
         extents: list[Extent] = []
         moved: list[bytes] = []
-        length = sum(extent.stop - extent.start for extent in commit.extents if extent.segment == tail.found.segment)
+        length = sum(
+            extent.stop - extent.start for extent in commit.extents if extent.segment == tail.found.segment
+        )
         writer = self._committer.writers.checkout(length + HEADER_BYTES + MAX_RECORD_BYTES // 64)
         try:
             for extent, part in zip(commit.extents, parts, strict=True):
@@ -237,7 +244,7 @@ class Recovery:
                     continue
                 start = writer.offset
                 entries = self._copy_records(tail, part, writer)
-                extents.append(Extent(writer.segment, start, writer.offset, extent.count))
+                extents.append(Extent(writer.segment, start, writer.offset, extent.records))
                 moved.append(entries)
             copy = commit._replace(digest=_native.blake3(b"".join(moved)), extents=tuple(extents))
             record, entry = frame_one(writer.segment, writer.offset, Kind.COMMIT, encode_commit(copy))
@@ -259,7 +266,9 @@ class Recovery:
             records.flags.append(entry.flags)
             records.hashes.extend(entry.hash)
             records.plain.append(entry.plain_bytes)
-            records.payloads.append(self._disk.pread(tail.handle, entry.stored_bytes, entry.offset + HEADER_BYTES))
+            records.payloads.append(
+                self._disk.pread(tail.handle, entry.stored_bytes, entry.offset + HEADER_BYTES)
+            )
             size += entry.stored_bytes
             if size >= COPY_BYTES:
                 entries += _append(writer, records)
@@ -283,7 +292,7 @@ class Recovery:
         SegmentWriter(self._disk, self._root, segment, handle, tail.applied).seal()
 
     def _close_quiet(self, segment: int) -> None:
-        """Let a segment be adopted whose writer died after its last acknowledgement; remove one that never held anything."""
+        """Let a segment be adopted whose writer died with nothing under way; remove one that never held anything."""
         path = segment_path(self._root, segment)
         handle = self._disk.open(path, "a")
         size = self._disk.size(handle)
@@ -316,7 +325,7 @@ class Recovery:
             group_start = start
             for commit, at in self._iter_commits(entries, segment, handle):
                 if commit is None:
-                    self._damage("a commit record is damaged; the records of its group are taken as they are", segment, at)
+                    self._damage("a commit record is damaged; its records are taken as they are", segment, at)
                     yield from self._extent_facts(Extent(segment, group_start, at, 0), 0)
                 else:
                     yield from self._commit_facts(commit)
@@ -327,9 +336,11 @@ class Recovery:
     def _commit_facts(self, commit: Commit) -> Iterator[Facts]:
         parts = [slice_entries(self._entries_of(e.segment), e.start, e.stop) for e in commit.extents]
         whole = b"".join(parts)
-        if len(whole) != commit.count * ENTRY_BYTES or _native.blake3(whole) != commit.digest:
+        if len(whole) != commit.records * ENTRY_BYTES or _native.blake3(whole) != commit.digest:
             first = commit.extents[0] if commit.extents else Extent(0, 0, 0, 0)
-            self._damage("a group that was committed is damaged; what is left of it is taken", first.segment, first.start)
+            self._damage(
+                "a committed group is damaged; what is left of it is taken", first.segment, first.start
+            )
         for extent in commit.extents:
             yield from self._extent_facts(extent, commit.time_ms)
 
@@ -408,4 +419,3 @@ def merged(batches: Iterator[Facts]) -> Iterator[Facts]:
             whole, rows = Facts(), 0
     if rows or whole.segments:
         yield whole
-

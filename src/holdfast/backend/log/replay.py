@@ -49,7 +49,9 @@ def iter_facts(
     """
     step = BATCH_RECORDS * ENTRY_BYTES
     for start in range(0, len(entries), step):
-        yield _facts(segment, entries[start : start + step], start // ENTRY_BYTES, time_ms, payloads, problems)
+        yield _facts(
+            segment, entries[start : start + step], start // ENTRY_BYTES, time_ms, payloads, problems
+        )
 
 
 def _facts(
@@ -78,7 +80,8 @@ def _facts(
             documents.append((kind, i, offset, length, hash_))
         elif kind not in KNOWN_KINDS and kind & MUST_UNDERSTAND:
             raise FormatError(
-                f"segment {segment} holds a record of kind {kind:#x}, which a newer version of Holdfast wrote: upgrade it",
+                f"segment {segment} holds a record of kind {kind:#x}, which a newer version of Holdfast wrote:"
+                " upgrade it",
                 segment=segment,
                 offset_bytes=offset,
             )

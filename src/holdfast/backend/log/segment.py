@@ -68,7 +68,7 @@ class SegmentWriter:
             disk.close(handle)
             raise
         except HoldfastError:
-            # The highest id is never unlinked (ids must not come again), so an empty file may stay; it holds nothing.
+            # An empty file may stay: it holds nothing, and the next opener tidies it up.
             disk.close(handle)
             raise
         return cls(disk, root, segment, handle, SEGMENT_HEADER_BYTES)
@@ -89,7 +89,9 @@ class SegmentWriter:
 
     def only_closes_after(self, applied: int) -> bool:
         """Whether nothing but close records follows `applied`: then the catalog knows all of this segment."""
-        for found in scan_records(self._disk, self.handle, self.segment, max(applied, SEGMENT_HEADER_BYTES), self.offset):
+        for found in scan_records(
+            self._disk, self.handle, self.segment, max(applied, SEGMENT_HEADER_BYTES), self.offset
+        ):
             if found.trouble or any(entry.kind != Kind.CLOSE for entry in iter_entries(found.entries)):
                 return False
         return True
@@ -176,7 +178,9 @@ class SegmentWriter:
         """Read the index of what stood here before we adopted the segment."""
         if self._entries_from > SEGMENT_HEADER_BYTES:
             before = bytearray()
-            for found in scan_records(self._disk, self.handle, self.segment, SEGMENT_HEADER_BYTES, self._entries_from):
+            for found in scan_records(
+                self._disk, self.handle, self.segment, SEGMENT_HEADER_BYTES, self._entries_from
+            ):
                 before += found.entries
             self._entries[:0] = before
             self._entries_from = SEGMENT_HEADER_BYTES
@@ -287,7 +291,9 @@ def read_index(
         if entries is not None:
             stop = tail.end.records_stop
             return SegmentIndex(segment, size, True, False, slice_entries(entries, start, stop), stop, ())
-        problems.append(_problem("the index of a sealed segment is damaged", segment, tail.end.footer_start, path))
+        problems.append(
+            _problem("the index of a sealed segment is damaged", segment, tail.end.footer_start, path)
+        )
     stop = size
     found_entries = bytearray()
     records_stop = start

@@ -59,18 +59,22 @@ class Session:
         self.handle = disk.open(self._path, "x")
         try:
             if not disk.lock(self.handle):
-                raise Unavailable(f"a new session file is locked by somebody else: {self._path}", path=self._path)
+                raise Unavailable(
+                    f"a new session file is locked by somebody else: {self._path}", path=self._path
+                )
             host = socket.gethostname().encode()[:100]
             header = _HEADER.pack(SESSION_MAGIC, raw, started_ms, os.getpid(), host, 0)
             crc = _native.crc32c(header[:-4])
-            disk.pwrite(self.handle, [header[:-4], crc.to_bytes(4, "little"), bytes(LEASES_OFFSET - len(header))], 0)
+            disk.pwrite(
+                self.handle, [header[:-4], crc.to_bytes(4, "little"), bytes(LEASES_OFFSET - len(header))], 0
+            )
         except BaseException:
             disk.close(self.handle)
             raise
 
     @contextmanager
     def operation(self, catalog_id: bytes, epoch: int) -> Iterator[None]:
-        """Pin while something relies on what the catalog `catalog_id` says in `epoch`. The oldest pin is the one that shows."""
+        """Pin while something relies on what the catalog `catalog_id` says in `epoch`; the oldest pin shows."""
         key = self.begin(catalog_id, epoch)
         try:
             yield
