@@ -235,6 +235,36 @@ def test_counts_are_those_of_the_rows(catalog: Catalog) -> None:
     assert counts.catalog_bytes % 4096 == 0
 
 
+def test_many_batches_are_taken_as_they_come(catalog: Catalog) -> None:
+    held: list[Facts] = []
+
+    def batches() -> Iterator[Facts]:
+        for n in range(5):
+            held.append(
+                Facts(data=[data(n, 50 - n), data(7, 50 - n)], blobs=[(key(20), 9000, 1, 90 - n, 5, 2)])
+            )
+            yield held[-1]
+
+    catalog.apply(Facts(data=[data(7, 48)]))
+    catalog.apply_all(batches())
+    places = sorted([(row[0], row[1]) for facts in held for row in facts.data[:1]] + [(key(7), 46)])
+    assert list(catalog.iter_places()) == [*places, (key(20), 86)]
+    assert [copy[0] for copy in catalog.copies(key(7))] == [47, 48, 49, 50]
+
+
+def test_batches_that_break_off_leave_nothing(tmp_path: Path) -> None:
+    def batches() -> Iterator[Facts]:
+        yield Facts(data=[data(1, 1)])
+        raise KeyboardInterrupt
+
+    catalog = Catalog.open(tmp_path / "catalog.db", STORE)
+    with pytest.raises(KeyboardInterrupt):
+        catalog.apply_all(batches())
+    assert list(catalog.iter_places()) == []
+    catalog.apply(Facts(data=[data(1, 1)]))
+    catalog.close()
+
+
 def test_hints_are_kept_and_forgotten_and_no_fact(catalog: Catalog) -> None:
     catalog.set_meta("hint.scrub", 17)
     catalog.set_meta("hint.scrub", b"\x01")

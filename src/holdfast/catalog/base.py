@@ -54,6 +54,7 @@ class CatalogFile:
 
     def __init__(self, path: Path | None, store_id: bytes) -> None:
         self.path: Final = path
+        self._name: Final = None if path is None else str(path)
         self.store_id: Final = store_id
         self.id = b""
         """16 random bytes, new with each catalog that is made."""
@@ -196,10 +197,10 @@ class CatalogFile:
 
     def is_current(self) -> bool:
         """Say whether the file at the path is still the one that is open: one stat. In memory: always."""
-        if self.path is None:
+        if self._name is None:
             return True
         try:
-            stat = os.stat(self.path)
+            stat = os.stat(self._name)
         except OSError:
             return False
         if (stat.st_dev, stat.st_ino) != self._identity:
@@ -208,7 +209,7 @@ class CatalogFile:
             return True
         # Opened without locks, because nobody wrote. Whoever writes makes a log first, then changes the file.
         with suppress(OSError):
-            if os.stat(f"{self.path}-wal").st_size:
+            if os.stat(f"{self._name}-wal").st_size:
                 return False
         return (stat.st_size, stat.st_mtime_ns) == self._frozen
 
