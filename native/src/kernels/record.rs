@@ -215,7 +215,7 @@ pub fn check(data: &[u8], entry: &Entry, base: u64) -> Option<&'static str> {
     let whole = u64::from(entry.offset)
         .checked_sub(base)
         .and_then(|at| usize::try_from(at).ok())
-        .and_then(|at| data.get(at..)?.get(..HEADER + entry.stored as usize));
+        .and_then(|at| data.get(at..)?.get(..HEADER.checked_add(entry.stored as usize)?));
     let Some(record) = whole else {
         return Some("short");
     };
