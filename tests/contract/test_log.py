@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+import holdfast
 from holdfast.chunking import Chunking
 from holdfast.core import Options
-import holdfast
 from holdfast.store import Store
 from holdfast.testing.contract import MakeStore, StoreContract
 from holdfast.types import Hash

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-import holdfast
+from holdfast.backend.memory import MemoryDisk
+from holdfast.chunking import Chunking
+from holdfast.core import Options
 from holdfast.store import Store
 from holdfast.testing.contract import MakeStore, StoreContract
 from holdfast.types import Durability, Hash
@@ -19,9 +21,30 @@ class TestMemory(StoreContract):
     @pytest.fixture
     def make_store(self) -> MakeStore:
         def make(**options: Any) -> Store:
-            return holdfast.open("memory://", **options)
+            self.disk = MemoryDisk()
+            return Store._open(
+                "/memory",
+                create=True,
+                disk=self.disk,
+                catalog_path=None,
+                location="memory://",
+                chunking=Chunking.choose("fixed", 65_536),
+                compression="none",
+                options=Options(**options),
+            )
 
         return make
 
     def corrupt(self, store: Store, hash: Hash, offset_bytes: int) -> None:
-        raise NotImplementedError
+        """Find the payload's bytes in the segments, wherever they are, and flip a bit there."""
+        content = store.read(hash)
+        start = offset_bytes // 65_536 * 65_536 if len(content) > 16_384 else 0
+        chunk = content[start : start + 65_536]
+        for name in self.disk.listdir("/memory/segments"):
+            handle = self.disk.open(f"/memory/segments/{name}", "a")
+            at = self.disk.pread(handle, 1 << 30, 0).find(chunk)
+            if at >= 0:
+                at += offset_bytes - start
+                self.disk.pwrite(handle, [bytes((self.disk.pread(handle, 1, at)[0] ^ 4,))], at)
+                return
+        raise AssertionError(f"{hash} is in no segment as it is")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from holdfast.store import Store
 from holdfast.testing.checks import check_store
 from holdfast.testing.processes import Torturer
-from tests.crash.world import DEEP, SEED, SEGMENT_BYTES, replay
+from tests.crash.world import CHUNKING, DEEP, SEED, SEGMENT_BYTES, replay
 
-OPTIONS = {"chunking": "fastcdc", "chunk_size_bytes": 4096, "segment_size_bytes": SEGMENT_BYTES}
+OPTIONS: dict[str, Any] = {"chunking": CHUNKING, "segment_bytes": SEGMENT_BYTES}
 ROUNDS = 500 if DEEP else 25
 KILLS = 4
 

@@ -73,7 +73,7 @@ def step(world: World, store: Any, rng: random.Random, names: Any) -> None:
     gone = sorted(set(ledger.deleted) - unsure)
 
     def some() -> Any:
-        size = rng.choice((1, 200, 5_000, 17_000, 45_000))
+        size = rng.choice((9, 200, 5_000, 17_000, 45_000))
         return piece(f"{next(names)}", size, shared_bytes=rng.choice((0, 12_000)))
 
     choice = rng.random()

@@ -69,7 +69,7 @@ def _faults() -> Iterator[tuple[Fault, bool]]:
         yield fault, True
 
 
-@pytest.mark.parametrize(("fault", "for_good"), _faults())
+@pytest.mark.parametrize(("fault", "for_good"), list(_faults()))
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_failing_disk(name: str, fault: Fault, for_good: bool) -> None:
     def case(world: World, script: Script, site: Site, rng: random.Random) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.backend.log.disk import Disk
+from holdfast.chunking import Chunking
 from holdfast.errors import HoldfastError
 from holdfast.store import Store
 from holdfast.testing.checks import Ledger, Piece, check_store, replayable
@@ -25,6 +26,7 @@ from holdfast.testing.model_disk import ModelDisk
 
 ROOT: Final = "/model/store"
 SEGMENT_BYTES: Final = 64 << 10
+CHUNKING: Final = Chunking.choose("fastcdc", 4096)
 DEEP: Final = bool(os.environ.get("HOLDFAST_DEEP"))
 SEED: Final = int(os.environ.get("HOLDFAST_SEED", "20261121"))
 
@@ -98,9 +100,9 @@ def open_store(disk: Disk, catalog: Path, *, create: bool = False, root: str = R
         disk=disk,
         catalog_path=catalog,
         create=create,
-        chunking="fastcdc",
-        chunk_size_bytes=4096,
-        segment_size_bytes=SEGMENT_BYTES,
+        chunking=CHUNKING,
+        compression="none",
+        segment_bytes=SEGMENT_BYTES,
     )
 
 
