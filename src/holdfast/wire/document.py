@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from holdfast.errors import FormatError, InvalidInput
-from holdfast.types import Scalar
+from holdfast.types import MAX_BLOB_BYTES, Scalar
 from holdfast.wire.pages import TreeRoot
 
 DOCUMENT_VERSION: Final = 1
@@ -102,6 +102,7 @@ def parse_artifact(payload: bytes) -> ArtifactDocument:
     """Read the payload of an artifact record."""
     _check(payload, _ARTIFACT, "artifact")
     _, format_, revision, id_, hash_, size, created, modified, chunks = _ARTIFACT.unpack_from(payload)
+    _check_values("artifact", format_, size)
     return ArtifactDocument(
         id_, revision, hash_, size, format_, created, modified, chunks, bytes(payload[_ARTIFACT.size :])
     )
@@ -159,10 +160,15 @@ def parse_tag(payload: bytes) -> TagDocument:
     """Read the payload of a tag record."""
     _check(payload, _TAG, "tag")
     _, format_, deleted, revision, hash_, modified, length = _TAG.unpack_from(payload)
-    name = bytes(payload[_TAG.size :])
-    if len(name) != length:
+    _check_values("tag", format_, 0)
+    raw = bytes(payload[_TAG.size :])
+    if len(raw) != length:
         raise FormatError("a tag record has a name of another length than it says")
-    return TagDocument(name.decode(), hash_, format_, revision, modified, bool(deleted))
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        raise FormatError(f"a tag has a name that is not UTF-8: {raw!r:.100}") from None
+    return TagDocument(name, hash_, format_, revision, modified, bool(deleted))
 
 
 class BlobDocument(NamedTuple):
@@ -197,6 +203,7 @@ def parse_blob_head(payload: bytes) -> tuple[bytes, int, int]:
     """Read (hash, size, chunk count) of a blob record alone: what a catalog keeps."""
     _check(payload, _BLOB, "blob")
     _, _, _, hash_, size, chunks = _BLOB.unpack_from(payload)
+    _check_values("blob", 0, size)
     return hash_, size, chunks
 
 
@@ -234,4 +241,13 @@ def _check(payload: bytes, layout: struct.Struct, what: str) -> None:
     if payload[0] != DOCUMENT_VERSION:
         raise FormatError(
             f"a document of kind {what} has version {payload[0]}; this version of Holdfast reads {DOCUMENT_VERSION}"
+        )
+
+
+def _check_values(what: str, format_: int, size_bytes: int) -> None:
+    if format_ > 1:
+        raise FormatError(f"a document of kind {what} has the unknown blob format {format_}")
+    if size_bytes > MAX_BLOB_BYTES:
+        raise FormatError(
+            f"a document of kind {what} names a blob of {size_bytes} bytes, at most {MAX_BLOB_BYTES}"
         )

@@ -20,6 +20,8 @@ MAX_RECORD_BYTES: Final = 16 << 20
 FORMAT_VERSION: Final = 1
 
 MUST_UNDERSTAND: Final = 0x80
+SEGMENT_MUST_UNDERSTAND: Final = 0xFF00
+"""The feature bits of a segment that a reader must know; this version knows none. The lower eight may be ignored."""
 
 FLAG_BLOB: Final = 1
 """The payload of this data record is also a blob of its own."""
@@ -29,6 +31,10 @@ FLAG_SHA256: Final = 8
 """The record is named by the SHA-256 of its payload (manifests that came from elsewhere)."""
 FLAG_END: Final = 4
 """On a footer record: this is the END record, the last of a sealed segment."""
+VALID_FLAGS: Final = bytes(
+    (0, FLAG_BLOB, FLAG_ZSTD, FLAG_BLOB | FLAG_ZSTD, FLAG_SHA256, FLAG_SHA256 | FLAG_ZSTD)
+)
+"""What may stand together on the records of a group: a SHA-256 is no blob's name. Others are a newer version's."""
 
 
 class Kind(IntEnum):
@@ -98,12 +104,19 @@ def parse_segment_header(data: bytes) -> SegmentHeader | None:
     """Read the 64 bytes; None when they are damaged, `FormatError` when a newer version wrote them."""
     if len(data) < SEGMENT_HEADER_BYTES or data[:8] != SEGMENT_MAGIC:
         return None
-    _, version, _, segment, store_id, created_ms, _, crc = _SEGMENT_HEADER.unpack(data[:SEGMENT_HEADER_BYTES])
+    _, version, flags, segment, store_id, created_ms, _, crc = _SEGMENT_HEADER.unpack(
+        data[:SEGMENT_HEADER_BYTES]
+    )
     if _native.crc32c(data[:60]) != crc:
         return None
     if version != FORMAT_VERSION:
         raise FormatError(
             f"segment {segment} has format {version}; this version of Holdfast reads {FORMAT_VERSION}: upgrade it",
+            segment=segment,
+        )
+    if flags & SEGMENT_MUST_UNDERSTAND:
+        raise FormatError(
+            f"segment {segment} has feature bits {flags:#06x}; this version of Holdfast knows none: upgrade it",
             segment=segment,
         )
     return SegmentHeader(segment, store_id, created_ms)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from holdfast.backend.log.commit import Apply, Committer, Group
 from holdfast.backend.log.disk import Disk
-from holdfast.backend.log.layout import SEGMENTS, StoreFile, parse_segment_name, segment_path
+from holdfast.backend.log.layout import SEGMENTS, StoreFile, check_writable, parse_segment_name, segment_path
 from holdfast.backend.log.lock import StoreLock
 from holdfast.backend.log.reader import BlobReader, Index, LargeReader, Payloads, Place, SmallReader
 from holdfast.backend.log.recovery import Recovery
@@ -64,6 +64,8 @@ class LogBackend:
         fsync: bool,
         lock_timeout_seconds: float,
     ) -> None:
+        if not read_only:
+            check_writable(store, root)
         self.disk = disk
         self.root = root
         self.store = store

@@ -21,7 +21,7 @@ SEGMENTS: Final = "segments"
 SESSIONS: Final = "sessions"
 QUARANTINE: Final = "quarantine"
 FEATURES: Final[frozenset[str]] = frozenset()
-"""Features that a store may require of its reader; this version knows none beyond the format itself."""
+"""Features that a store may require of its readers and writers; this version knows none beyond the format itself."""
 COMPRESSIONS: Final = ("none", "zstd")
 
 MIN_SEGMENT_BYTES: Final = 64 << 10
@@ -29,7 +29,11 @@ MAX_SEGMENT_BYTES: Final = 1 << 30
 
 
 class StoreFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What is fixed when a store is made. `features` names what a reader must understand."""
+    """What is fixed when a store is made.
+
+    `features` names what every reader must understand, `write_features` what only those must that write.
+    Keys that are not known are left alone.
+    """
 
     format: int
     store_id: str
@@ -37,6 +41,7 @@ class StoreFile(msgspec.Struct, frozen=True, kw_only=True):
     chunking: dict[str, Any]
     compression: str
     features: list[str] = []
+    write_features: list[str] = []
     crc32c: int = 0
 
     @property
@@ -59,28 +64,34 @@ def parse_segment_name(name: str) -> int | None:
 
 def encode_store_file(store: StoreFile) -> bytes:
     """Give the JSON of the store file with its checksum (of the same JSON with `crc32c` 0)."""
-    bare = msgspec.json.encode(msgspec.structs.replace(store, crc32c=0))
-    sealed = msgspec.structs.replace(store, crc32c=_native.crc32c(bare))
+    sealed = msgspec.structs.replace(store, crc32c=_checksum(msgspec.to_builtins(store)))
     return msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
+
+
+def _checksum(document: dict[str, Any]) -> int:
+    """Sum what stands in the file, keys of newer versions included."""
+    return _native.crc32c(msgspec.json.encode({**document, "crc32c": 0}))
 
 
 def parse_store_file(data: bytes, path: str) -> StoreFile:
     """Read the store file; `FormatError` says why it cannot be this version's."""
     try:
-        version = msgspec.json.decode(data)["format"]
+        document = msgspec.json.decode(data)
+        version = document["format"]
         if version != FORMAT_VERSION:
             raise FormatError(
                 f"the store at {path} has format {version}; this version of Holdfast reads {FORMAT_VERSION}:"
                 " upgrade it",
                 path=path,
             )
-        store = msgspec.json.decode(data, type=StoreFile)
-    except (msgspec.MsgspecError, KeyError, TypeError, UnicodeDecodeError) as error:
+        if _checksum(document) != document["crc32c"]:
+            raise FormatError(f"{path}/{STORE_FILE} is damaged: its checksum does not match", path=path)
+        store = msgspec.convert(document, StoreFile)
+        uuid.UUID(store.store_id)
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FormatError(
             f"{path}/{STORE_FILE} is damaged or is no store file: {error}", path=path
         ) from error
-    if _native.crc32c(msgspec.json.encode(msgspec.structs.replace(store, crc32c=0))) != store.crc32c:
-        raise FormatError(f"{path}/{STORE_FILE} is damaged: its checksum does not match", path=path)
     unknown = sorted(set(store.features) - FEATURES)
     if unknown:
         raise FormatError(
@@ -90,6 +101,17 @@ def parse_store_file(data: bytes, path: str) -> StoreFile:
     if store.compression not in COMPRESSIONS:
         raise FormatError(f"the store at {path} has an unknown compression {store.compression!r}", path=path)
     return store
+
+
+def check_writable(store: StoreFile, path: str) -> None:
+    """Refuse to write where a newer version keeps what this one would break; reading is possible all the same."""
+    unknown = sorted(set(store.write_features) - FEATURES)
+    if unknown:
+        raise FormatError(
+            f"writing to the store at {path} needs a newer version of Holdfast (features: {', '.join(unknown)});"
+            " this one can open it read-only",
+            path=path,
+        )
 
 
 def read_store_file(disk: Disk, root: str) -> StoreFile:

@@ -10,6 +10,7 @@ from holdfast.errors import FormatError, HoldfastError, IntegrityError
 from holdfast.facts import KIND_SHIFT, ArtifactRow, Facts
 from holdfast.types import Problem
 from holdfast.wire.document import (
+    DOCUMENT_VERSION,
     parse_artifact,
     parse_blob_head,
     parse_quarantine,
@@ -23,6 +24,7 @@ from holdfast.wire.record import (
     KNOWN_KINDS,
     MUST_UNDERSTAND,
     PAYLOAD_KINDS,
+    VALID_FLAGS,
     Kind,
 )
 
@@ -62,6 +64,10 @@ def _facts(
     kinds, flags, offsets, stored, plain, hashes = _native.entry_columns(entries)
     documents = []
     data = facts.data
+    if bytes(flags).translate(None, VALID_FLAGS):
+        for kind, flag, offset in zip(kinds, flags, offsets, strict=True):
+            if flag not in VALID_FLAGS and (kind in KNOWN_KINDS or kind & MUST_UNDERSTAND):
+                raise _newer(segment, offset, f"kind {kind:#x} with flags {flag:#x}")
     for i, (kind, flag, offset, length, size, hash_) in enumerate(
         zip(kinds, flags, offsets, stored, plain, hashes, strict=True)
     ):
@@ -79,12 +85,7 @@ def _facts(
         elif kind in DOCUMENT_KINDS:
             documents.append((kind, i, offset, length, hash_))
         elif kind not in KNOWN_KINDS and kind & MUST_UNDERSTAND:
-            raise FormatError(
-                f"segment {segment} holds a record of kind {kind:#x}, which a newer version of Holdfast wrote:"
-                " upgrade it",
-                segment=segment,
-                offset_bytes=offset,
-            )
+            raise _newer(segment, offset, f"kind {kind:#x}")
     for kind, i, offset, length, hash_ in documents:
         payload = payloads(first + i, offset + 64, length)
         try:
@@ -92,6 +93,8 @@ def _facts(
                 raise IntegrityError("a document does not match its hash")
             _add_document(facts, kind, payload, base | offset, time_ms)
         except HoldfastError as error:
+            if isinstance(error, FormatError) and payload[:1] > bytes((DOCUMENT_VERSION,)):
+                raise _newer(segment, offset, f"document version {payload[0]}") from error
             if problems is None:
                 raise
             problems.append(
@@ -103,6 +106,15 @@ def _facts(
                 )
             )
     return facts
+
+
+def _newer(segment: int, offset: int, what: str) -> FormatError:
+    """Make the error for what may not be left out: the store without it would be in another state."""
+    return FormatError(
+        f"segment {segment} holds a record of {what}, which a newer version of Holdfast wrote: upgrade it",
+        segment=segment,
+        offset_bytes=offset,
+    )
 
 
 def _add_document(facts: Facts, kind: int, payload: bytes, location: int, time_ms: int) -> None:

@@ -31,7 +31,10 @@ SLOT_BYTES: Final = 1 + HASH_BYTES
 
 
 class SessionState(NamedTuple):
-    """What another process's session file says."""
+    """What another process's session file says.
+
+    One that cannot be read (a newer version's, damaged, or not written yet) counts as pinned, by no catalog.
+    """
 
     name: str
     pid: int
@@ -158,12 +161,18 @@ def read_sessions(disk: Disk, root: str) -> list[SessionState]:
             if disk.lock(handle):
                 disk.unlink(path)
                 continue
-            data = disk.pread(handle, LEASES_OFFSET, 0)
-            if len(data) == LEASES_OFFSET:
-                _, _, started_ms, pid, host, _ = _HEADER.unpack_from(data)
-                pinned, _, catalog_id, epoch = _PIN.unpack_from(data, PIN_OFFSET)
-                text = host.rstrip(b"\0").decode(errors="replace")
-                states.append(SessionState(name, pid, text, started_ms, bool(pinned), catalog_id, epoch))
+            states.append(parse_session(name, disk.pread(handle, LEASES_OFFSET, 0)))
         finally:
             disk.close(handle)
     return states
+
+
+def parse_session(name: str, data: bytes) -> SessionState:
+    """Read the first `LEASES_OFFSET` bytes of a session file."""
+    if len(data) == LEASES_OFFSET:
+        magic, _, started_ms, pid, host, crc = _HEADER.unpack_from(data)
+        if magic == SESSION_MAGIC and _native.crc32c(data[: _HEADER.size - 4]) == crc:
+            pinned, _, catalog_id, epoch = _PIN.unpack_from(data, PIN_OFFSET)
+            text = host.rstrip(b"\0").decode(errors="replace")
+            return SessionState(name, pid, text, started_ms, bool(pinned), catalog_id, epoch)
+    return SessionState(name, 0, "", 0, True, bytes(16), 0)
