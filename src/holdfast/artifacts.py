@@ -105,9 +105,7 @@ def _metadata(values: Mapping[str, Scalar] | None) -> dict[str, Scalar]:
         return {}
     checked: dict[str, Scalar] = {}
     for key, value in values.items():
-        name = _text("a metadata key", key)
-        if not name:
-            raise InvalidInput("a metadata key is empty")
+        name = _text("a metadata key", key) or ""
         if isinstance(value, float) and value - value != 0:
             raise InvalidInput(f"metadata {key!r:.100} is {value}; JSON has no such number")
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
@@ -489,6 +487,7 @@ class Writer:
             self.commit()
 
     def _open_stream(self) -> BlobStream:
+        self._core.check()
         if self._stream is None:
             raise InvalidInput("this writer was committed or aborted: open another one")
         return self._stream

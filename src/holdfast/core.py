@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ class Core:
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="holdfast-ingest")
         self._pid = os.getpid()
         self._closed = False
+        self._running = 0
+        self._calls = threading.Condition(threading.Lock())
 
     @property
     def closed(self) -> bool:
@@ -55,9 +58,25 @@ class Core:
             )
         return self
 
+    def enter(self) -> None:
+        """Begin a call; `close` waits until it has left."""
+        with self._calls:
+            self.check()
+            self._running += 1
+
+    def leave(self) -> None:
+        """The call is over."""
+        with self._calls:
+            self._running -= 1
+            if self._closed and not self._running:
+                self._calls.notify_all()
+
     def close(self) -> None:
-        """Mark as closed; the second time says nothing."""
-        self._closed = True
+        """Let no further call in, and wait for those that run."""
+        with self._calls:
+            self._closed = True
+            while self._running:
+                self._calls.wait()
         self.pool.shutdown()
 
     @property

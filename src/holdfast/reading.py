@@ -12,7 +12,7 @@ from typing import Final
 from holdfast.backend.log.disk import translate
 from holdfast.backend.log.reader import BlobReader, Place
 from holdfast.core import Core, Watch
-from holdfast.errors import ArtifactNotFound, Conflict, InvalidInput, NeedsReopen, NotFound
+from holdfast.errors import ArtifactNotFound, Conflict, InvalidInput, NotFound
 from holdfast.trees import export_tree
 from holdfast.types import Artifact, BlobFormat, Hash, ProgressCallback, Ref, check_range, parse_id
 from holdfast.wire.collection import (
@@ -73,8 +73,7 @@ class RawBlob(io.RawIOBase):
     def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]  # any writable buffer
         if self.closed:
             raise InvalidInput("the file is closed")
-        if self._core.closed:
-            raise NeedsReopen("the store of this file was closed: open it anew")
+        self._core.check()
         start = self._position
         stop = min(start + len(buffer), self._reader.size_bytes)
         if stop <= start:
@@ -133,7 +132,9 @@ class Reading:
 
         def pieces() -> Iterator[bytes]:
             with core.backend.operation():
-                yield from reader.iter_bytes(start, stop)
+                for piece in reader.iter_bytes(start, stop):
+                    yield piece
+                    core.check()
 
         return pieces()
 

@@ -30,7 +30,8 @@ def iter_windows(source: Source) -> Iterator[BytesLike]:
     if isinstance(source, bytes):
         return _bytes_windows(source)
     if isinstance(source, (bytearray, memoryview)):
-        return _copied_windows(memoryview(source).cast("B"))
+        view = memoryview(source)
+        return _copied_windows(view.cast("B") if view.c_contiguous else memoryview(view.tobytes()))
     if hasattr(source, "read"):
         return _file_windows(cast(IO[bytes], source))
     if hasattr(source, "__iter__"):

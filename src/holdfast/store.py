@@ -77,16 +77,19 @@ def _call(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[St
 
     @functools.wraps(method)
     def call(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self._core.check()
+        core = self._core
+        core.enter()
         try:
             return method(self, *args, **kwargs)
         except CatalogUnusable as error:
-            self._core.keeper.replace(str(error))
+            core.keeper.replace(str(error))
             if method.__name__ in _REPEATABLE:
                 return method(self, *args, **kwargs)
             raise Unavailable(
                 "the catalog was damaged and has been rebuilt from storage: try again"
             ) from error
+        finally:
+            core.leave()
 
     return call
 
@@ -516,7 +519,7 @@ def _open_at(
             ),
         }
     if text == "memory://":
-        common["create"] = True
+        common |= {"create": True, "fsync": False}
         return Store._open("/memory", disk=MemoryDisk(), catalog_path=None, location=text, **common)
     path = _local_path(text)
     reopen = {"read_only": read_only, "config": config}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -259,17 +260,25 @@ def to_datetime(time_ms: int) -> datetime:
     return datetime.fromtimestamp(time_ms / 1000, UTC)
 
 
-def new_ids(count: int, time_ms: int) -> list[bytes]:
-    """Make UUIDv7s (RFC 9562, 6.2 method 3) that sort in the order in which they are made, 16 bytes each.
+_last_tick = 0
+_ticking = threading.Lock()
 
-    The 12 bits after the version count up within the call and then the millisecond moves on; 62 bits are random.
+
+def new_ids(count: int, time_ms: int) -> list[bytes]:
+    """Make UUIDv7s (RFC 9562, 6.2 method 1), 16 bytes each, that sort as they are made within this process.
+
+    The 12 bits after the version count up within a millisecond, which moves on when they are used up, and does
+    not move back when the clock does; 62 bits are random.
     """
+    global _last_tick
     noise = os.urandom(8 * count)
-    start = int.from_bytes(os.urandom(1)) << 2
+    with _ticking:
+        first = max(time_ms << 12, _last_tick + 1)
+        _last_tick = first + count - 1
     ids = []
     for i in range(count):
-        carry, counter = divmod(start + i, 4096)
-        head = ((time_ms + carry) << 16 | 0x7000 | counter).to_bytes(8)
+        tick_ms, counter = divmod(first + i, 4096)
+        head = (tick_ms << 16 | 0x7000 | counter).to_bytes(8)
         tail = noise[8 * i : 8 * i + 8]
         ids.append(head + bytes((0x80 | tail[0] & 0x3F,)) + tail[1:])
     return ids

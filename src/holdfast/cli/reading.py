@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import islice
 
 import click
 
@@ -18,7 +17,7 @@ from holdfast.errors import InvalidInput
 def ls(state: State, limit: int | None, deleted: bool) -> None:
     """List artifacts, newest first. Into a pipe: tab-separated id, bytes, time, name and tags."""
     with state.open() as store:
-        state.artifacts(islice(store.find(deleted=deleted), limit))
+        state.artifacts(store.find(deleted=deleted, limit=limit))
 
 
 @command("info", example="holdfast info 0199c8f3\nholdfast --json info blake3:af1349b9")

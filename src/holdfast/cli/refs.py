@@ -46,7 +46,7 @@ def _artifact(store: holdfast.Store, text: str, *, deleted: bool) -> Artifact:
     if text.startswith("tag:"):
         raise InvalidInput(f"{text!r}: names of tags are not in this version yet", ref=text)
     digits = text.lower().replace("-", "")
-    if not re.fullmatch(r"[0-9a-f]{%d,32}" % MIN_DIGITS, digits):
+    if not re.fullmatch(rf"[0-9a-f]{{{MIN_DIGITS},{ID_DIGITS}}}", digits):
         raise InvalidInput(
             f"{text!r:.100} is no REF (an id, blake3:HASH, or at least {MIN_DIGITS} digits of either)",
             ref=text,
@@ -66,7 +66,7 @@ def _id(digits: str) -> str:
 
 def _hash_digits(text: str) -> str:
     digits = text.removeprefix("blake3:").lower()
-    if not re.fullmatch(r"[0-9a-f]{%d,64}" % MIN_DIGITS, digits):
+    if not re.fullmatch(rf"[0-9a-f]{{{MIN_DIGITS},64}}", digits):
         raise InvalidInput(
             f"{text!r:.100} is no hash (64 hex digits, 52 base32 letters, or at least {MIN_DIGITS} hex digits)",
             ref=text,

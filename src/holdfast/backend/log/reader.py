@@ -242,8 +242,8 @@ class LargeReader:
         self._payloads = payloads
         self._index = index
         self._pool = pool
-        self.manifest = ManifestReader(blob.manifest, blob.size_bytes, payloads.load)
-        stream = StreamReader(blob.outboard, outboard_bytes(blob.size_bytes), payloads.load)
+        self.manifest = ManifestReader(blob.manifest, blob.size_bytes, self._load_page)
+        stream = StreamReader(blob.outboard, outboard_bytes(blob.size_bytes), self._load_page)
         self.outboard_stream = stream
         self._outboard: OutboardReader | None = OutboardReader(blob.size_bytes, hash_, stream.read)
         self._places: dict[bytes, Place] = {}
@@ -268,6 +268,20 @@ class LargeReader:
         except (IntegrityError, FormatError):
             self._outboard = None
             return False
+
+    def _load_page(self, hash_: bytes) -> bytes:
+        try:
+            return self._payloads.load(hash_)
+        except IntegrityError as error:
+            self._blame(error)
+            raise
+
+    def _blame(self, error: IntegrityError, offset: int | None = None) -> None:
+        """Say in the error which blob is hit, beside the piece of it that is damaged."""
+        error.evidence.setdefault("piece", error.evidence.get("hash"))
+        error.evidence["hash"] = Hash(self._hash)
+        if offset is not None:
+            error.evidence["blob_offset_bytes"] = offset
 
     def _read_raw(self, start: int, stop: int) -> bytes | bytearray | None:
         """Read a range as it lies on disk; None where that does not do (compressed, moved, cut off)."""
@@ -328,7 +342,7 @@ class LargeReader:
         try:
             data = self._payloads.read(digest, self._place(digest))
         except IntegrityError as error:
-            error.evidence.update(blob=Hash(self._hash), blob_offset_bytes=offset)
+            self._blame(error, offset)
             raise
         except FileNotFoundError:
             self._places.pop(digest, None)

@@ -132,6 +132,7 @@ class Writers:
                 writer.close()
             except HoldfastError:
                 pass
+        self.abandon()
 
     def abandon(self) -> None:
         """Let go of everything as a killed process would."""
