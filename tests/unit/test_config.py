@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 
 from holdfast.config import STORE_KEYS, BlobStore, Config, Secret, find_file, load
@@ -60,10 +61,12 @@ def test_a_file_counts_over_defaults_variables_over_the_file_arguments_over_vari
 
 
 def test_the_working_directory_comes_before_the_platform_s_directory(tmp_path: Path) -> None:
-    user = write("", str(tmp_path / "user" / "holdfast" / "holdfast.toml"))
-    assert find_file(environ={}) == user
+    directory = platformdirs.user_config_path("holdfast", appauthor=False)
+    assert directory.is_relative_to(tmp_path)
+    user = write("", str(directory / "holdfast.toml"))
+    assert find_file() == user
     write("")
-    assert find_file(environ={}) == Path("holdfast.toml")
+    assert find_file() == Path("holdfast.toml")
 
 
 def test_a_named_file_counts_alone_and_must_be_there() -> None:
@@ -190,7 +193,7 @@ def test_a_secret_comes_from_a_variable_or_a_file_and_never_shows(tmp_path: Path
 
 @pytest.mark.parametrize("secret", [Secret(env="KEY_THAT_IS_NOT_SET"), Secret(file="file-that-is-not-there")])
 def test_a_secret_that_is_not_there_is_said_by_name(secret: Secret) -> None:
-    with pytest.raises(InvalidConfig, match="(?i)that.is.not"):
+    with pytest.raises(InvalidConfig, match=r"(?i)that.is.not"):
         secret.reveal({})
 
 

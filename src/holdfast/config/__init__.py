@@ -8,6 +8,7 @@ the defaults below; the first `holdfast.toml` found counts (working directory, t
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,10 +171,19 @@ def find_file(
     here = Path(FILE_NAME)
     if here.is_file():
         return here
+    user = _user_directory(environ) / FILE_NAME
+    return user if user.is_file() else None
+
+
+def _user_directory(environ: Mapping[str, str]) -> Path:
+    """Give the platform's configuration directory; on Linux as platformdirs does, without the time to import it."""
+    system: str = sys.platform
+    if system == "linux":
+        base = environ.get("XDG_CONFIG_HOME", "").strip()
+        return (Path(base) if base else Path("~/.config").expanduser()) / "holdfast"
     import platformdirs
 
-    user = platformdirs.user_config_path("holdfast", appauthor=False) / FILE_NAME
-    return user if user.is_file() else None
+    return platformdirs.user_config_path("holdfast", appauthor=False)
 
 
 def load(
