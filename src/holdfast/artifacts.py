@@ -15,6 +15,7 @@ from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, EmptyData,
 from holdfast.ingest import BlobStream, Ingest, Stored
 from holdfast.sources import WINDOW_BYTES, iter_windows, source_name, source_size
 from holdfast.types import (
+    BLOCK_BYTES,
     Artifact,
     BlobFormat,
     BytesLike,
@@ -170,10 +171,14 @@ class Artifacts:
         core = self._core
         with core.adding() as (group, ingest):
             details = describe(core, words, source_name(source))
-            size = source_size(source)
-            if size is not None:
-                ingest.check_size(size)
-            stored = ingest.add(iter_windows(source), Watch(progress, "put", source))
+            if isinstance(source, bytes) and len(source) <= BLOCK_BYTES and progress is None:
+                ingest.check_size(len(source))
+                (stored,) = ingest.add_many((source,))
+            else:
+                size = source_size(source)
+                if size is not None:
+                    ingest.check_size(size)
+                stored = ingest.add(iter_windows(source), Watch(progress, "put", source))
             self.check_empty(stored)
             return self.acknowledge(group, [(stored, details, 0)])[0]
 

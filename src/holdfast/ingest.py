@@ -263,12 +263,7 @@ class BlobStream:
         self.size_bytes = 0
         self._ingest = ingest
         self._first: BytesLike | None = None
-        self._carry: list[BytesLike] = []
-        self._pending: Future[_Cut] | None = None
-        self._cutter = ingest.chunking.make_cutter()
-        self._hasher = _native.BlobHasher()
-        self._manifest = ManifestWriter(ingest.emit_manifest)
-        self._outboard = OutboardBuilder()
+        self._long: _LongBlob | None = None
 
     def push(self, window: BytesLike) -> None:
         """Take the next bytes; they must not change until `finish`."""
@@ -278,18 +273,54 @@ class BlobStream:
         if self.size_bytes == 0:
             self._first = window
         else:
+            if self._long is None:
+                self._long = _LongBlob(self._ingest)
             if self._first is not None:
-                self._advance(self._first)
+                self._long.advance(self._first)
                 self._first = None
-            self._advance(window)
+            self._long.advance(window)
         self.size_bytes += len(window)
 
     def finish(self) -> Stored:
         """Add what is left and what describes the blob."""
-        ingest = self._ingest
-        if self._first is not None or not self.size_bytes:
-            (stored,) = ingest.add_many([self._first if self._first is not None else b""])
-            return stored
+        if self._long is not None:
+            return self._long.finish(self.size_bytes)
+        (stored,) = self._ingest.add_many([self._first if self._first is not None else b""])
+        return stored
+
+    def close(self) -> None:
+        """Wait for the other thread, and give memory back."""
+        if self._long is not None:
+            self._long.close()
+
+    def __enter__(self) -> BlobStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _LongBlob:
+    """The state of a blob of more than one window."""
+
+    def __init__(self, ingest: Ingest) -> None:
+        self._ingest = ingest
+        self._carry: list[BytesLike] = []
+        self._pending: Future[_Cut] | None = None
+        self._cutter = ingest.chunking.make_cutter()
+        self._hasher = _native.BlobHasher()
+        self._manifest = ManifestWriter(ingest.emit_manifest)
+        self._outboard = OutboardBuilder()
+
+    def advance(self, window: BytesLike) -> None:
+        """Have the window cut and hashed, and meanwhile take what was cut before."""
+        done = self._pending.result() if self._pending is not None else None  # one at a time: windows are in order
+        self._pending = self._ingest.cut_ahead(window, self._carry, self._cutter, self._hasher)
+        if done is not None:
+            self._take(done)
+
+    def finish(self, size_bytes: int) -> Stored:
+        """Take the rest, and append what describes the blob."""
         if self._pending is not None:
             self._take(self._pending.result())
         rest = self._cutter.finish()
@@ -298,27 +329,13 @@ class BlobStream:
             self._take(_Cut([memoryview(data)], [rest], _native.blake3(data), b""))
         root, groups = self._hasher.finish()
         self._outboard.feed(groups)
-        return ingest.finish_blob(root, self.size_bytes, self._manifest, self._outboard)
+        return self._ingest.finish_blob(root, size_bytes, self._manifest, self._outboard)
 
     def close(self) -> None:
         """Wait for the other thread, and give memory back."""
         if self._pending is not None:
             self._pending.exception()
         self._outboard.close()
-
-    def __enter__(self) -> BlobStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _advance(self, window: BytesLike) -> None:
-        done = (
-            self._pending.result() if self._pending is not None else None
-        )  # one at a time: windows are in order
-        self._pending = self._ingest.cut_ahead(window, self._carry, self._cutter, self._hasher)
-        if done is not None:
-            self._take(done)
 
     def _take(self, cut: _Cut) -> None:
         self._outboard.feed(cut.groups)

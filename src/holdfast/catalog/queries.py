@@ -22,6 +22,8 @@ _DATA: Final = """
 SELECT d.hash, d.location, d.stored, ifnull(d.plain, d.stored), d.flags
 FROM carray(?) AS keys CROSS JOIN data AS d ON d.hash = keys.value"""
 
+_DATA_ONE: Final = "SELECT hash, location, stored, ifnull(plain, stored), flags FROM data WHERE hash = ?"
+
 _SMALL: Final = f"""
 SELECT hash, ifnull(plain, stored) AS size, ifnull(created_ms, 0), location, stored, ifnull(plain, stored), flags, 1
 FROM data AS rows WHERE flags & {FLAG_BLOB}"""
@@ -95,9 +97,11 @@ class Reader:
 
     def data(self, hashes: Sequence[bytes]) -> dict[bytes, Location]:
         """Give the rows of the hashes that are known."""
+        if len(hashes) == 1:
+            rows = self.cursor.execute(_DATA_ONE, hashes).fetchall()
+            return {cast("bytes", row[0]): cast("Location", row[1:]) for row in rows}
         found: dict[bytes, Location] = {}
-        if len(hashes) > 1:
-            hashes = sorted(hashes)  # neighbours in the B-tree follow each other
+        hashes = sorted(hashes)  # neighbours in the B-tree follow each other
         for start in range(0, len(hashes), BATCH_KEYS):
             keys = apsw.carray(tuple(hashes[start : start + BATCH_KEYS]))
             found.update([(row[0], row[1:]) for row in self.all(_DATA, (keys,))])

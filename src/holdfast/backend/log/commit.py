@@ -6,8 +6,8 @@ into it, so groups never interleave within a segment. Order of an acknowledgemen
 
 from __future__ import annotations
 
+import os
 import threading
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -141,7 +141,7 @@ class Group:
         records = self._records
         buffers, entries, length = frame_records(segment, offset, records)
         commit = Commit(
-            uuid.uuid4().bytes,
+            os.urandom(16),
             now_ms(),
             len(records.plain),
             _native.blake3(entries),
@@ -221,7 +221,7 @@ class _Stream:
         self._wait_for_seal()
         digest, _ = self._digest.finish()
         commit = Commit(
-            uuid.uuid4().bytes, now_ms(), sum(e.records for e in self.extents), digest, tuple(self.extents)
+            os.urandom(16), now_ms(), sum(e.records for e in self.extents), digest, tuple(self.extents)
         )
         if len(self.extents) > MAX_EXTENTS:
             raise NoSpace(
