@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 import holdfast
+from holdfast import _native
 from holdfast.chunking import Chunking
 from holdfast.core import Options
 from holdfast.store import Store
 from holdfast.testing.contract import MakeStore, StoreContract
 from holdfast.types import Hash
+from holdfast.wire.record import HEADER_BYTES
 
 CHUNK_BYTES = 65_536
 SEGMENT_BYTES = 4 << 20
@@ -52,8 +54,9 @@ class TestLog(StoreContract):
         start = offset_bytes // CHUNK_BYTES * CHUNK_BYTES if len(content) > 16_384 else 0
         chunk = content[start : start + CHUNK_BYTES]
         for path in _segments(Path(store.location)):
-            at = path.read_bytes().find(chunk)
-            if at >= 0:
+            found = path.read_bytes().find(_native.blake3(chunk))
+            if found >= 0:
+                at = found + HEADER_BYTES - HASH_AT
                 with path.open("r+b") as file:
                     file.seek(at + offset_bytes - start)
                     byte = file.read(1)[0]
@@ -63,6 +66,10 @@ class TestLog(StoreContract):
                     os.fsync(file.fileno())
                 return
         raise AssertionError(f"{hash} is in no segment as it is")
+
+
+HASH_AT = 28
+"""Where a record header has the hash of the payload."""
 
 
 def _segments(root: Path) -> Iterator[Path]:
