@@ -48,6 +48,11 @@ class Core:
         """Whether the store was closed, or is another process's."""
         return self._closed or os.getpid() != self._pid
 
+    @property
+    def was_closed(self) -> bool:
+        """Whether `close` was called, here or in the process that this one was forked from."""
+        return self._closed
+
     def check(self) -> Core:
         """Give itself, or `NeedsReopen` after a close or in a forked child."""
         if self._closed:

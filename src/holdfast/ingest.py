@@ -314,7 +314,9 @@ class _LongBlob:
 
     def advance(self, window: BytesLike) -> None:
         """Have the window cut and hashed, and meanwhile take what was cut before."""
-        done = self._pending.result() if self._pending is not None else None  # one at a time: windows are in order
+        done = (
+            self._pending.result() if self._pending is not None else None
+        )  # one at a time: windows are in order
         self._pending = self._ingest.cut_ahead(window, self._carry, self._cutter, self._hasher)
         if done is not None:
             self._take(done)

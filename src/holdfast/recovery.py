@@ -23,7 +23,11 @@ MAX_PROBLEMS = 10_000
 
 
 class CatalogKeeper:
-    """Holds the catalog of a store that is open."""
+    """Holds the catalog of a store that is open.
+
+    A catalog that was replaced is dropped and not closed: another thread may be asking it something, and its
+    connections close with the last of them.
+    """
 
     def __init__(self, backend: LogBackend, path: Path | None) -> None:
         self._backend = backend
@@ -88,10 +92,9 @@ class CatalogKeeper:
         """The file at the path is another one, or none: take it, or rebuild it; one process does, others wait."""
         with self._backend.lock():
             if self._catalog is None or not self._catalog.is_current():
-                old, self._catalog = self._catalog, None
-                if old is not None:
-                    old.close()
+                self._backend.check_same_store()
                 log.warning("the catalog %s was replaced or removed: opening it anew", self._path)
+                self._catalog = None
                 self.open()
             assert self._catalog is not None
             return self._catalog
@@ -128,21 +131,16 @@ class CatalogKeeper:
         recovery = backend.recovery({}, rebuilding=True)
         try:
             recovery.prepare()
-            old, self._catalog = self._catalog, None
             if self._path is None:
                 fresh = Catalog.open(None, backend.store.id)
                 for facts in _watched(recovery.facts(), progress):
                     fresh.apply(facts)
-                if old is not None:
-                    old.close()
                 self._catalog = fresh
             else:
                 aside = Catalog.create_aside(self._path, backend.store.id)
                 try:
                     for facts in _watched(recovery.facts(), progress):
                         aside.apply(facts)
-                    if old is not None:
-                        old.close()
                     aside.publish(self._path)
                 except BaseException:
                     aside.discard()
@@ -168,8 +166,6 @@ class CatalogKeeper:
     def _rebuild_in_memory(self, reason: str) -> None:
         """A store that is opened to read cannot mend its catalog: read storage into one in memory."""
         log.warning("the catalog cannot be used read-only (%s): reading storage into memory", reason)
-        if self._catalog is not None:
-            self._catalog.close()
         self._path = None
         self._catalog = catalog = Catalog.open(None, self._backend.store.id)
         recovery = self._backend.recovery({}, rebuilding=True)

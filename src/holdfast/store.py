@@ -433,7 +433,8 @@ class Store:
 
     def _abandon(self) -> None:
         """In a forked child: give back what was inherited, without touching what the parent still uses."""
-        self._core.backend.abandon_in_child()
+        if not self._core.was_closed:
+            self._core.backend.abandon_in_child()
 
 
 def _unpickle(location: str, options: dict[str, Any]) -> Store:

@@ -10,15 +10,21 @@ from typing import Protocol
 
 from holdfast.backend.log.commit import Apply, Committer, Group
 from holdfast.backend.log.disk import Disk
-from holdfast.backend.log.layout import SEGMENTS, StoreFile, check_writable, parse_segment_name, segment_path
+from holdfast.backend.log.layout import (
+    SEGMENTS,
+    StoreFile,
+    parse_segment_name,
+    read_store_file,
+    segment_path,
+)
 from holdfast.backend.log.lock import StoreLock
 from holdfast.backend.log.reader import BlobReader, Index, LargeReader, Payloads, Place, SmallReader
 from holdfast.backend.log.recovery import Recovery
 from holdfast.backend.log.segment import read_index, slice_entries
-from holdfast.backend.log.session import Session
+from holdfast.backend.log.session import Session, read_sessions
 from holdfast.backend.log.writers import Writers
 from holdfast.chunking import Chunking
-from holdfast.errors import PermissionDenied
+from holdfast.errors import FormatError, NeedsReopen, PermissionDenied, StoreNotFound
 from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.types import Durability, now_ms
 from holdfast.wire.record import Extent
@@ -94,6 +100,7 @@ class LogBackend:
             writers, self._lock, apply, self._entries, self.payloads.handles.read, fsync=self._fsync
         )
         with self._lock.held():
+            read_sessions(self.disk, self.root)  # tidies up after dead processes
             self._session = Session(self.disk, self.root, now_ms())
 
     # -- writing
@@ -151,6 +158,19 @@ class LogBackend:
     def recovery(self, known: Mapping[int, tuple[int, int]], *, rebuilding: bool) -> Recovery:
         """Look for what the catalog has not seen. The caller holds the lock."""
         return Recovery(self.disk, self.root, self.store.id, known, self._committer, rebuilding=rebuilding)
+
+    def check_same_store(self) -> None:
+        """Raise `NeedsReopen` when the directory was removed, or is another store's, since it was opened."""
+        try:
+            same = read_store_file(self.disk, self.root).store_id == self.store.store_id
+        except (StoreNotFound, FormatError) as error:
+            raise NeedsReopen(
+                f"the store at {self.root} was removed while it was open", path=self.root
+            ) from error
+        if not same:
+            raise NeedsReopen(
+                f"the store at {self.root} was replaced by another one while it was open", path=self.root
+            )
 
     def segment_ids(self) -> list[int]:
         """Give the ids of the segments that are there, in order."""
