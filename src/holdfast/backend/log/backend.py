@@ -13,6 +13,7 @@ from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import (
     SEGMENTS,
     StoreFile,
+    check_writable,
     parse_segment_name,
     read_store_file,
     segment_path,
