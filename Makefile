@@ -53,7 +53,7 @@ format: .stamps/venv ## put the sources into their form
 	cargo fmt --manifest-path native/Cargo.toml
 
 bench: .stamps/build ## measure, beside the physical limits and real peers
-	$(BIN)/python -m benches $(ARGS)
+	$(BIN)/python -m benches.run $(ARGS)
 
 deep: .stamps/build ## the long tests: hours, tens of GiB
 	$(BIN)/pytest -m deep --timeout 0 $(ARGS)
