@@ -128,6 +128,8 @@ def _add_document(facts: Facts, kind: int, payload: bytes, location: int, time_m
     elif kind == Kind.TAG:
         tag = parse_tag(payload)
         facts.tags.append((tag.name, tag.hash, tag.format, tag.revision, tag.modified_ms, int(tag.deleted)))
+    elif kind == Kind.REPAIR:
+        parse_quarantine(payload)  # checked, so that a newer version's is refused; nothing is repaired yet
     elif kind == Kind.QUARANTINE:
         found = parse_quarantine(payload)
         facts.quarantine.append((location_of(found.segment, found.offset), found.hash, found.reason))
