@@ -27,12 +27,10 @@ IS_BLOB, IS_ZSTD, IS_END, IS_SHA256 = 1, 2, 4, 8
 FORMATS = ("raw", "hash_seq")
 
 
-class NewerFormat(Exception):
-    """Something that must be understood and is not."""
+class NewerFormat(Exception): ...
 
 
-class Damaged(Exception):
-    """Bytes that do not match what they should be."""
+class Damaged(Exception): ...
 
 
 CRC = list(range(256))
@@ -113,7 +111,7 @@ class Segment:
             import zstandard
 
             try:
-                data = zstandard.ZstdDecompressor().decompress(data, max_output_size=entry.plain)
+                data = zstandard.decompress(data, max_output_size=entry.plain)
             except zstandard.ZstdError as error:
                 raise Damaged(f"segment {self.number}, offset {entry.offset}: {error}") from error
         digest = hashlib.sha256(data).digest() if entry.flags & IS_SHA256 else blake3(data).digest()
@@ -189,9 +187,8 @@ class Store:
         name = data[2:10]  # quarantine and repair: the place
         state: tuple[Any, ...] = (data[44:],)
         if kind == ARTIFACT:
-            f, revision, name, hash_, size, created, modified, chunks = struct.unpack_from(
-                "<BI16s32sQqqI", data, 1
-            )
+            layout = struct.Struct("<BI16s32sQqqI")
+            f, revision, name, hash_, size, created, modified, chunks = layout.unpack_from(data, 1)
             state = (revision, modified, hash_, size, f, created, chunks, data[82:])
         elif kind == TOMBSTONE:
             revision, name, deleted = struct.unpack_from("<I16sq", data, 2)
@@ -209,27 +206,26 @@ class Store:
         found = {}
         for (kind, name), state in sorted(self.states.items()):
             if kind == ARTIFACT and self.states.get((TOMBSTONE, name), (0,))[0] <= state[0]:
-                artifact = dict(
-                    zip(("revision", "modified_ms", "hash", "size_bytes", "format"), state, strict=False)
-                )
-                artifact |= {"hash": state[2].hex(), "format": FORMATS[state[4]], "created_ms": state[5]}
-                found[str(uuid.UUID(bytes=name))] = {
-                    **artifact,
-                    "chunk_count": state[6],
-                    **json.loads(state[7]),
+                revision, modified, hash_, size, f, created, chunks, details = state
+                artifact = {
+                    "revision": revision,
+                    "modified_ms": modified,
+                    "hash": hash_.hex(),
+                    "size_bytes": size,
                 }
+                artifact |= {"format": FORMATS[f], "created_ms": created, "chunk_count": chunks}
+                found[str(uuid.UUID(bytes=name))] = artifact | json.loads(details)
         return found
 
     def _payload(self, hash_: bytes, algorithm: int = 1) -> bytes:
         error = Damaged(f"the payload {hash_.hex()} is not here")
         for number, offset in sorted(self._payloads.get(hash_, ())):
-            segment = self.segments[number]
-            entry = segment.entries[offset]
-            if bool(entry.flags & IS_SHA256) == (algorithm == 2):
-                try:
-                    return segment.verified(entry)
-                except Damaged as found:
-                    error = found
+            entry = self.segments[number].entries[offset]
+            try:
+                if bool(entry.flags & IS_SHA256) == (algorithm == 2):
+                    return self.segments[number].verified(entry)
+            except Damaged as found:
+                error = found
         raise error
 
     def _leaves(self, depth: int, hash_: bytes, units: int, is_outboard: bool) -> Iterator[bytes]:
@@ -239,12 +235,8 @@ class Store:
                 yield from self._leaves(depth - 1, child, end - at, is_outboard)
                 at = end
         else:
-            at = (
-                len(page)
-                if is_outboard
-                else sum(length for _, length, _ in struct.iter_unpack("<BI32s", page))
-            )
             yield page
+            at = len(page) if is_outboard else sum(entry[1] for entry in struct.iter_unpack("<BI32s", page))
         if at != units:
             raise Damaged(f"the page {hash_.hex()} covers {at} in place of {units}")
 

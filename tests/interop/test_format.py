@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,9 +177,7 @@ def test_the_second_reader_agrees(make: Callable[[Path], None], tmp_path: Path) 
     make(tmp_path / "store")
     other = reader.Store(tmp_path / "store")
     assert all(segment.clean for segment in other.segments.values())
-    with (
-        open_here(tmp_path / "store") if False else holdfast.open(tmp_path / "store", read_only=True) as store
-    ):
+    with holdfast.open(tmp_path / "store", read_only=True) as store:
         compare(store, other, tmp_path / "out")
 
 
@@ -443,3 +442,10 @@ def test_a_copy_of_a_segment_elsewhere_is_not_taken_for_its_own(tmp_path: Path) 
     other = reader.Store(tmp_path / "store")
     assert any("another place" in line for line in other.damage)
     assert len(other.live()) == 6
+
+
+def test_the_second_reader_is_small_and_its_own() -> None:
+    source = Path(reader.__file__).read_text()
+    assert sum(bool(line.strip()) for line in source.splitlines()) < 300
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE))
+    assert imported - sys.stdlib_module_names == {"blake3", "zstandard"}
