@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from holdfast.store import Store
@@ -52,7 +53,7 @@ def _nearly_full(world: World) -> None:
 
 def _seal(store: Store, ledger: Ledger) -> None:
     for i in range(3):
-        attempt(lambda i=i: ledger.put(store, piece(f"seal-{i}", 9_000)))
+        attempt(partial(ledger.put, store, piece(f"seal-{i}", 9_000)))
 
 
 def _adopt(store: Store, ledger: Ledger) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,4 +198,4 @@ def test_a_damaged_catalog_is_built_again(everything: World, tmp_path: Path) -> 
             catalog = everything.no_catalog()
             catalog.write_bytes(damaged)
             disk = everything.disk.clone()
-            check_store(lambda d=disk, c=catalog: everything.open(d, catalog=c), everything.ledger, dump=None)
+            check_store(partial(everything.open, disk, catalog=catalog), everything.ledger, dump=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 
@@ -32,7 +33,7 @@ def of_a_segment(site: Site) -> bool:
 def work(store: Store, ledger: Ledger) -> list[bool]:
     """Do several things; say of each whether it was acknowledged."""
     pieces = [piece("one", 100), piece("two", 30_000), piece("three", 50), piece("four", 40_000)]
-    done = [attempt(lambda p=p: ledger.put(store, p)) is None for p in pieces]
+    done = [attempt(partial(ledger.put, store, p)) is None for p in pieces]
     done.append(attempt(lambda: ledger.delete(store, "old-0")) is None)
     many = [piece(f"many-{i}", 40_000) for i in range(4)]
     return [*done, attempt(lambda: ledger.put_many(store, many)) is None]
@@ -97,7 +98,7 @@ def _others_see_what_was_promised(world: World, failed: Site | None) -> None:
         unsure = world.ledger.unsure()
         for name in set(world.ledger.artifacts) - unsure:
             assert store.read(live[name]) == world.ledger.content(name)
-        for name in live:
+        for name in map(str, live):
             assert name in world.ledger.artifacts or name in unsure
         world.ledger.put(store, piece("by another", 3_000))
     if failed is not None:

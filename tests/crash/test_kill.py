@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_a_putting_child_is_killed_again_and_again(part: int, tmp_path: Path) ->
             for _ in range(KILLS):
                 torturer.run(kills=1, pause_seconds=(0.0, 0.05))
                 killed += 1
-                check_store(lambda p=path: Store._open(str(p), **OPTIONS), torturer.ledger)
+                check_store(partial(Store._open, str(path), **OPTIONS), torturer.ledger)
     assert killed >= ROUNDS // 2 * KILLS
 
 

@@ -103,6 +103,7 @@ def open_store(disk: Disk, catalog: Path, *, create: bool = False, root: str = R
         chunking=CHUNKING,
         compression="none",
         segment_bytes=SEGMENT_BYTES,
+        lock_timeout_seconds=2.0,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from holdfast.errors import (
@@ -277,11 +278,12 @@ def _check_bytes(
         content = expected.content(name)
         start = rng.randrange(len(content) + 1)
         length = rng.randint(0, len(content) - start)
-        for read, want in (
-            (lambda a=artifact: store.read(a), content),
-            (lambda a=artifact, s=start, n=length: store.read(a, s, n), content[start : start + length]),
-            (lambda a=artifact: b"".join(store.iter_bytes(a)), content),
-        ):
+        reads: tuple[tuple[Callable[[], bytes], bytes], ...] = (
+            (partial(store.read, artifact), content),
+            (partial(store.read, artifact, start, length), content[start : start + length]),
+            (partial(_joined, store, artifact), content),
+        )
+        for read, want in reads:
             try:
                 got = read()
             except IntegrityError as error:
@@ -297,6 +299,10 @@ def _check_bytes(
         except ArtifactNotFound:
             continue
         raise CheckFailed(f"1: {name} is deleted and reads")
+
+
+def _joined(store: Store, artifact: Artifact) -> bytes:
+    return b"".join(store.iter_bytes(artifact))
 
 
 def _check_whole(
