@@ -167,7 +167,6 @@ def unpack(name: str, root: Path) -> Path:
     packed = base64.decodebytes((DATA / f"{name}.tar.gz.b64").read_bytes())
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
         tar.extractall(root, filter="data")
-    (root / "sessions").mkdir()
     return root
 
 

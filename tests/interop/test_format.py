@@ -315,7 +315,6 @@ def test_the_document_s_segment_is_one(tmp_path: Path) -> None:
     data = b"".join(bytes.fromhex(row[1]) for row in rows)
     assert [int(row[0], 16) for row in rows] == list(range(0, len(data), 16))
     (tmp_path / "segments").mkdir()
-    (tmp_path / "sessions").mkdir()
     (tmp_path / "store.json").write_text(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
     (tmp_path / "segments" / "0000000001.seg").write_bytes(data)
     other = reader.Store(tmp_path)

@@ -150,7 +150,10 @@ class Session:
 
 def read_sessions(disk: Disk, root: str) -> list[SessionState]:
     """Give the sessions of living processes; files of dead ones are removed."""
-    states = []
+    states: list[SessionState] = []
+    if disk.stat(f"{root}/{SESSIONS}") is None:  # empty directories are what copies of a store lack
+        disk.mkdir(f"{root}/{SESSIONS}")
+        return states
     for name in disk.listdir(f"{root}/{SESSIONS}"):
         path = f"{root}/{SESSIONS}/{name}"
         try:
