@@ -11,6 +11,7 @@
 //! `kernels::tree`). The result is then that of some mixture of old and new bytes, which is the caller's race.
 
 mod kernels;
+mod stream;
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyOverflowError, PyValueError};
@@ -564,6 +565,9 @@ mod _native {
         entry_columns, find_header, frame, frame_joined, leaf_cvs, outboard, parent_cv, scan, verify_groups,
         verify_many,
     };
+
+    #[pymodule_export]
+    use super::stream::{StreamDecoder, StreamEncoder};
 
     #[pymodule_export]
     const BLOCK_BYTES: usize = super::tree::GROUP;

@@ -101,6 +101,80 @@ def verify_many(data: Buffer, offsets: Sequence[int], lengths: Sequence[int], ha
     """
 
 @final
+class StreamEncoder:
+    """Writes the BAO stream of a blob for ranges (size, pairs, data), verifying all that goes into it.
+
+    The caller asks what is needed next, reads it, and gets the bytes. Data is asked for in whole groups, pairs
+    as they lie in the pre-order outboard. Memory: the ranges, a node for each level of the tree, a group, and
+    what is passed. Empty ranges give an empty stream.
+    """
+
+    def __init__(self, root: bytes, size_bytes: int, boundaries: Sequence[int]) -> None:
+        """`boundaries` count leaves of 1,024 bytes: on, off, on, …; ValueError unless they rise."""
+
+    def plan(self, limit: int) -> tuple[int, list[tuple[int, int]], list[tuple[int, int]]]:
+        """What the next part is: its bytes (0: the stream is complete), and what to pass to `encode` for it.
+
+        That is runs of the outboard, then runs of the data, each as (offset, length), about `limit` bytes of data
+        or less, but at least one group.
+        """
+
+    def encode(self, pairs: Sequence[Buffer], data: Sequence[Buffer]) -> bytes:
+        """The part that was planned last, from what its runs name.
+
+        ValueError(message, "outboard" | "data", offset) for a pair or a group that does not verify; the encoder is
+        of no use after it. ValueError(message) if these are not the runs that were planned.
+        """
+
+@final
+class StreamDecoder:
+    """Verifies a BAO stream as it arrives.
+
+    Memory: the ranges, a node for each level of the tree, and a group; and pairs that were not taken.
+    """
+
+    def __init__(self, root: bytes, boundaries: Sequence[int], keeps_pairs: bool) -> None:
+        """`boundaries` count leaves of 1,024 bytes: on, off, on, …; ValueError unless they rise."""
+
+    def feed(self, data: Buffer) -> list[tuple[int, bytes]]:
+        """Verify what is complete now: runs of (offset in the blob, bytes).
+
+        Nothing is given that does not verify, and all that comes before a failure is given; after one, nothing.
+        """
+
+    def wants(self, limit: int) -> int:
+        """How many of the next bytes belong to the stream, as far as that is certain; 0 when it is complete or wrong.
+
+        At most `limit`, but at least what completes the next item.
+        """
+
+    def take_pairs(self) -> list[tuple[int, bytes]]:
+        """Take away the verified pairs of the outboard: runs of (offset in the outboard, bytes)."""
+
+    def finish(self) -> bool:
+        """Whether the stream was complete and right; if it was not, `failure` says why."""
+
+    @property
+    def failure(self) -> tuple[str, int, int] | None:
+        """What is wrong, at which offset of the stream, and a detail.
+
+        "size" (above 2**62; the detail is that size), "parent", "leaf" (the detail is its offset in the blob),
+        "trailing", "truncated".
+        """
+
+    @property
+    def size_bytes(self) -> int | None:
+        """The claimed size of the blob, once it has come."""
+
+    @property
+    def is_size_proven(self) -> bool:
+        """Whether the last leaf was verified, which proves the size."""
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the stream are verified."""
+
+@final
 class Cutter:
     """FastCDC (2020, normalisation level 1): where a stream is cut depends on its content alone.
 

@@ -28,6 +28,16 @@ fn group_cv(data: &[u8], index: u64) -> ChainingValue {
     hasher.finalize_non_root()
 }
 
+/// The chaining value (of the root: the hash) of a subtree of at most a group that begins at `offset` of the blob.
+pub fn subtree_cv(data: &[u8], offset: u64, is_root: bool) -> ChainingValue {
+    if is_root {
+        return *blake3::hash(data).as_bytes();
+    }
+    let mut hasher = Hasher::new();
+    hasher.set_input_offset(offset).update(data);
+    hasher.finalize_non_root()
+}
+
 /// Streaming BLAKE3 that also gives the chaining value of each group.
 pub struct BlobHasher {
     /// The bytes of the group being filled. Copying them and hashing the group at once is faster than feeding a live
