@@ -56,6 +56,10 @@ class CatalogKeeper:
             return catalog
         return self._renew()
 
+    def known_segments(self) -> dict[int, tuple[int, int]]:
+        """Give how far segments are applied; nothing while the catalog is being made."""
+        return self.current().segments() if self._catalog is not None else {}
+
     def apply(self, batches: Iterable[Facts]) -> None:
         """Bring facts into the catalog in one transaction. The caller holds the store's lock.
 

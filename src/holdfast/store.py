@@ -176,7 +176,7 @@ class Store:
         where = Path(f"{root}/{CATALOG_FILE}") if catalog_path == "" else catalog_path
         keeper = CatalogKeeper(backend, Path(where) if where is not None else None)
         try:
-            backend.attach(keeper.current, keeper.apply)
+            backend.attach(keeper.current, keeper.known_segments, keeper.apply)
             keeper.open()
         except BaseException:
             keeper.close()

@@ -54,8 +54,6 @@ class CatalogPort(Index, Protocol):
     @property
     def epoch(self) -> int: ...
 
-    def segments(self) -> dict[int, tuple[int, int]]: ...
-
 
 class LogBackend:
     """One process's access to a store's directory. `attach` gives it the catalog; until then it only recovers."""
@@ -89,14 +87,17 @@ class LogBackend:
         self._index_of = lru_cache(4)(self._read_entries)
         self.payloads = Payloads(disk, root, self._require_catalog)
 
-    def attach(self, catalog: Callable[[], CatalogPort], apply: Apply) -> None:
+    def attach(
+        self,
+        catalog: Callable[[], CatalogPort],
+        known: Callable[[], dict[int, tuple[int, int]]],
+        apply: Apply,
+    ) -> None:
         """Say where look-ups go and how facts are applied; begins the session of a store that may be written."""
         self._catalog = catalog
         if self._lock is None:
             return
-        writers = Writers(
-            self.disk, self.root, self.store.id, self.segment_bytes, self._lock, lambda: catalog().segments()
-        )
+        writers = Writers(self.disk, self.root, self.store.id, self.segment_bytes, self._lock, known)
         self._committer = Committer(
             writers, self._lock, apply, self._entries, self.payloads.handles.read, fsync=self._fsync
         )

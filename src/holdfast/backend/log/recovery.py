@@ -7,6 +7,7 @@ after they are applied cut what is left of the tails (`finish`).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -84,6 +85,7 @@ class Recovery:
         self._quiet: list[int] = []
         self._copied: list[Commit] = []
         self._positions: dict[int, tuple[int, int]] = {}
+        self._writer: SegmentWriter | None = None
         self._entries_of = lru_cache(4)(self._load_entries)
 
     @property
@@ -109,8 +111,13 @@ class Recovery:
                     self._look_at(segment, applied)
                 elif self._rebuilding:
                     self._look_at_own(writer)
-        for tail in self._tails:
-            self._copy_tail(tail)
+        try:
+            for tail in self._tails:
+                self._copy_tail(tail)
+            if self._writer is not None and self._committer is not None:
+                self._committer.sync(self._writer)
+        finally:
+            self._give_writer_back()
         self._entries_of.cache_clear()
 
     def facts(self) -> Iterator[Facts]:
@@ -159,7 +166,9 @@ class Recovery:
                 return
             problem = check_segment_header(self._disk, handle, segment, self._store_id, path)
             start = max(applied, SEGMENT_HEADER_BYTES)
-            index = read_index(self._disk, handle, segment, path, start=start)
+            tail = read_tail(self._disk, handle, segment, size)
+            unclean = tail.end is None and not tail.closed
+            index = read_index(self._disk, handle, segment, path, start=start, deep=unclean)
             if index.sealed or index.closed:
                 self.problems.extend(index.problems)
                 self.problems.extend([problem] if problem is not None else [])
@@ -169,7 +178,8 @@ class Recovery:
                     SEGMENT_SEALED if index.sealed else SEGMENT_OPEN,
                 )
             else:
-                index = read_index(self._disk, handle, segment, path, start=start, deep=True)
+                if not unclean:  # it was closed a moment ago, and somebody has adopted it
+                    index = read_index(self._disk, handle, segment, path, start=start, deep=True)
                 self._tails.append(_Tail(index, start, dead, handle))
                 keep = True
         finally:
@@ -235,46 +245,60 @@ class Recovery:
         length = sum(
             extent.stop - extent.start for extent in commit.extents if extent.segment == tail.found.segment
         )
-        writer = self._committer.writers.checkout(length + HEADER_BYTES + MAX_RECORD_BYTES // 64)
-        try:
-            for extent, part in zip(commit.extents, parts, strict=True):
-                if extent.segment != tail.found.segment:
-                    extents.append(extent)
-                    moved.append(part)
-                    continue
-                start = writer.offset
-                entries = self._copy_records(tail, part, writer)
-                extents.append(Extent(writer.segment, start, writer.offset, extent.records))
-                moved.append(entries)
-            copy = commit._replace(digest=_native.blake3(b"".join(moved)), extents=tuple(extents))
-            record, entry = frame_one(writer.segment, writer.offset, Kind.COMMIT, encode_commit(copy))
-            writer.append([record], entry, len(record))
-            self._committer.sync(writer)
-            self._positions[writer.segment] = (writer.offset, SEGMENT_OPEN)
-            self.copied_bytes += length
-        finally:
-            self._committer.writers.checkin(writer)
+        writer = self._writer_for(self._committer, length + HEADER_BYTES + MAX_RECORD_BYTES // 64)
+        for extent, part in zip(commit.extents, parts, strict=True):
+            if extent.segment != tail.found.segment:
+                extents.append(extent)
+                moved.append(part)
+                continue
+            start = writer.offset
+            entries = self._copy_records(tail, part, writer)
+            extents.append(Extent(writer.segment, start, writer.offset, extent.records))
+            moved.append(entries)
+        copy = commit._replace(digest=_native.blake3(b"".join(moved)), extents=tuple(extents))
+        record, entry = frame_one(writer.segment, writer.offset, Kind.COMMIT, encode_commit(copy))
+        writer.append([record], entry, len(record))
+        self._positions[writer.segment] = (writer.offset, SEGMENT_OPEN)
+        self.copied_bytes += length
         return copy
 
+    def _writer_for(self, committer: Committer, room_bytes: int) -> SegmentWriter:
+        """Give one writer for all that is copied: it is synced when it is full, and when all is there."""
+        if self._writer is not None and not committer.writers.has_room(self._writer, room_bytes):
+            try:
+                committer.sync(self._writer)
+            finally:
+                self._give_writer_back()
+        if self._writer is None:
+            self._writer = committer.writers.checkout(room_bytes)
+        return self._writer
+
+    def _give_writer_back(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None and self._committer is not None:
+            self._committer.writers.checkin(writer)
+
     def _copy_records(self, tail: _Tail, part: bytes, writer: SegmentWriter) -> bytes:
+        kinds, flags, offsets, stored, plain, hashes = _native.entry_columns(part)
         entries = bytearray()
-        records = Records.empty()
-        size = 0
-        for fields in ENTRY.iter_unpack(part):
-            entry = Entry._make(fields)
-            records.kinds.append(entry.kind)
-            records.flags.append(entry.flags)
-            records.hashes.extend(entry.hash)
-            records.plain.append(entry.plain_bytes)
-            records.payloads.append(
-                self._disk.pread(tail.handle, entry.stored_bytes, entry.offset + HEADER_BYTES)
+        first = 0
+        while first < len(offsets):
+            start = offsets[first]
+            last = max(first + 1, bisect_left(offsets, start + COPY_BYTES, first))
+            stop = offsets[last - 1] + HEADER_BYTES + stored[last - 1]
+            data = memoryview(self._disk.pread(tail.handle, stop - start, start))
+            begins = [offset + HEADER_BYTES - start for offset in offsets[first:last]]
+            records = Records(
+                bytearray(kinds[first:last]),
+                bytearray(flags[first:last]),
+                bytearray().join(hashes[first:last]),
+                list(plain[first:last]),
+                [data[at : at + length] for at, length in zip(begins, stored[first:last], strict=True)],
             )
-            size += entry.stored_bytes
-            if size >= COPY_BYTES:
-                entries += _append(writer, records)
-                records.clear()
-                size = 0
-        entries += _append(writer, records)
+            buffers, framed, length = frame_records(writer.segment, writer.offset, records)
+            writer.append(buffers, framed, length)
+            entries += framed
+            first = last
         return bytes(entries)
 
     def _retire(self, tail: _Tail) -> None:
@@ -372,6 +396,9 @@ class Recovery:
         for tail in self._tails:
             if tail.found.segment == segment and tail.applied <= SEGMENT_HEADER_BYTES:
                 return tail.found.entries
+        writer = self._committer.writers.own().get(segment) if self._committer else None
+        if writer is not None and not self._rebuilding:
+            return writer.entries(SEGMENT_HEADER_BYTES, writer.synced)
         path = segment_path(self._root, segment)
         try:
             handle = self._disk.open(path, "r")
@@ -393,14 +420,6 @@ class Recovery:
                 path=segment_path(self._root, segment),
             )
         )
-
-
-def _append(writer: SegmentWriter, records: Records) -> bytes:
-    if not records.plain:
-        return b""
-    buffers, entries, length = frame_records(writer.segment, writer.offset, records)
-    writer.append(buffers, entries, length)
-    return entries
 
 
 def merged(batches: Iterator[Facts]) -> Iterator[Facts]:
