@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from holdfast.errors import TagNotFound as TagNotFound
     from holdfast.errors import TooLarge as TooLarge
     from holdfast.errors import Unavailable as Unavailable
+    from holdfast.ranges import ChunkRanges as ChunkRanges
     from holdfast.store import Store as Store
     from holdfast.store import create as create
     from holdfast.store import open as open
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
     from holdfast.types import VerifyReport as VerifyReport
 
 _STORE: Final = ("Store", "create", "open")
-_ELSEWHERE: Final = {"Writer": "artifacts", "Blobs": "blobs", "Lease": "blobs"}
+_ELSEWHERE: Final = {"Writer": "artifacts", "Blobs": "blobs", "ChunkRanges": "ranges", "Lease": "blobs"}
 _VALUES: Final = (
     "Artifact",
     "BlobFormat",
