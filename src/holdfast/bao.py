@@ -24,7 +24,6 @@ Reading with one (`read_pairs(offset, length)` gives untrusted bytes of the outb
 from __future__ import annotations
 
 import errno
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import TracebackType
@@ -113,6 +112,8 @@ class OutboardBuilder:
                 self._spill_piece(piece)
 
     def _spill_piece(self, piece: bytes) -> None:
+        import tempfile  # few blobs are that long
+
         try:
             if self._spill is None:
                 self._spill = tempfile.TemporaryFile(prefix="holdfast-", buffering=0)  # noqa: SIM115  # closed in `close`

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-import zstandard
-
 from holdfast import _native
 from holdfast.types import BytesLike
 from holdfast.wire.record import FLAG_ZSTD
@@ -50,6 +48,8 @@ def _compress_some(
     try:
         compressor = _local.compressor
     except AttributeError:
+        import zstandard
+
         compressor = _local.compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
     for i in chosen:
         plain = payloads[i]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Final
@@ -207,6 +206,8 @@ class Reading:
         self, hash_: Hash, path: str | os.PathLike[str], overwrite: bool, progress: ProgressCallback | None
     ) -> None:
         """Write a file aside, make it durable, and give it its name."""
+        import tempfile
+
         target = os.fspath(path)
         if not overwrite and os.path.lexists(target):
             raise Conflict(f"{target} exists already; give another path, or overwrite=True", path=target)

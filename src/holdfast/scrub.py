@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from array import array
@@ -31,11 +30,13 @@ from holdfast.types import BLOCK_BYTES, Hash, Problem, Progress, ProgressCallbac
 from holdfast.wire.record import (
     ENTRY,
     ENTRY_BYTES,
+    FLAG_BLOB,
     FLAG_SHA256,
     FLAG_ZSTD,
     HEADER_BYTES,
     MAX_RECORD_BYTES,
     Entry,
+    Kind,
     iter_entries,
 )
 
@@ -77,10 +78,11 @@ class Report:
             if len(self._problems) < MAX_PROBLEMS:
                 self._problems.append(problem)
 
-    def checked(self, more_bytes: int, records: int = 0) -> None:
+    def checked(self, more_bytes: int, records: int = 0, blobs: int = 0) -> None:
         with self._mutex:
             self.bytes += more_bytes
             self.records += records
+            self.blobs += blobs
             done = self.bytes
         if self._progress is not None:
             self._progress(Progress(phase=self._phase, done_bytes=done, total_bytes=self.total_bytes))
@@ -254,6 +256,7 @@ def _check_stretch(
         return
     data = backend.disk.pread(handle, stop - start, start)
     bad: dict[int, str] = {}
+    blobs = 0
     packed = b"".join(_pack(entry) for entry in run)
     for number, why in _native.check_payloads(data, packed, start):
         if why == "hash" and run[number].flags & FLAG_SHA256 and _is_sha256(data, run[number], start):
@@ -278,7 +281,8 @@ def _check_stretch(
             )
         else:
             good.offsets.append(entry.offset)
-    report.checked(len(data), len(run))
+            blobs += entry.kind == Kind.BLOB or (entry.kind == Kind.DATA and bool(entry.flags & FLAG_BLOB))
+    report.checked(len(data), len(run), blobs)
 
 
 def _pack(entry: Entry) -> bytes:
@@ -286,6 +290,8 @@ def _pack(entry: Entry) -> bytes:
 
 
 def _is_sha256(data: bytes, entry: Entry, start: int) -> bool:
+    import hashlib
+
     at = entry.offset - start + HEADER_BYTES
     return hashlib.sha256(data[at : at + entry.stored_bytes]).digest() == entry.hash
 

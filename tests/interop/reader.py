@@ -187,9 +187,9 @@ class Store:
         name = data[2:10]  # quarantine and repair: the place
         state: tuple[Any, ...] = (data[44:],)
         if kind == ARTIFACT:
-            layout = struct.Struct("<BI16s32sQqqI")
+            layout = struct.Struct("<BI16s32sQqqQ")
             f, revision, name, hash_, size, created, modified, chunks = layout.unpack_from(data, 1)
-            state = (revision, modified, hash_, size, f, created, chunks, data[82:])
+            state = (revision, modified, hash_, size, f, created, chunks, data[86:])
         elif kind == TOMBSTONE:
             revision, name, deleted = struct.unpack_from("<I16sq", data, 2)
             state = (revision, deleted)
@@ -256,7 +256,7 @@ class Store:
         (document,) = self.states[BLOB, hash_]
         size = int.from_bytes(document[36:44], "little")
         outboard_bytes = (-(-size // 16384) - 1) * 64
-        manifest, rest = self._stream(document[48:], size, False)
+        manifest, rest = self._stream(document[52:], size, False)
         outboard, rest = self._stream(rest, outboard_bytes, True)
         chunks = []
         for algorithm, length, digest in struct.iter_unpack("<BI32s", manifest):

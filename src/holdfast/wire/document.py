@@ -20,10 +20,10 @@ DOCUMENT_VERSION: Final = 1
 MAX_DOCUMENT_BYTES: Final = 1 << 20
 """An artifact's own words (names, tags, links, metadata) fit in 1 MiB."""
 
-_ARTIFACT: Final = struct.Struct("<BBI16s32sQqqI")
+_ARTIFACT: Final = struct.Struct("<BBI16s32sQqqQ")
 _TOMBSTONE: Final = struct.Struct("<BBI16sq")
 _TAG: Final = struct.Struct("<BBBI32sqH")
-_BLOB: Final = struct.Struct("<BBH32sQI")
+_BLOB: Final = struct.Struct("<BBH32sQQ")
 _QUARANTINE: Final = struct.Struct("<BBII32sH")
 
 

@@ -106,7 +106,7 @@ def translate(error: OSError, path: str | None) -> HoldfastError | OSError:
 
     A file that is missing or already there stays the plain exception: only the caller knows what it means.
     """
-    if isinstance(error, (HoldfastError, FileNotFoundError, FileExistsError)):
+    if isinstance(error, (HoldfastError, FileNotFoundError, FileExistsError, NotADirectoryError)):
         return error
     code = error.errno
     reason = os.strerror(code) if code is not None else str(error)

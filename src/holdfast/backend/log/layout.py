@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +11,7 @@ from holdfast import _native
 from holdfast.backend.log.disk import Disk
 from holdfast.chunking import Chunking
 from holdfast.errors import Conflict, FormatError, InvalidConfig, StoreNotFound
+from holdfast.types import id_text, parse_id
 from holdfast.wire.record import FORMAT_VERSION
 
 STORE_FILE: Final = "store.json"
@@ -46,7 +46,7 @@ class StoreFile(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def id(self) -> bytes:
-        return uuid.UUID(self.store_id).bytes
+        return bytes.fromhex(self.store_id.replace("-", ""))
 
 
 def segment_path(root: str, segment: int) -> str:
@@ -87,7 +87,7 @@ def parse_store_file(data: bytes, path: str) -> StoreFile:
         if _checksum(document) != document["crc32c"]:
             raise FormatError(f"{path}/{STORE_FILE} is damaged: its checksum does not match", path=path)
         store = msgspec.convert(document, StoreFile)
-        uuid.UUID(store.store_id)
+        parse_id(store.store_id)
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FormatError(
             f"{path}/{STORE_FILE} is damaged or is no store file: {error}", path=path
@@ -161,7 +161,7 @@ def create_store(disk: Disk, root: str, *, chunking: Chunking, compression: str,
             disk.mkdir(f"{root}/{name}")
     store = StoreFile(
         format=FORMAT_VERSION,
-        store_id=str(uuid.uuid4()),
+        store_id=id_text(os.urandom(16)),
         created_ms=now_ms,
         chunking=chunking.to_dict(),
         compression=compression,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ class StoreLock:
         self._timeout = timeout_seconds
         self._mutex = threading.RLock()
         self._depth = 0
-        owner = msgspec.json.encode({"host": socket.gethostname()[:100], "pid": os.getpid()})
+        owner = msgspec.json.encode({"host": os.uname().nodename[:100], "pid": os.getpid()})
         self._owner = owner.ljust(OWNER_BYTES)
         self._names_us = False
 

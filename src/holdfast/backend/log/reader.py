@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple, Protocol
-
-import zstandard
 
 from holdfast import _native
 from holdfast.backend.log.disk import Disk
@@ -118,7 +115,11 @@ class Payloads:
         try:
             decompressor = self._local.decompressor
         except AttributeError:
+            import zstandard
+
             decompressor = self._local.decompressor = zstandard.ZstdDecompressor()
+            self._local.zstandard = zstandard
+        zstandard = self._local.zstandard
         try:
             if zstandard.frame_content_size(data) != plain_bytes:
                 raise self.corrupt(hash_, location, "says another size than it has")
@@ -184,6 +185,8 @@ class Payloads:
 def matches(data: bytes | memoryview, hash_: bytes, flags: int) -> bool:
     """Whether a plain payload hashes to its name."""
     if flags & FLAG_SHA256:
+        import hashlib
+
         return hashlib.sha256(data).digest() == hash_
     return _native.blake3(data) == hash_
 

@@ -7,7 +7,6 @@ loses its lock, and with it its pin and its leases; nobody looks at a clock.
 from __future__ import annotations
 
 import os
-import socket
 import struct
 import threading
 from collections import Counter
@@ -65,7 +64,7 @@ class Session:
                 raise Unavailable(
                     f"a new session file is locked by somebody else: {self._path}", path=self._path
                 )
-            host = socket.gethostname().encode()[:100]
+            host = os.uname().nodename.encode()[:100]
             header = _HEADER.pack(SESSION_MAGIC, raw, started_ms, os.getpid(), host, 0)
             crc = _native.crc32c(header[:-4])
             disk.pwrite(
