@@ -259,11 +259,11 @@ def fill_segment(clock: Clock, store: str, value_bytes: int) -> dict[str, Any]:
 
 
 def open_store(clock: Clock, store: str) -> dict[str, Any]:
-    import holdfast
+    from holdfast import Hash, open  # whatever is imported late is imported here
 
     with clock:
-        opened = holdfast.open(store)
-        opened.exists(holdfast.Hash(bytes(32)))
+        opened = open(store)
+        opened.exists(Hash(bytes(32)))
     with opened:
         return _counts(opened)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -148,6 +147,8 @@ def _requirements(core: Core, values: Iterable[Hash | Artifact | str]) -> tuple[
 
 @lru_cache(1024)
 def _type_of(ending: str) -> str | None:
+    import mimetypes  # reads the system's tables: only who needs a type pays for it
+
     return mimetypes.guess_type(f"name.{ending}")[0]
 
 
@@ -178,7 +179,7 @@ class Artifacts:
                 size = source_size(source)
                 if size is not None:
                     ingest.check_size(size)
-                stored = ingest.add(iter_windows(source), Watch(progress, "put", source))
+                stored = ingest.add(iter_windows(source, core.pool), Watch(progress, "put", source))
             self.check_empty(stored)
             return self.acknowledge(group, [(stored, details, 0)])[0]
 

@@ -63,7 +63,7 @@ class Blobs:
         """Store one blob; durable when it returns. The lease holds it. `EmptyData` as for artifacts."""
         core = self._core.check()
         with core.adding() as (group, ingest):
-            stored = ingest.add(iter_windows(source), Watch(progress, "put", source))
+            stored = ingest.add(iter_windows(source, core.pool), Watch(progress, "put", source))
             return self._acknowledge(group, [stored])[0]
 
     def put_many(self, sources: Iterable[Source]) -> list[Lease]:

@@ -1,4 +1,6 @@
-"""What can be put: paths, bytes, binary files, iterables; all read as windows of bytes, in the caller's thread.
+"""What can be put: paths, bytes, binary files, iterables; all read as windows of bytes.
+
+What is the caller's own is read in the caller's thread; of a path, the next window is read while one is stored.
 
 A window is never changed after it was given. What is stored is what was read: a file that changes meanwhile
 gives the bytes that were read, under their own hash.
@@ -9,7 +11,8 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import IO, Any, Final, cast
 
@@ -19,14 +22,15 @@ from holdfast.types import BytesLike, Source
 WINDOW_BYTES: Final = 4 << 20
 
 
-def iter_windows(source: Source) -> Iterator[BytesLike]:
+def iter_windows(source: Source, pool: ThreadPoolExecutor | None = None) -> Iterator[BytesLike]:
     """Give the bytes of a source in windows of 4 MiB (the last may be shorter), none for an empty one.
 
     `SourceNotFound`, `PermissionDenied`, `Unavailable` or `InvalidInput` name the path or type; an exception
     of a caller's own iterator passes through.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _path_windows(os.fspath(source))
+        windows = _path_windows(os.fspath(source))
+        return windows if pool is None else _read_ahead(windows, pool)
     if isinstance(source, bytes):
         return _bytes_windows(source)
     if isinstance(source, (bytearray, memoryview)):
@@ -78,9 +82,24 @@ def _copied_windows(view: memoryview) -> Iterator[BytesLike]:
         yield bytes(view[start : start + WINDOW_BYTES])
 
 
-def _path_windows(path: str) -> Iterator[BytesLike]:
+def _path_windows(path: str) -> Generator[BytesLike, None, None]:
     with closing(open_source(path)) as file:
         yield from _raw_windows(file, path)
+
+
+def _read_ahead(windows: Generator[BytesLike, None, None], pool: ThreadPoolExecutor) -> Iterator[BytesLike]:
+    """Read the next window in another thread, once it is clear that there is more than one."""
+    with closing(windows):
+        window = next(windows, b"")
+        while len(window) == WINDOW_BYTES:
+            ahead = pool.submit(next, windows, b"")
+            try:
+                yield window
+            finally:
+                ahead.exception()  # the file must not be closed under its reader
+            window = ahead.result()
+        if window:
+            yield window
 
 
 def open_source(path: str | os.PathLike[str]) -> io.FileIO:

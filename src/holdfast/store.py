@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from holdfast.artifacts import Artifacts, Words, Writer
 from holdfast.backend.log.backend import LogBackend
@@ -534,6 +533,8 @@ def _local_path(text: str) -> str:
             raise InvalidInput(f"not a location: {text!r:.200}")
         return text
     if scheme == "file":
+        from urllib.parse import unquote, urlsplit
+
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost"):
             raise InvalidInput(f"{text} names another host; only local paths are opened")
