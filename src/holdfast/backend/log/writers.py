@@ -41,6 +41,8 @@ class Writers:
         self._idle: list[SegmentWriter] = []
         self._busy: dict[int, SegmentWriter] = {}
         self._news: dict[int, tuple[int, int]] = {}
+        self._failed: set[int] = set()
+        """Given up by this process: never to be adopted by it again, whatever the catalog says so far."""
 
     def checkout(self, room_bytes: int) -> SegmentWriter:
         """Give a writer for one user, with room for so many bytes unless it is a fresh segment."""
@@ -105,6 +107,7 @@ class Writers:
         """Drop a segment that was given up: what was not synced there is never to be applied."""
         self.note(writer.segment, writer.synced, SEGMENT_SUPERSEDED)
         with self._mutex:
+            self._failed.add(writer.segment)
             self._busy.pop(writer.segment, None)
 
     def note(self, segment: int, applied: int, state: int) -> None:
@@ -143,7 +146,9 @@ class Writers:
         with self._lock.held():
             own = self.own()
             for segment, (applied, state) in sorted(self._known().items()):
-                if state != SEGMENT_OPEN or segment in own or applied >= self.segment_bytes:
+                if state != SEGMENT_OPEN or segment in own or segment in self._failed:
+                    continue
+                if applied >= self.segment_bytes:
                     continue
                 writer = SegmentWriter.adopt(self._disk, self._root, segment)
                 if writer is None:
