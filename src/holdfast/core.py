@@ -7,17 +7,27 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.commit import Group
-from holdfast.backend.log.reader import BlobReader
-from holdfast.catalog import ArtifactEntry, BlobRow, Catalog
-from holdfast.errors import ArtifactNotFound, BlobNotFound, InvalidInput, NeedsReopen
+from holdfast.backend.log.reader import BlobReader, StaleIndex
+from holdfast.catalog import ArtifactEntry, BlobRow, Catalog, CatalogUnusable
+from holdfast.errors import (
+    ArtifactNotFound,
+    BlobNotFound,
+    HoldfastError,
+    InvalidInput,
+    MissingChunk,
+    NeedsReopen,
+)
 from holdfast.ingest import Ingest
 from holdfast.recovery import CatalogKeeper
 from holdfast.sources import source_size
-from holdfast.types import Artifact, Hash, Progress, ProgressCallback, Ref, Source, parse_id
+from holdfast.types import Artifact, Hash, Progress, ProgressCallback, Ref, Source, id_text, parse_id
+
+MENDABLE: Final = (CatalogUnusable, StaleIndex)
+"""What a rebuild of the catalog may put right."""
 
 
 class Options(NamedTuple):
@@ -147,7 +157,19 @@ class Core:
         """Give the blob that a reference names: a hash, an artifact or its id."""
         if isinstance(ref, Hash):
             return self.blob(ref)
-        return self.blob(self.artifact(ref).hash)
+        entry = self.artifact(ref)
+        try:
+            return self.blob(entry.hash)
+        except BlobNotFound as error:
+            missing = MissingChunk(
+                f"artifact {id_text(entry.id)} names blob {entry.hash.hex()}, which is not here",
+                hash=Hash(entry.hash),
+            )
+            raise self.backend.payloads.suspect(entry.hash, missing) from error
+
+    def mend(self, error: HoldfastError) -> None:
+        """Rebuild a catalog that is damaged or says what storage does not."""
+        self.keeper.replace(str(error))
 
     def reader(self, ref: Ref) -> BlobReader:
         """Open the blob that a reference names."""

@@ -10,8 +10,8 @@ from typing import Final
 
 from holdfast.backend.log.disk import translate
 from holdfast.backend.log.reader import BlobReader, Place
-from holdfast.core import Core, Watch
-from holdfast.errors import ArtifactNotFound, Conflict, InvalidInput, NotFound
+from holdfast.core import MENDABLE, Core, Watch
+from holdfast.errors import ArtifactNotFound, Conflict, HoldfastError, InvalidInput, NotFound, Unavailable
 from holdfast.trees import export_tree
 from holdfast.types import Artifact, BlobFormat, Hash, ProgressCallback, Ref, check_range, parse_id
 from holdfast.wire.collection import (
@@ -29,6 +29,38 @@ BUFFER_BYTES: Final = 16 << 10
 READ_AHEAD_BYTES: Final = 512 << 10
 
 
+class MendingReader:
+    """Reads a blob; where the catalog proves wrong on the way, it is rebuilt and the reading goes on."""
+
+    def __init__(self, core: Core, ref: Ref) -> None:
+        self._core = core
+        self._ref = ref
+        self._reader = core.reader(ref)
+        self.size_bytes = self._reader.size_bytes
+
+    def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
+        try:
+            return self._reader.read_at(offset_bytes, length_bytes)
+        except MENDABLE as error:
+            self._reopen(error)
+            return self._reader.read_at(offset_bytes, length_bytes)
+
+    def iter_bytes(self, start: int, stop: int) -> Iterator[bytes]:
+        while start < stop:
+            try:
+                for piece in self._reader.iter_bytes(start, stop):
+                    yield piece
+                    start += len(piece)
+            except MENDABLE as error:
+                self._reopen(error)
+
+    def _reopen(self, error: HoldfastError) -> None:
+        self._core.mend(error)
+        self._reader = self._core.reader(self._ref)
+        if self._reader.size_bytes != self.size_bytes:  # the range was made for another size
+            raise Unavailable("the catalog was wrong about the size of a blob and has been rebuilt: try again")
+
+
 class RawBlob(io.RawIOBase):
     """A blob as an unbuffered file: seeks anywhere, reads ahead while it is read in sequence.
 
@@ -40,7 +72,7 @@ class RawBlob(io.RawIOBase):
         self._stack = ExitStack()
         self._stack.enter_context(core.backend.operation())
         try:
-            self._reader: BlobReader = core.reader(ref)
+            self._reader: BlobReader = MendingReader(core, ref)
         except BaseException:
             self._stack.close()
             raise
@@ -119,14 +151,14 @@ class Reading:
                 start, stop = check_range(offset_bytes, length_bytes, len(data))
                 return data[start:stop]
         with core.backend.operation():
-            reader = core.reader(ref)
+            reader = MendingReader(core, ref)
             start, stop = check_range(offset_bytes, length_bytes, reader.size_bytes)
             return b"".join(reader.iter_bytes(start, stop))
 
     def iter_bytes(self, ref: Ref, offset_bytes: int, length_bytes: int | None) -> Iterator[bytes]:
         """Give a range in pieces. What is wrong with the reference or the range is said at once."""
         core = self._core
-        reader = core.reader(ref)
+        reader = MendingReader(core, ref)
         start, stop = check_range(offset_bytes, length_bytes, reader.size_bytes)
 
         def pieces() -> Iterator[bytes]:
@@ -199,7 +231,7 @@ class Reading:
         return zip(iter_names(self._iter_blob(meta), count), hashes, strict=True)
 
     def _iter_blob(self, hash_: bytes) -> Iterator[bytes]:
-        reader = self._core.backend.reader(self._core.blob(hash_))
+        reader = MendingReader(self._core, Hash(hash_))
         return reader.iter_bytes(0, reader.size_bytes)
 
     def _export_file(

@@ -16,7 +16,7 @@ from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.reader import OFFSET_MASK, LargeReader, matches
 from holdfast.backend.log.segment import SegmentIndex, check_segment_header, read_index
 from holdfast.bao import OutboardReader
-from holdfast.core import Core
+from holdfast.core import MENDABLE, Core
 from holdfast.errors import (
     BackendError,
     CorruptBlob,
@@ -124,13 +124,15 @@ def verify(core: Core, ref: Ref, progress: ProgressCallback | None) -> VerifyRep
             try:
                 children = dict.fromkeys(hash_ for _, hash_ in Reading(core).iter_collection(entry.hash))
                 hashes += [child for child in children if child != entry.hash]
+            except MENDABLE:
+                raise
             except HoldfastError as error:
                 report.add(problem_of(error))
     with core.backend.operation():
         for hash_ in hashes:
             try:
                 _verify_blob(core, hash_, report)
-            except BackendError:
+            except (BackendError, *MENDABLE):
                 raise
             except HoldfastError as error:
                 report.add(problem_of(error, hash=Hash(hash_)))

@@ -23,9 +23,8 @@ from holdfast.backend.log.layout import (
 )
 from holdfast.backend.memory import MemoryDisk
 from holdfast.blobs import Blobs
-from holdfast.catalog import CatalogUnusable
 from holdfast.chunking import Chunking
-from holdfast.core import Core, Options
+from holdfast.core import MENDABLE, Core, Options
 from holdfast.directories import put_directory
 from holdfast.errors import (
     ArtifactNotFound,
@@ -80,8 +79,8 @@ def _call(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[St
         core.enter()
         try:
             return method(self, *args, **kwargs)
-        except CatalogUnusable as error:
-            core.keeper.replace(str(error))
+        except MENDABLE as error:
+            core.mend(error)
             if method.__name__ in _REPEATABLE:
                 return method(self, *args, **kwargs)
             raise Unavailable(

@@ -13,16 +13,29 @@ from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.handles import Handles
 from holdfast.backend.log.layout import segment_path
 from holdfast.bao import OutboardReader, outboard_bytes
-from holdfast.errors import BackendError, CorruptBlob, FormatError, IntegrityError, MissingChunk, Unavailable
+from holdfast.errors import (
+    BackendError,
+    CorruptBlob,
+    FormatError,
+    HoldfastError,
+    IntegrityError,
+    MissingChunk,
+    Unavailable,
+)
 from holdfast.facts import FLAG_ZSTD
 from holdfast.types import BLOCK_BYTES, Hash
 from holdfast.wire.document import parse_blob
 from holdfast.wire.pages import ManifestReader, StreamReader
-from holdfast.wire.record import ENTRY_BYTES, FLAG_SHA256, HEADER_BYTES
+from holdfast.wire.record import ENTRY_BYTES, FLAG_SHA256, HEADER, HEADER_BYTES
 
 PIECE_BYTES: Final = 1 << 20
 """About how much `iter_bytes` gives at a time."""
 OFFSET_MASK: Final = (1 << 32) - 1
+HEADER_STORED: Final = 7
+HEADER_HASH: Final = 10
+"""Where a record header's fields have the stored length and the hash."""
+MAX_SUSPECTED: Final = 3
+"""How many doubtful places lead to a rebuild of the catalog, in the life of one open store; one puts all right."""
 
 
 class Place(NamedTuple):
@@ -42,6 +55,12 @@ class Index(Protocol):
     def is_current(self) -> bool: ...
 
 
+class StaleIndex(HoldfastError):
+    """The catalog says what storage does not: it is to be rebuilt, and the question asked again. Never for users."""
+
+    kind = "stale_index"
+
+
 def place_text(location: int) -> str:
     """Say where a record is, for messages."""
     return f"segment {location >> 32}, offset {location & OFFSET_MASK}"
@@ -56,12 +75,23 @@ class Payloads:
         self._root = root
         self._index = index
         self._local = threading.local()
+        self._suspected: set[bytes] = set()
+
+    def suspect(self, hash_: bytes, error: IntegrityError) -> HoldfastError:
+        """Give the error to raise when the fault may be the catalog's: the first time for a hash it is asked anew."""
+        if hash_ in self._suspected or len(self._suspected) >= MAX_SUSPECTED:
+            return error
+        self._suspected.add(hash_)
+        stale = StaleIndex(f"{error}; or the catalog is wrong")
+        stale.__cause__ = error
+        return stale
 
     def find(self, hash_: bytes) -> Place:
         """Look a payload up; `MissingChunk` when the catalog has no row."""
         row = self._index().find_data((hash_,)).get(hash_)
         if row is None:
-            raise MissingChunk(f"the payload {hash_.hex()} is named and not here", hash=Hash(hash_))
+            missing = MissingChunk(f"the payload {hash_.hex()} is named and not here", hash=Hash(hash_))
+            raise self.suspect(hash_, missing)
         return Place._make(row)
 
     def load(self, hash_: bytes) -> bytes:
@@ -94,20 +124,21 @@ class Payloads:
             record = self._pread(location, stored, with_header=True)
         except FileNotFoundError as error:
             path = segment_path(self._root, segment)
-            raise MissingChunk(
+            gone = MissingChunk(
                 f"the record of blob {blob.hex()} should be in {place_text(location)}, and {path} is gone",
                 hash=Hash(blob),
                 segment=segment,
                 offset_bytes=offset,
                 path=path,
-            ) from error
+            )
+            raise self.suspect(blob, gone) from error
         entries, consumed, _ = _native.scan(record, segment, offset, deep=True)
         payload = record[HEADER_BYTES:]
         if (
             consumed != HEADER_BYTES + stored
             or _native.blake3(payload) != entries[ENTRY_BYTES - 32 : ENTRY_BYTES]
         ):
-            raise self.corrupt(blob, location, "does not match its record")
+            raise self.suspect(blob, self.corrupt(blob, location, "does not match its record"))
         return payload
 
     def decompress(self, data: bytes | memoryview, plain_bytes: int, hash_: bytes, location: int) -> bytes:
@@ -172,14 +203,26 @@ class Payloads:
                 continue
         if isinstance(error, FileNotFoundError):
             path = segment_path(self._root, tried.location >> 32)
-            raise MissingChunk(
+            gone = MissingChunk(
                 f"the payload {hash_.hex()} should be in {place_text(tried.location)}, and {path} is gone",
                 hash=Hash(hash_),
                 segment=tried.location >> 32,
                 offset_bytes=tried.location & OFFSET_MASK,
                 path=path,
-            ) from error
+            )
+            raise self.suspect(hash_, gone) from error
+        if isinstance(error, IntegrityError) and not self._is_record_of(hash_, tried):
+            raise self.suspect(hash_, error)
         raise error
+
+    def _is_record_of(self, hash_: bytes, place: Place) -> bool:
+        """Whether the record at a place is, by its own header, the one that the catalog says is there."""
+        segment, offset = place.location >> 32, place.location & OFFSET_MASK
+        header = self.handles.read(segment, offset, HEADER_BYTES)
+        if _native.find_header(header, segment, offset, 0) != 0:
+            return False
+        fields = HEADER.unpack(header)
+        return bool(fields[HEADER_HASH] == hash_ and fields[HEADER_STORED] == place.stored_bytes)
 
 
 def matches(data: bytes | memoryview, hash_: bytes, flags: int) -> bool:
@@ -238,7 +281,8 @@ class LargeReader:
     ) -> None:
         blob = parse_blob(document)
         if blob.hash != hash_:
-            raise CorruptBlob(f"the record of blob {hash_.hex()} describes another blob", hash=Hash(hash_))
+            other = CorruptBlob(f"the record of blob {hash_.hex()} describes another blob", hash=Hash(hash_))
+            raise payloads.suspect(hash_, other)
         self.size_bytes = blob.size_bytes
         self.document = blob
         self._hash = hash_
@@ -389,12 +433,13 @@ class LargeReader:
             for i, digest in enumerate(digests, first):
                 row = found.get(digest)
                 if row is None:
-                    raise MissingChunk(
+                    missing = MissingChunk(
                         f"a chunk of blob {self._hash.hex()} at offset {leaf.starts[i]} is not here",
-                        hash=Hash(digest),
-                        blob=Hash(self._hash),
+                        hash=Hash(self._hash),
+                        piece=Hash(digest),
                         offset_bytes=leaf.starts[i],
                     )
+                    raise self._payloads.suspect(digest, missing)
                 length = leaf.entries[i][1]
                 run.append((leaf.starts[i], length, digest, Place._make(row)))
                 size += length
