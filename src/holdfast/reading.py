@@ -58,7 +58,9 @@ class MendingReader:
         self._core.mend(error)
         self._reader = self._core.reader(self._ref)
         if self._reader.size_bytes != self.size_bytes:  # the range was made for another size
-            raise Unavailable("the catalog was wrong about the size of a blob and has been rebuilt: try again")
+            raise Unavailable(
+                "the catalog was wrong about the size of a blob and has been rebuilt: try again"
+            )
 
 
 class RawBlob(io.RawIOBase):
@@ -238,8 +240,6 @@ class Reading:
         self, hash_: Hash, path: str | os.PathLike[str], overwrite: bool, progress: ProgressCallback | None
     ) -> None:
         """Write a file aside, make it durable, and give it its name."""
-        import tempfile
-
         target = os.fspath(path)
         if not overwrite and os.path.lexists(target):
             raise Conflict(f"{target} exists already; give another path, or overwrite=True", path=target)
@@ -248,7 +248,8 @@ class Reading:
         parent = os.path.dirname(os.path.abspath(target))
         watch = Watch(progress, "export")
         try:
-            fd, part = tempfile.mkstemp(dir=parent, prefix=".holdfast-", suffix=".partial")
+            part = f"{parent}/.holdfast-{os.urandom(8).hex()}.partial"
+            fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
             raise NotFound(f"the directory {parent} does not exist", path=parent) from None
         except OSError as error:
@@ -262,9 +263,6 @@ class Reading:
                         raise translate(error, target) from error
                     watch(len(piece))
                 os.fsync(fd)
-                umask = os.umask(0)
-                os.umask(umask)
-                os.fchmod(fd, 0o666 & ~umask)
             if overwrite:
                 os.replace(part, target)
             else:

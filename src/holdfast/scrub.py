@@ -35,6 +35,7 @@ from holdfast.wire.record import (
     FLAG_ZSTD,
     HEADER_BYTES,
     MAX_RECORD_BYTES,
+    SEGMENT_HEADER_BYTES,
     Entry,
     Kind,
     iter_entries,
@@ -206,6 +207,8 @@ def _scrub_segment(
     try:
         if drop_cache:
             backend.disk.drop_cache(handle)
+        if backend.disk.size(handle) <= SEGMENT_HEADER_BYTES and not applied:
+            return good  # made a moment ago, or by somebody who died before it held anything
         problem = check_segment_header(backend.disk, handle, segment, backend.store.id, path)
         if problem is not None:
             report.add(problem)

@@ -50,7 +50,13 @@ def test_nothing_goes_to_a_segment_whose_fsync_failed(at: int) -> None:
             store.close()
             pytest.skip("the work has fewer fsyncs")
         failed = disk.hit
-        touched = [s for s in disk.sites if s.number > failed.number and s.path == failed.path]
+        touched = [
+            s
+            for s in disk.sites
+            if s.number > failed.number
+            and s.path == failed.path
+            and s.call != "truncate"  # cutting off is no writing
+        ]
         assert not [site for site in touched if site.call in CHANGES]
         assert done.count(False) <= 1
         _others_see_what_was_promised(world, failed)

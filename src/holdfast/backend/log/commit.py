@@ -80,6 +80,8 @@ class Group:
         self._stream: _Stream | None = None
         self.done = False
         self.error: BaseException | None = None
+        self._id = b""
+        self._time_ms = 0
 
     def add(
         self, kinds: bytes, flags: bytes, hashes: bytes, plain: Sequence[int], payloads: Sequence[BytesLike]
@@ -139,10 +141,12 @@ class Group:
     def frame(self, segment: int, offset: int) -> tuple[list[BytesLike], bytes, int, Committed]:
         """Give (buffers, index entries, length, the group as committed) for this place, commit record included."""
         records = self._records
+        if not self._id:  # one that is written again, elsewhere, is the same
+            self._id, self._time_ms = os.urandom(16), now_ms()
         buffers, entries, length = frame_records(segment, offset, records)
         commit = Commit(
-            os.urandom(16),
-            now_ms(),
+            self._id,
+            self._time_ms,
             len(records.plain),
             _native.blake3(entries),
             (Extent(segment, offset, offset + length, len(records.plain)),),

@@ -24,11 +24,12 @@ from holdfast.backend.log.segment import (
     check_segment_header,
     read_index,
     read_tail,
+    scan_records,
     slice_entries,
 )
 from holdfast.errors import BackendError, CorruptSegment
-from holdfast.facts import SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_SUPERSEDED, Facts
-from holdfast.types import Problem
+from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SEALED, SEGMENT_SUPERSEDED, Facts
+from holdfast.types import Problem, now_ms
 from holdfast.wire.record import (
     ENTRY,
     ENTRY_BYTES,
@@ -39,7 +40,9 @@ from holdfast.wire.record import (
     Entry,
     Extent,
     Kind,
+    SegmentHeader,
     encode_commit,
+    encode_segment_header,
     frame_one,
     parse_commit,
 )
@@ -83,6 +86,7 @@ class Recovery:
         self._tails: list[_Tail] = []
         self._kept: set[int] = set()
         self._quiet: list[int] = []
+        self._reseal: list[tuple[int, int]] = []
         self._copied: list[Commit] = []
         self._positions: dict[int, tuple[int, int]] = {}
         self._writer: SegmentWriter | None = None
@@ -139,6 +143,9 @@ class Recovery:
         for segment in self._quiet:
             with suppress(BackendError):
                 self._close_quiet(segment)
+        for segment, records_stop in self._reseal:
+            with suppress(BackendError):
+                self._seal_again(segment, records_stop)
 
     def close(self) -> None:
         """Give files and locks back."""
@@ -160,6 +167,10 @@ class Recovery:
             if not dead and not self._rebuilding:
                 return
             size = self._disk.size(handle)
+            if size < applied:
+                self._damage("the segment is shorter than what was stored in it", segment, size)
+                self._positions[segment] = (applied, SEGMENT_QUARANTINED)
+                return
             if size <= max(applied, SEGMENT_HEADER_BYTES):
                 if dead:  # its writer died with nothing under way, or before it wrote anything
                     self._quiet.append(segment)
@@ -170,7 +181,10 @@ class Recovery:
             unclean = tail.end is None and not tail.closed
             index = read_index(self._disk, handle, segment, path, start=start, deep=unclean)
             if index.sealed or index.closed:
-                self.problems.extend(index.problems)
+                if index.sealed and index.problems and self._is_whole(handle, segment, path, index):
+                    self._reseal.append((segment, index.records_stop))
+                else:
+                    self.problems.extend(index.problems)
                 self.problems.extend([problem] if problem is not None else [])
                 self._clean.append((segment, start))
                 self._positions[segment] = (
@@ -185,6 +199,13 @@ class Recovery:
         finally:
             if not keep:
                 self._disk.close(handle)
+
+    def _is_whole(self, handle: int, segment: int, path: str, index: SegmentIndex) -> bool:
+        """Whether only the index of a sealed segment is damaged (a power cut may tear it): it can be made again."""
+        stretches = scan_records(
+            self._disk, handle, segment, SEGMENT_HEADER_BYTES, index.records_stop, deep=True
+        )
+        return not any(found.trouble for found in stretches)
 
     def _look_at_own(self, writer: SegmentWriter) -> None:
         """Take a segment that we are writing as far as its last commit that we know to be durable."""
@@ -310,10 +331,22 @@ class Recovery:
             self._disk.unlink(segment_path(self._root, segment))
             self._disk.fsync_dir(directory)
             return
+        if tail.applied <= SEGMENT_HEADER_BYTES:
+            header = encode_segment_header(SegmentHeader(segment, self._store_id, now_ms()))
+            self._disk.pwrite(tail.handle, [header], 0)
         self._disk.truncate(tail.handle, tail.applied)
         self._disk.fsync(tail.handle)
         handle = self._disk.open(segment_path(self._root, segment), "a")
         SegmentWriter(self._disk, self._root, segment, handle, tail.applied).seal()
+
+    def _seal_again(self, segment: int, records_stop: int) -> None:
+        """Write the index of a sealed segment anew from its records, which are all good."""
+        handle = self._disk.open(segment_path(self._root, segment), "a")
+        if not self._disk.lock(handle):
+            self._disk.close(handle)
+            return
+        self._disk.truncate(handle, records_stop)
+        SegmentWriter(self._disk, self._root, segment, handle, records_stop).seal()
 
     def _close_quiet(self, segment: int) -> None:
         """Let a segment be adopted whose writer died with nothing under way; remove one that never held anything."""

@@ -52,10 +52,7 @@ class SegmentWriter:
 
     @classmethod
     def create(cls, disk: Disk, root: str, segment: int, store_id: bytes, now_ms: int) -> SegmentWriter:
-        """Make a new segment; its name is durable, its header not yet (the first fsync covers it).
-
-        `FileExistsError` when another process took the id.
-        """
+        """Make a new segment; header and name are durable. `FileExistsError` when another process took the id."""
         path = segment_path(root, segment)
         handle = disk.open(path, "x")
         try:
@@ -63,6 +60,7 @@ class SegmentWriter:
                 raise FileExistsError(path)
             header = encode_segment_header(SegmentHeader(segment, store_id, now_ms))
             disk.pwrite(handle, [header], 0)
+            disk.fsync(handle)
             disk.fsync_dir(f"{root}/{SEGMENTS}")
         except FileExistsError:
             disk.close(handle)
@@ -75,7 +73,11 @@ class SegmentWriter:
 
     @classmethod
     def adopt(cls, disk: Disk, root: str, segment: int) -> SegmentWriter | None:
-        """Take over a segment that was closed cleanly; None when it is in use, sealed, unclean or gone."""
+        """Take over a segment that was closed cleanly; None when it is in use, sealed, unclean or gone.
+
+        Its close record is written again: if the fsync behind it failed, the page cache shows what the disk never
+        got, and without this nobody would ever write it.
+        """
         try:
             handle = disk.open(segment_path(root, segment), "a")
         except FileNotFoundError:
@@ -83,12 +85,15 @@ class SegmentWriter:
         if disk.lock(handle):
             size = disk.size(handle)
             if read_tail(disk, handle, segment, size).closed:
+                disk.pwrite(handle, [disk.pread(handle, TAIL_BYTES, size - TAIL_BYTES)], size - TAIL_BYTES)
                 return cls(disk, root, segment, handle, size)
         disk.close(handle)
         return None
 
     def only_closes_after(self, applied: int) -> bool:
         """Whether nothing but close records follows `applied`: then the catalog knows all of this segment."""
+        if self.offset < applied:
+            return False
         for found in scan_records(
             self._disk, self.handle, self.segment, max(applied, SEGMENT_HEADER_BYTES), self.offset
         ):
@@ -139,8 +144,11 @@ class SegmentWriter:
     def seal(self) -> int:
         """Write the index footer, make the segment durable, let it go; gives its final size.
 
-        A failure gives the segment up; its committed records stay where they are, durable.
+        The END record says that all before the footer was durable first. A failure gives the segment up; its
+        committed records stay where they are, durable.
         """
+        if self.synced != self.offset:
+            self.fsync()
         self._load_entries()
         footer = encode_footer(self.segment, self.offset, bytes(self._entries))
         self.append([footer], b"", len(footer))
@@ -164,10 +172,18 @@ class SegmentWriter:
         return size
 
     def give_up(self) -> None:
-        """Never write here again. The lock goes, so that the tail can be taken over like a dead process's."""
+        """Never write here again. What is not durable is cut off where that works, so that no rebuild finds it.
+
+        Then the lock goes, so that the tail can be taken over like a dead process's.
+        """
         if not self.given_up:
             self.given_up = True
-            self._release()
+            try:
+                self._disk.truncate(self.handle, self.synced)
+            except HoldfastError:
+                pass
+            finally:
+                self._release()
 
     def _release(self) -> None:
         handle, self.handle = self.handle, -1

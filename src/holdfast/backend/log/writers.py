@@ -104,8 +104,7 @@ class Writers:
             self.note(segment, size_bytes, SEGMENT_SEALED)
 
     def forget(self, writer: SegmentWriter) -> None:
-        """Drop a segment that was given up: what was not synced there is never to be applied."""
-        self.note(writer.segment, writer.synced, SEGMENT_SUPERSEDED)
+        """Drop a segment that was given up; this process does not take it up again."""
         with self._mutex:
             self._failed.add(writer.segment)
             self._busy.pop(writer.segment, None)
