@@ -86,7 +86,7 @@ def main() -> int:
                 report = ROWS[name](bench)
             except (RuntimeError, AssertionError, OSError) as error:
                 failed.append(name)
-                console.print(f"[red]{name} failed:[/] {error}", highlight=False)
+                console.print(f"{name} failed: {error}", style="red", markup=False, highlight=False)
                 continue
             kept[name] = Measured(datetime.now(UTC).strftime("%Y-%m-%d %H:%M"), given.runs, machine(), report)
             (place() / "results.json").write_bytes(msgspec.json.encode(kept))
