@@ -116,15 +116,10 @@ fn encode(
         if plan.output == 0 {
             return sum;
         }
-        let cut = |from: &'_ [u8], extents: &[(u64, u64)]| -> Vec<(usize, usize)> {
-            extents
-                .iter()
-                .map(|&(at, length)| (at as usize, at as usize + length as usize))
-                .inspect(|run| assert!(run.1 <= from.len()))
-                .collect()
-        };
-        let pair_runs: Vec<&[u8]> = cut(pairs, &plan.pairs).iter().map(|&(a, b)| &pairs[a..b]).collect();
-        let data_runs: Vec<&[u8]> = cut(data, &plan.data).iter().map(|&(a, b)| &data[a..b]).collect();
+        let pair_runs: Vec<&[u8]> =
+            plan.pairs.iter().map(|&(at, length)| &pairs[at as usize..][..length as usize]).collect();
+        let data_runs: Vec<&[u8]> =
+            plan.data.iter().map(|&(at, length)| &data[at as usize..][..length as usize]).collect();
         encoder.encode(&pair_runs, &data_runs, &mut Output::new(&mut buffer[..plan.output])).expect("whole");
         sum += plan.output;
     }
@@ -150,8 +145,10 @@ fn crate_decode(stream: &[u8], root: blake3::Hash, boundaries: &[u64]) {
     }
 }
 
+type Work<'a> = (&'a str, Box<dyn FnMut() + 'a>);
+
 /// The best of several rounds of each, taking turns, so that a busy machine slows them alike.
-fn compare(name: &str, unit: &str, amount: f64, works: &mut [(&str, Box<dyn FnMut() + '_>)]) {
+fn compare(name: &str, unit: &str, amount: f64, works: &mut [Work<'_>]) {
     let mut best = vec![f64::INFINITY; works.len()];
     for _ in 0..15 {
         for (index, (_, work)) in works.iter_mut().enumerate() {

@@ -350,6 +350,18 @@ fn damaged_sources_are_not_sent() {
     }
 }
 
+/// A size that is a lie verifies some parents at the wrong place: they are not given.
+#[test]
+fn pairs_stand_where_they_belong() {
+    let blob = Blob::new(Random(7).bytes(12 * 16_384));
+    let mut stream = blob.crate_stream(&[u64::MAX]);
+    stream[..8].copy_from_slice(&(7 * 16_384u64).to_le_bytes());
+    let (mut decoder, data) = decode(blob.root(), &[u64::MAX], &stream, || 1 << 20);
+    let failure = decoder.finish().expect_err("not of that size");
+    assert_eq!(failure.kind, Kind::Leaf(6 * 16_384 + 15 * 1024));
+    assert_eq!((decoder.take_pairs(), data), (vec![], vec![]));
+}
+
 /// What the crate accepts is accepted, and the other way round, also when both are lied to.
 #[test]
 fn verdicts_are_those_of_the_crate() {
@@ -391,6 +403,9 @@ fn verdicts_are_those_of_the_crate() {
         let step = 1 + random.below(30_000);
         let (mut decoder, data) = decode(blob.root(), &boundaries, &stream, || step);
         assert_eq!(decoder.finish().is_ok(), is_whole, "{size} {boundaries:?} {claimed}");
+        for (at, run) in decoder.take_pairs() {
+            assert_eq!(blob.outboard.data.get(at as usize..at as usize + run.len()), Some(&run[..]));
+        }
         assert_eq!(data, expected.data);
     }
 }

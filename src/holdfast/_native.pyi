@@ -149,7 +149,7 @@ class StreamDecoder:
         """
 
     def take_pairs(self) -> list[tuple[int, bytes]]:
-        """Take away the verified pairs of the outboard: runs of (offset in the outboard, bytes)."""
+        """Take away the pairs above leaves that were verified: runs of (offset in the outboard, bytes)."""
 
     def finish(self) -> bool:
         """Whether the stream was complete and right; if it was not, `failure` says why."""

@@ -133,7 +133,8 @@ class Decoder:
     def take_pairs(self) -> list[tuple[int, bytes]]:
         """Take away the verified pairs: (offset in the outboard, bytes), one for each run without a gap.
 
-        They come before the data that they verify. 64 bytes a block are kept until they are taken.
+        A pair is given with the first data below it: that proves its place, which follows from the size, and so
+        pairs are right whatever size was claimed. 64 bytes a block are kept until they are taken.
         """
         return self._native.take_pairs()
 

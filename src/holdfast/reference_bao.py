@@ -88,7 +88,7 @@ class Decoded:
     def __init__(self, root: bytes, boundaries: Sequence[int], stream: bytes) -> None:
         self.stream, self.at = stream, 0
         self.data: dict[int, bytes] = {}
-        self.pairs: dict[int, bytes] = {}
+        self.pairs: dict[int, bytes] = {}  # those above a leaf that was right
         self.size: int | None = None
         self.is_size_proven = False
         self.bad: tuple[str, int] | None = None
@@ -111,9 +111,17 @@ class Decoded:
         if size > MAX_SIZE:
             raise Bad("size", 0)
         self.size, self.at = size, 8
-        self._node(root, 0, leaf_count(size), 0, selected(boundaries, size))
+        self._node(root, 0, leaf_count(size), 0, selected(boundaries, size), {})
 
-    def _node(self, cv: bytes, first: int, count: int, pair: int, ranges: list[tuple[int, int]]) -> None:
+    def _node(
+        self,
+        cv: bytes,
+        first: int,
+        count: int,
+        pair: int,
+        ranges: list[tuple[int, int]],
+        above: dict[int, bytes],
+    ) -> None:
         assert self.size is not None
         if not overlaps(ranges, first, count):
             return
@@ -123,6 +131,7 @@ class Decoded:
             if subtree_cv(data, first, is_root) != cv:
                 raise Bad("leaf", self.at)
             self.data[first * LEAF] = data
+            self.pairs |= above
             self.at += len(data)
             self.is_size_proven |= first + count == leaf_count(self.size)
             return
@@ -131,7 +140,7 @@ class Decoded:
             raise Bad("parent", self.at)
         self.at += 64
         if count > BLOCK_LEAVES:
-            self.pairs[64 * pair] = hashes
+            above = above | {64 * pair: hashes}
         left = reference.left_length(count)
-        self._node(hashes[:32], first, left, pair + 1, ranges)
-        self._node(hashes[32:], first + left, count - left, pair + left // BLOCK_LEAVES, ranges)
+        self._node(hashes[:32], first, left, pair + 1, ranges, above)
+        self._node(hashes[32:], first + left, count - left, pair + left // BLOCK_LEAVES, ranges, above)

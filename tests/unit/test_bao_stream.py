@@ -321,6 +321,16 @@ def test_pairs_make_the_outboard() -> None:
     assert decoder.take_pairs() == []  # nobody asked
 
 
+def test_pairs_stand_where_they_belong_whatever_size_is_claimed() -> None:
+    """Of 12 blocks said to be 7 the second parent verifies, but at another place."""
+    blob = Blob(pattern(12 * 16_384))
+    stream = (7 * 16_384).to_bytes(8, "little") + blob.stream(ChunkRanges.last())[8:]
+    decoder = Decoder(blob.root, ChunkRanges.last(), keep_pairs=True)
+    error = good_until(decoder, stream, blob.data)
+    assert (error.reason, error.offset_bytes) == ("leaf", 8 + 64 * 2 + 64 * 4)
+    assert decoder.take_pairs() == []
+
+
 @pytest.mark.parametrize("size", [1, 16_384, 100_000])
 def test_damaged_data_is_not_sent(size: int) -> None:
     for at in {0, size // 2, size - 1}:

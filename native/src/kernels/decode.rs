@@ -51,6 +51,10 @@ pub struct Decoder {
     failure: Option<Failure>,
     /// Verified pairs of the outboard: runs of (offset in the outboard, bytes).
     pairs: Option<Vec<(u64, Vec<u8>)>>,
+    /// Pairs above the next leaf. Where a pair stands in the outboard follows from the size, which may be a lie. A
+    /// leaf verifies at its own place alone, and that place, a sum of different powers of two, proves those of all
+    /// that is above it. So pairs wait for it.
+    open_pairs: Vec<(u64, [u8; PAIR])>,
 }
 
 impl Decoder {
@@ -67,6 +71,7 @@ impl Decoder {
             is_size_proven: false,
             failure: None,
             pairs: keeps_pairs.then(Vec::new),
+            open_pairs: Vec::new(),
         }
     }
 
@@ -96,6 +101,7 @@ impl Decoder {
         }
     }
 
+    /// Pairs above leaves that were verified.
     pub fn take_pairs(&mut self) -> Vec<(u64, Vec<u8>)> {
         self.pairs.as_mut().map(std::mem::take).unwrap_or_default()
     }
@@ -205,14 +211,17 @@ impl Decoder {
                 }
                 walk.skip();
                 self.is_size_proven |= is_last;
+                if let Some(pairs) = &mut self.pairs {
+                    self.open_pairs.drain(..).for_each(|(offset, pair)| keep_pair(pairs, offset, &pair));
+                }
             } else {
                 let (left, right) = (tree::array(item), tree::array(&item[CV..]));
                 if tree::parent(&left, &right, is_root) != node.cv {
                     return self.fail(Kind::Parent);
                 }
                 walk.descend(left, right);
-                if let Some(pairs) = self.pairs.as_mut().filter(|_| node.is_in_outboard()) {
-                    keep_pair(pairs, node.pair * PAIR as u64, &left, &right);
+                if self.pairs.is_some() && node.is_in_outboard() {
+                    self.open_pairs.push((node.pair * PAIR as u64, tree::pair(&left, &right)));
                 }
             }
             self.pending.clear();
@@ -235,12 +244,9 @@ impl Decoder {
     }
 }
 
-fn keep_pair(pairs: &mut Vec<(u64, Vec<u8>)>, offset: u64, left: &[u8; CV], right: &[u8; CV]) {
-    if pairs.last().is_none_or(|(start, run)| start + run.len() as u64 != offset) {
-        pairs.push((offset, Vec::new()));
-    }
-    if let Some((_, run)) = pairs.last_mut() {
-        run.extend_from_slice(left);
-        run.extend_from_slice(right);
+fn keep_pair(pairs: &mut Vec<(u64, Vec<u8>)>, offset: u64, pair: &[u8; PAIR]) {
+    match pairs.last_mut() {
+        Some((start, run)) if *start + run.len() as u64 == offset => run.extend_from_slice(pair),
+        _ => pairs.push((offset, pair.to_vec())),
     }
 }

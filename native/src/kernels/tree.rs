@@ -184,6 +184,13 @@ pub fn first_bad_group(data: &[u8], first_group: u64, cvs: &[u8]) -> Option<usiz
         .map(|(index, _)| index)
 }
 
+pub fn pair(left: &ChainingValue, right: &ChainingValue) -> [u8; PAIR] {
+    let mut pair = [0; PAIR];
+    pair[..CV].copy_from_slice(left);
+    pair[CV..].copy_from_slice(right);
+    pair
+}
+
 /// The first 32 bytes of `bytes`, which has as many.
 pub fn array(bytes: &[u8]) -> ChainingValue {
     let mut copy = [0; CV];
