@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from holdfast.store import Store as Store
     from holdfast.store import create as create
     from holdfast.store import open as open
+    from holdfast.types import KEEP as KEEP
     from holdfast.types import Artifact as Artifact
     from holdfast.types import BlobFormat as BlobFormat
     from holdfast.types import BlobInfo as BlobInfo
@@ -76,6 +77,7 @@ _VALUES: Final = (
     "BlobStatus",
     "Durability",
     "Hash",
+    "KEEP",
     "Problem",
     "Progress",
     "PutItem",

@@ -1,163 +1,41 @@
-"""Artifacts: what people store, with the words that go with it. Stored, listed, deleted, restored."""
+"""Artifacts: what people store, with the words that go with it. `finding` looks them up, `naming` changes them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from holdfast import _native
 from holdfast.backend.log.commit import Group
-from holdfast.catalog import ArtifactEntry
 from holdfast.core import Core, Watch
-from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, EmptyData, InvalidInput, TooLarge
+from holdfast.errors import EmptyData, InvalidInput, TooLarge
+from holdfast.finding import FORMATS
 from holdfast.ingest import BlobStream, Ingest, Stored
 from holdfast.sources import WINDOW_BYTES, iter_windows, source_name, source_size
 from holdfast.types import (
     BLOCK_BYTES,
     Artifact,
-    BlobFormat,
     BytesLike,
     Hash,
     ProgressCallback,
     PutItem,
-    Scalar,
     Source,
     id_text,
     new_ids,
     now_ms,
-    parse_id,
     to_datetime,
 )
 from holdfast.wire.document import (
     ArtifactDocument,
     Details,
-    Tombstone,
     encode_artifact,
     encode_details,
-    encode_tombstone,
-    parse_details,
 )
 from holdfast.wire.record import Kind
+from holdfast.words import Words, describe
 
-FORMATS: Final = (BlobFormat.RAW, BlobFormat.HASH_SEQ)
 BATCH_BYTES: Final = 8 << 20
 BATCH_ITEMS: Final = 4_096
-MAX_TEXT_BYTES: Final = 4_096
-"""The longest filename, tag, link, creator or metadata key."""
-
-
-class Words(NamedTuple):
-    """What a caller says about an artifact, as it came in."""
-
-    filename: str | None = None
-    content_type: str | None = None
-    tags: Iterable[str] = ()
-    links: Iterable[str] = ()
-    requires: Iterable[Hash | Artifact | str] = ()
-    metadata: Mapping[str, Scalar] | None = None
-    created_by: str | None = None
-
-
-def describe(core: Core, words: Words, default_name: str | None = None) -> Details:
-    """Check the words and make them what is stored; `InvalidInput` says which one will not do."""
-    filename = words.filename if words.filename is not None else default_name
-    return Details(
-        filename=_text("filename", filename),
-        content_type=_text("content_type", words.content_type)
-        or guess_type(filename)
-        or core.options.default_content_type,
-        created_by=_text("created_by", words.created_by),
-        tags=_texts("tags", words.tags),
-        links=_texts("links", words.links),
-        requires=_requirements(core, words.requires),
-        metadata=_metadata(words.metadata),
-    )
-
-
-def _text(what: str, value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise InvalidInput(f"{what} is text, not {type(value).__name__}")
-    try:
-        length = len(value.encode())
-    except UnicodeEncodeError:
-        raise InvalidInput(f"{what} is not valid UTF-8: {value!r:.100}") from None
-    if length > MAX_TEXT_BYTES:
-        raise InvalidInput(f"{what} has {length} bytes; {MAX_TEXT_BYTES} are allowed")
-    return value
-
-
-def _texts(what: str, values: Iterable[str]) -> tuple[str, ...]:
-    if not values:
-        return ()
-    if isinstance(values, (str, bytes)):
-        raise InvalidInput(f"{what} is a list of texts, not one: [{values!r:.100}]")
-    kept = dict.fromkeys(_text(what, value) for value in values)
-    if None in kept or "" in kept:
-        raise InvalidInput(f"{what} holds an empty text")
-    return tuple(filter(None, kept))
-
-
-def _metadata(values: Mapping[str, Scalar] | None) -> dict[str, Scalar]:
-    if not values:
-        return {}
-    checked: dict[str, Scalar] = {}
-    for key, value in values.items():
-        name = _text("a metadata key", key) or ""
-        if isinstance(value, float) and value - value != 0:
-            raise InvalidInput(f"metadata {key!r:.100} is {value}; JSON has no such number")
-        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-            raise InvalidInput(f"metadata {key!r:.100} does not fit 64 bits: store it as text")
-        if value is not None and not isinstance(value, (str, int, float, bool)):
-            raise InvalidInput(
-                f"metadata {key!r:.100} is {type(value).__name__}; text, numbers, true, false and null are kept"
-            )
-        if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise InvalidInput(f"metadata {key!r:.100} is not valid UTF-8") from None
-        checked[name] = value
-    return checked
-
-
-def _requirements(core: Core, values: Iterable[Hash | Artifact | str]) -> tuple[str, ...]:
-    """Write requirements as `blake3:HEX` or an id; all of them must be here."""
-    if not values:
-        return ()
-    if isinstance(values, (str, bytes, Hash, Artifact)):
-        raise InvalidInput("requires is a list of hashes and artifacts, not one")
-    written = []
-    for value in values:
-        if isinstance(value, Hash):
-            core.blob(value)
-            written.append(f"blake3:{value}")
-        elif isinstance(value, str) and value.startswith("blake3:"):
-            hash_ = Hash.parse(value)
-            core.blob(hash_)
-            written.append(f"blake3:{hash_}")
-        elif isinstance(value, (Artifact, str)):
-            written.append(id_text(core.artifact(value).id))
-        else:
-            raise InvalidInput(f"requires holds hashes, artifacts and ids, not {type(value).__name__}")
-    return tuple(dict.fromkeys(written))
-
-
-@lru_cache(1024)
-def _type_of(ending: str) -> str | None:
-    import mimetypes  # reads the system's tables: only who needs a type pays for it
-
-    return mimetypes.guess_type(f"name.{ending}")[0]
-
-
-def guess_type(filename: str | None) -> str | None:
-    """Guess a content type from the ending of a name."""
-    if not filename:
-        return None
-    _, dot, ending = filename.rpartition(".")
-    return _type_of(ending.lower()) if dot and len(ending) < 20 else None
 
 
 class Artifacts:
@@ -284,82 +162,6 @@ class Artifacts:
             )
             for raw, (stored, details, format_) in zip(ids, items, strict=True)
         ]
-
-    # -- finding
-
-    def info(self, ref: Artifact | str) -> Artifact:
-        return self.view(self._core.artifact(ref))
-
-    def find(
-        self, *, deleted: bool = False, limit: int | None = None, after: Artifact | str | None = None
-    ) -> Iterator[Artifact]:
-        core = self._core
-        if limit is not None and limit < 0:
-            raise InvalidInput(f"limit is {limit}; it cannot be negative")
-        start = None if after is None else parse_id(after.id if isinstance(after, Artifact) else after)
-        for entry in core.catalog.iter_artifacts(deleted=deleted, after=start, limit=limit):
-            yield self.view(entry)
-
-    def view(self, entry: ArtifactEntry) -> Artifact:
-        """Make a row what people see."""
-        details = parse_details(entry.doc)
-        deleted_ms = entry.deleted_ms
-        return Artifact(
-            id=id_text(entry.id),
-            hash=Hash(entry.hash),
-            size_bytes=entry.size,
-            format=FORMATS[entry.format],
-            filename=details.filename,
-            content_type=details.content_type,
-            checksum=details.checksum,
-            chunk_count=entry.chunks,
-            created_at=to_datetime(entry.created_ms),
-            modified_at=to_datetime(entry.modified_ms),
-            revision=entry.revision,
-            created_by=details.created_by,
-            tags=details.tags,
-            links=details.links,
-            requires=details.requires,
-            metadata=details.metadata,
-            durability=self._core.backend.durability,
-            deleted_at=None if deleted_ms is None else to_datetime(deleted_ms),
-        )
-
-    # -- deleting and restoring
-
-    def delete(self, ref: Artifact | str) -> None:
-        with self._core.changing() as group:
-            entry = self._core.artifact(ref)
-            tombstone = Tombstone(entry.id, entry.revision + 1, now_ms())
-            add_documents(group, Kind.TOMBSTONE, [encode_tombstone(tombstone)])
-
-    def restore(self, ref: Artifact | str) -> Artifact:
-        core = self._core
-        with core.changing() as group:
-            try:
-                entry = core.artifact(ref, deleted=True)
-            except ArtifactNotFound:
-                core.artifact(ref)
-                raise Conflict("the artifact is not deleted", id=str(ref)) from None
-            try:
-                core.blob(entry.hash)
-            except BlobNotFound as error:
-                raise ArtifactNotFound(
-                    f"the bytes of artifact {id_text(entry.id)} are gone", id=id_text(entry.id)
-                ) from error
-            document = ArtifactDocument(
-                entry.id,
-                entry.revision + 2,  # the tombstone has the one between
-                entry.hash,
-                entry.size,
-                entry.format,
-                entry.created_ms,
-                now_ms(),
-                entry.chunks,
-                entry.doc,
-            )
-            add_documents(group, Kind.ARTIFACT, [encode_artifact(document)])
-        return self.info(id_text(entry.id))
 
 
 class SourceBatch:

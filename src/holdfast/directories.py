@@ -10,13 +10,14 @@ from typing import IO
 
 import msgspec
 
-from holdfast.artifacts import Artifacts, Words, describe
+from holdfast.artifacts import Artifacts
 from holdfast.core import Core
 from holdfast.errors import InvalidInput, SourceNotFound
 from holdfast.ingest import Ingest, Stored
 from holdfast.sources import iter_windows
 from holdfast.trees import put_tree
 from holdfast.types import Artifact, BytesLike, ProgressCallback, TreeReport
+from holdfast.words import Words, describe
 
 log = logging.getLogger("holdfast")
 

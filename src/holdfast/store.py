@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
-from holdfast.artifacts import Artifacts, Words, Writer
+from holdfast.artifacts import Artifacts, Writer
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.disk import Disk, LocalDisk, is_network_filesystem
 from holdfast.backend.log.layout import (
@@ -35,13 +35,17 @@ from holdfast.errors import (
     StoreNotFound,
     Unavailable,
 )
+from holdfast.finding import Finding
+from holdfast.naming import Change, Naming
 from holdfast.reading import Reading
 from holdfast.recovery import CatalogKeeper
 from holdfast.scrub import scrub, verify
 from holdfast.types import (
+    KEEP,
     Artifact,
     BlobFormat,
     Hash,
+    Keep,
     ProgressCallback,
     PutItem,
     RecoveryStats,
@@ -53,6 +57,7 @@ from holdfast.types import (
     VerifyReport,
     now_ms,
 )
+from holdfast.words import Words
 
 if TYPE_CHECKING:
     from holdfast.config import Config
@@ -100,6 +105,7 @@ _REPEATABLE: Final = frozenset(
         "iter_bytes",
         "open",
         "export",
+        "get_metadata",
         "delete",
         "restore",
         "verify",
@@ -120,6 +126,8 @@ class Store:
         self._core = core
         self._reopen = reopen
         self._artifacts = Artifacts(core)
+        self._finding = Finding(core)
+        self._naming = Naming(core)
         self._reading = Reading(core)
         self._blobs = Blobs(core, self._reading)
         self._closing = threading.Lock()
@@ -285,7 +293,7 @@ class Store:
     @_call
     def info(self, ref: Artifact | str) -> Artifact:
         """Give an artifact as it is now; `ArtifactNotFound`."""
-        return self._artifacts.info(ref)
+        return self._finding.info(ref)
 
     @_call
     def exists(self, ref: Ref) -> bool:
@@ -304,7 +312,7 @@ class Store:
 
         `deleted=True`: those that can still be restored.
         """
-        return self._artifacts.find(deleted=deleted, limit=limit, after=after)
+        return self._finding.find(deleted=deleted, limit=limit, after=after)
 
     @_call
     def read(self, ref: Ref, offset_bytes: int = 0, length_bytes: int | None = None) -> bytes:
@@ -337,17 +345,96 @@ class Store:
         """
         self._reading.export(ref, path, overwrite=overwrite, format=format, progress=progress)
 
+    # -- changing
+
+    @_call
+    def update(
+        self,
+        ref: Artifact | str,
+        *,
+        filename: str | Keep | None = KEEP,
+        content_type: str | Keep | None = KEEP,
+        created_by: str | Keep | None = KEEP,
+        metadata: Mapping[str, Scalar] | Keep | None = KEEP,
+        add_metadata: Mapping[str, Scalar] | None = None,
+        remove_metadata: Iterable[str] = (),
+        add_tags: Iterable[str] = (),
+        remove_tags: Iterable[str] = (),
+        add_links: Iterable[str] = (),
+        remove_links: Iterable[str] = (),
+        add_requires: Iterable[Hash | Artifact | str] = (),
+        remove_requires: Iterable[Hash | Artifact | str] = (),
+        if_revision: int | None = None,
+    ) -> Artifact:
+        """Change what is said about an artifact, in one step; durable when it returns. Gives it as it is then.
+
+        `KEEP` (the default) leaves a field as it is, None clears it. `metadata` replaces all keys;
+        `add_metadata` sets some, `remove_metadata` drops some. What is added twice or removed in vain is no
+        error; a call that changes nothing writes nothing, and the revision stays. `if_revision`: `Conflict`,
+        with both revisions as evidence, when the artifact is at another one.
+        """
+        change = Change(
+            filename,
+            content_type,
+            created_by,
+            metadata,
+            add_metadata,
+            remove_metadata,
+            add_tags,
+            remove_tags,
+            add_links,
+            remove_links,
+            add_requires,
+            remove_requires,
+        )
+        return self._naming.update(ref, change, if_revision)
+
+    @_call
+    def tag(self, ref: Artifact | str, *tags: str) -> Artifact:
+        """Add tags to an artifact."""
+        return self._naming.update(ref, Change(add_tags=tags), None)
+
+    @_call
+    def untag(self, ref: Artifact | str, *tags: str) -> Artifact:
+        """Remove tags from an artifact; those that it does not have are no error."""
+        return self._naming.update(ref, Change(remove_tags=tags), None)
+
+    @_call
+    def link(self, ref: Artifact | str, *links: str) -> Artifact:
+        """Add links to an artifact: names of things elsewhere, which keep nothing alive."""
+        return self._naming.update(ref, Change(add_links=links), None)
+
+    @_call
+    def unlink(self, ref: Artifact | str, *links: str) -> Artifact:
+        """Remove links from an artifact; those that it does not have are no error."""
+        return self._naming.update(ref, Change(remove_links=links), None)
+
+    @_call
+    def set_metadata(self, ref: Artifact | str, key: str, value: Scalar) -> Artifact:
+        """Set one key of an artifact's metadata. None is a value like any other: `remove_metadata` drops a key."""
+        return self._naming.update(ref, Change(add_metadata={key: value}), None)
+
+    @_call
+    def get_metadata(self, ref: Artifact | str, key: str, default: Scalar = None) -> Scalar:
+        """Give one key of an artifact's metadata, or `default` where it has none."""
+        return self._finding.info(ref).metadata.get(key, default)
+
+    @_call
+    def remove_metadata(self, ref: Artifact | str, *keys: str) -> Artifact:
+        """Drop keys of an artifact's metadata; those that it does not have are no error."""
+        return self._naming.update(ref, Change(remove_metadata=keys), None)
+
     # -- deleting
 
     @_call
-    def delete(self, ref: Artifact | str) -> None:
-        """Delete an artifact: gone from every answer, `restore` brings it back."""
-        self._artifacts.delete(ref)
+    def delete(self, *refs: Artifact | str) -> None:
+        """Delete artifacts, all or none: gone from every answer, `restore` brings them back."""
+        self._naming.delete(refs)
 
     @_call
     def restore(self, ref: Artifact | str) -> Artifact:
         """Bring a deleted artifact back, with everything; `Conflict` when it is not deleted."""
-        return self._artifacts.restore(ref)
+        return self._naming.restore(ref)
 
     # -- the layer below
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import IO, Any, Final, TypeAlias
 
 import msgspec
@@ -104,6 +104,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, frozenset)):
         return [plain(item) for item in value]
     return value
+
+
+class Keep(Enum):
+    """The type of `KEEP`."""
+
+    KEEP = "keep"
+
+    def __repr__(self) -> str:
+        return "KEEP"
+
+
+KEEP: Final = Keep.KEEP
+"""What `update` takes for a field that stays as it is; None clears it."""
 
 
 class Artifact(Value, frozen=True, kw_only=True):

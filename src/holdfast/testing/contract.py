@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from holdfast.testing.contract_base import MakeStore, boundary_sizes, sample
 from holdfast.testing.contract_care import CareContract
+from holdfast.testing.contract_changing import ChangingContract
 from holdfast.testing.contract_putting import PuttingContract
 from holdfast.testing.contract_reading import ReadingContract
 
 __all__ = ["MakeStore", "StoreContract", "boundary_sizes", "sample"]
 
 
-class StoreContract(PuttingContract, ReadingContract, CareContract):
+class StoreContract(PuttingContract, ReadingContract, ChangingContract, CareContract):
     """Subclass it, define `make_store` (and `reopen`, `corrupt`), and set what differs."""

@@ -1,0 +1,180 @@
+"""Changes to artifacts that are there: words, deletion, restoring. Each is one step under the store's lock."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from holdfast.backend.log.commit import Group
+from holdfast.catalog import ArtifactEntry
+from holdfast.core import Core
+from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, InvalidInput
+from holdfast.finding import view
+from holdfast.types import KEEP, Artifact, Hash, Keep, Scalar, id_text, now_ms
+from holdfast.wire.document import (
+    ArtifactDocument,
+    Details,
+    Tombstone,
+    encode_artifact,
+    encode_details,
+    encode_tombstone,
+    parse_details,
+)
+from holdfast.wire.record import Kind
+from holdfast.words import check_metadata, check_requires, check_text, check_texts
+
+
+class Change(NamedTuple):
+    """What is to be different. `KEEP` leaves a field as it is, None clears it."""
+
+    filename: str | Keep | None = KEEP
+    content_type: str | Keep | None = KEEP
+    created_by: str | Keep | None = KEEP
+    metadata: Mapping[str, Scalar] | Keep | None = KEEP
+    add_metadata: Mapping[str, Scalar] | None = None
+    remove_metadata: Iterable[str] = ()
+    add_tags: Iterable[str] = ()
+    remove_tags: Iterable[str] = ()
+    add_links: Iterable[str] = ()
+    remove_links: Iterable[str] = ()
+    add_requires: Iterable[Hash | Artifact | str] = ()
+    remove_requires: Iterable[Hash | Artifact | str] = ()
+
+
+class Naming:
+    """The room of changes."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def update(self, ref: Artifact | str, change: Change, if_revision: int | None) -> Artifact:
+        core = self._core
+        with core.changing() as group:
+            entry = core.artifact(ref)
+            if if_revision is not None and if_revision != entry.revision:
+                raise Conflict(
+                    f"artifact {id_text(entry.id)} is at revision {entry.revision}, not {if_revision}:"
+                    " it was changed meanwhile",
+                    id=id_text(entry.id),
+                    revision=entry.revision,
+                    if_revision=if_revision,
+                )
+            old = parse_details(entry.doc)
+            new = _changed(core, entry.id, old, change)
+            if new == old:
+                return view(core, entry, old)
+            # a clock that was set back does not make it older than it was
+            modified_ms = max(now_ms(), entry.modified_ms)
+            entry = entry._replace(
+                revision=entry.revision + 1, modified_ms=modified_ms, doc=encode_details(new)
+            )
+            _append(group, entry)
+        return view(core, entry, new)
+
+    def delete(self, refs: Iterable[Artifact | str]) -> None:
+        core = self._core
+        with core.changing() as group:
+            doomed = {entry.id: entry for entry in map(core.artifact, refs)}
+            time_ms = now_ms()
+            for entry in doomed.values():
+                tombstone = Tombstone(entry.id, entry.revision + 1, time_ms)
+                group.add_one(Kind.TOMBSTONE, encode_tombstone(tombstone))
+
+    def restore(self, ref: Artifact | str) -> Artifact:
+        core = self._core
+        with core.changing() as group:
+            try:
+                entry = core.artifact(ref, deleted=True)
+            except ArtifactNotFound:
+                core.artifact(ref)
+                raise Conflict("the artifact is not deleted", id=str(ref)) from None
+            try:
+                core.blob(entry.hash)
+            except BlobNotFound as error:
+                raise ArtifactNotFound(
+                    f"the bytes of artifact {id_text(entry.id)} are gone", id=id_text(entry.id)
+                ) from error
+            entry = entry._replace(
+                revision=entry.revision + 2,  # the tombstone has the one between
+                modified_ms=max(now_ms(), entry.modified_ms),
+                deleted_ms=None,
+            )
+            _append(group, entry)
+        return view(core, entry)
+
+
+def _append(group: Group, entry: ArtifactEntry) -> None:
+    document = ArtifactDocument._make(entry[:-1])  # the same columns, but for `deleted_ms`
+    group.add_one(Kind.ARTIFACT, encode_artifact(document))
+
+
+def _changed(core: Core, id_: bytes, old: Details, change: Change) -> Details:
+    """Give the new words; `InvalidInput` says which one will not do."""
+    added = check_requires(core, change.add_requires)
+    if id_text(id_) in added:
+        raise InvalidInput("an artifact cannot require itself", id=id_text(id_))
+    return Details(
+        filename=_replaced("filename", old.filename, change.filename),
+        content_type=_replaced("content_type", old.content_type, change.content_type),
+        checksum=old.checksum,
+        created_by=_replaced("created_by", old.created_by, change.created_by),
+        tags=_edited("tags", old.tags, change.add_tags, change.remove_tags),
+        links=_edited("links", old.links, change.add_links, change.remove_links),
+        requires=_merged("requires", old.requires, added, _written(change.remove_requires)),
+        metadata=_metadata(old.metadata, change),
+    )
+
+
+def _replaced(what: str, old: str | None, new: str | Keep | None) -> str | None:
+    return old if isinstance(new, Keep) else check_text(what, new)
+
+
+def _edited(what: str, old: tuple[str, ...], add: Iterable[str], remove: Iterable[str]) -> tuple[str, ...]:
+    return _merged(what, old, check_texts(f"add_{what}", add), check_texts(f"remove_{what}", remove))
+
+
+def _merged(
+    what: str, old: tuple[str, ...], add: Collection[str], remove: Collection[str]
+) -> tuple[str, ...]:
+    """What is there keeps its order, what is new follows."""
+    if both := set(add).intersection(remove):
+        raise InvalidInput(f"{what}: {min(both)!r:.100} is to be added and removed at once")
+    if not add and not remove:
+        return old
+    return tuple(one for one in dict.fromkeys((*old, *add)) if one not in set(remove))
+
+
+def _metadata(old: Mapping[str, Scalar], change: Change) -> Mapping[str, Scalar]:
+    base = old if isinstance(change.metadata, Keep) else check_metadata(change.metadata)
+    added = check_metadata(change.add_metadata)
+    removed = _keys(change.remove_metadata)
+    if both := removed.intersection(added):
+        raise InvalidInput(f"metadata {min(both)!r:.100} is to be set and removed at once")
+    if not added and not removed:
+        return base
+    return {key: value for key, value in {**base, **added}.items() if key not in removed}
+
+
+def _keys(keys: Iterable[str]) -> set[str]:
+    if isinstance(keys, (str, bytes)):
+        raise InvalidInput(f"remove_metadata is a list of keys, not one: [{keys!r:.100}]")
+    return {check_text("a metadata key", key) or "" for key in keys}
+
+
+def _written(values: Iterable[Any]) -> set[str]:
+    """Write requirements as they are stored, whether or not they are still here."""
+    if isinstance(values, (str, bytes, Hash, Artifact)):
+        raise InvalidInput("remove_requires is a list of hashes and artifacts, not one")
+    written = set()
+    for value in values:
+        if isinstance(value, Artifact):
+            written.add(value.id)
+        elif isinstance(value, Hash):
+            written.add(f"blake3:{value}")
+        elif isinstance(value, str) and value.startswith("blake3:"):
+            written.add(f"blake3:{Hash.parse(value)}")
+        elif isinstance(value, str):
+            written.add(value.lower())
+        else:
+            raise InvalidInput(f"requires holds hashes, artifacts and ids, not {type(value).__name__}")
+    return written
