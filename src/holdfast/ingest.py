@@ -213,9 +213,11 @@ class Ingest:
 
     def cut_ahead(
         self, window: BytesLike, carry: list[BytesLike], cutter: Cutter, hasher: _native.BlobHasher
-    ) -> Future[_Cut]:
-        """Cut and hash a window in another thread."""
-        return self._pool.submit(_cut, window, carry, cutter, hasher)
+    ) -> _Ahead:
+        """Cut a window and hash its chunks in one thread, hash it as a part of the whole in another."""
+        return _Ahead(
+            self._pool.submit(_cut, window, carry, cutter), self._pool.submit(_hash, window, hasher)
+        )
 
     # -- what describes a blob
 
@@ -253,7 +255,7 @@ class Ingest:
 
 
 class BlobStream:
-    """One blob that comes in windows: while one is looked up and written, the next is cut and hashed.
+    """One blob that comes in windows: while one is looked up and written, two threads work on the next.
 
     A blob of a single window is added as one that is in memory. Use as a context manager: whatever happens,
     nothing works on its buffers afterwards.
@@ -306,7 +308,7 @@ class _LongBlob:
     def __init__(self, ingest: Ingest) -> None:
         self._ingest = ingest
         self._carry: list[BytesLike] = []
-        self._pending: Future[_Cut] | None = None
+        self._pending: _Ahead | None = None
         self._cutter = ingest.chunking.make_cutter()
         self._hasher = _native.BlobHasher()
         self._manifest = ManifestWriter(ingest.emit_manifest)
@@ -315,55 +317,73 @@ class _LongBlob:
     def advance(self, window: BytesLike) -> None:
         """Have the window cut and hashed, and meanwhile take what was cut before."""
         done = (
-            self._pending.result() if self._pending is not None else None
+            None if self._pending is None else self._pending.result()
         )  # one at a time: windows are in order
         self._pending = self._ingest.cut_ahead(window, self._carry, self._cutter, self._hasher)
         if done is not None:
-            self._take(done)
+            self._take(*done)
 
     def finish(self, size_bytes: int) -> Stored:
         """Take the rest, and append what describes the blob."""
         if self._pending is not None:
-            self._take(self._pending.result())
+            self._take(*self._pending.result())
         rest = self._cutter.finish()
         if rest:
             data = b"".join(self._carry)
-            self._take(_Cut([memoryview(data)], [rest], _native.blake3(data), b""))
+            self._take(_Cut([memoryview(data)], [rest], _native.blake3(data)), b"")
         root, groups = self._hasher.finish()
         self._outboard.feed(groups)
         return self._ingest.finish_blob(root, size_bytes, self._manifest, self._outboard)
 
     def close(self) -> None:
-        """Wait for the other thread, and give memory back."""
+        """Wait for the other threads, and give memory back."""
         if self._pending is not None:
-            self._pending.exception()
+            self._pending.wait()
         self._outboard.close()
 
-    def _take(self, cut: _Cut) -> None:
-        self._outboard.feed(cut.groups)
+    def _take(self, cut: _Cut, groups: bytes) -> None:
+        self._outboard.feed(groups)
         if cut.lengths:
             self._ingest.add_chunks(cut.chunks, cut.digests)
             self._manifest.extend(cut.lengths, cut.digests)
 
 
 class _Cut(NamedTuple):
-    """Whole chunks, their digests packed, and the chaining values of the blocks that were completed."""
+    """Whole chunks and their digests, packed."""
 
     chunks: list[memoryview]
     lengths: list[int]
     digests: bytes
-    groups: bytes
 
 
-def _cut(window: BytesLike, carry: list[BytesLike], cutter: Cutter, hasher: _native.BlobHasher) -> _Cut:
-    """Cut and hash one window; `carry` holds the beginning of the chunk that is still open."""
-    lengths = cutter.feed(window)
+class _Ahead(NamedTuple):
+    """What is being done with a window: its chunks, and the chaining values of the blocks that it completes."""
+
+    cut: Future[_Cut]
+    groups: Future[bytes]
+
+    def result(self) -> tuple[_Cut, bytes]:
+        """Wait for both; raises what either raised."""
+        return self.cut.result(), self.groups.result()
+
+    def wait(self) -> None:
+        """Wait for both, whatever becomes of them."""
+        self.cut.exception()
+        self.groups.exception()
+
+
+def _hash(window: BytesLike, hasher: _native.BlobHasher) -> bytes:
     hasher.update(window)
-    groups = hasher.take_groups()
+    return hasher.take_groups()
+
+
+def _cut(window: BytesLike, carry: list[BytesLike], cutter: Cutter) -> _Cut:
+    """Cut one window and hash its chunks; `carry` holds the beginning of the chunk that is still open."""
+    lengths = cutter.feed(window)
     view = memoryview(window)
     if not lengths:
         carry.append(view)
-        return _Cut([], [], b"", groups)
+        return _Cut([], [], b"")
     at = lengths[0] - sum(map(len, carry))
     first = memoryview(b"".join((*carry, view[:at]))) if carry else view[:at]
     rest = sum(lengths[1:])
@@ -373,4 +393,4 @@ def _cut(window: BytesLike, carry: list[BytesLike], cutter: Cutter, hasher: _nat
         chunks.append(view[at : at + length])
         at += length
     carry[:] = [view[at:]] if at < len(view) else []
-    return _Cut(chunks, lengths, digests, groups)
+    return _Cut(chunks, lengths, digests)
