@@ -14,7 +14,7 @@ from holdfast import _native
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.reader import OFFSET_MASK, LargeReader, matches
-from holdfast.backend.log.segment import SegmentIndex, check_segment_header, read_index
+from holdfast.backend.log.segment import SegmentIndex, check_segment_header, read_index, slice_entries
 from holdfast.bao import OutboardReader
 from holdfast.core import MENDABLE, Core
 from holdfast.errors import (
@@ -220,6 +220,9 @@ def _scrub_segment(
         good.stop = index.records_stop
         step = 4_096 * ENTRY_BYTES
         entries = index.entries
+        if not (index.sealed or index.closed):  # what follows is being written, or was refused
+            good.stop = applied
+            entries = slice_entries(entries, 0, applied)
         for start in range(0, len(entries), step):
             for stretch in _stretches(iter_entries(entries[start : start + step])):
                 _check_stretch(backend, handle, index, stretch, report, good)

@@ -196,9 +196,9 @@ class LogBackend:
         try:
             if self._committer is not None:
                 self._committer.close()
-                if self._committer.unapplied:
-                    self._committer.apply()
+                self._committer.apply()
                 self._committer.writers.close()
+                self._committer.apply()  # which segments were given up just now
         finally:
             self._pool.shutdown()
             self.payloads.handles.close()

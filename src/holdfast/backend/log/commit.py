@@ -480,11 +480,6 @@ class Committer:
             writer.give_up()
             raise
 
-    @property
-    def unapplied(self) -> int:
-        """How many durable groups the catalog could not take yet."""
-        return len(self._unapplied)
-
     def close(self) -> None:
         """Wait for what is being sealed."""
         self.background.shutdown()

@@ -36,6 +36,7 @@ from holdfast.wire.record import (
     HEADER_BYTES,
     MAX_RECORD_BYTES,
     SEGMENT_HEADER_BYTES,
+    TAIL_BYTES,
     Commit,
     Entry,
     Extent,
@@ -44,6 +45,7 @@ from holdfast.wire.record import (
     encode_commit,
     encode_segment_header,
     frame_one,
+    iter_entries,
     parse_commit,
 )
 
@@ -180,7 +182,10 @@ class Recovery:
             tail = read_tail(self._disk, handle, segment, size)
             unclean = tail.end is None and not tail.closed
             index = read_index(self._disk, handle, segment, path, start=start, deep=unclean)
-            if index.sealed or index.closed:
+            if index.closed and all(entry.kind == Kind.CLOSE for entry in iter_entries(index.entries)):
+                return  # nothing new; whoever adopts it writes its end again
+            if dead and (index.sealed or index.closed):
+                self._confirm(handle, index)
                 if index.sealed and index.problems and self._is_whole(handle, segment, path, index):
                     self._reseal.append((segment, index.records_stop))
                 else:
@@ -199,6 +204,13 @@ class Recovery:
         finally:
             if not keep:
                 self._disk.close(handle)
+
+    def _confirm(self, handle: int, index: SegmentIndex) -> None:
+        """Write the end of a segment again, durably: its writer may have died, or failed, before its fsync."""
+        if self._committer is not None:
+            start = min(index.records_stop, index.size_bytes - TAIL_BYTES)
+            self._disk.pwrite(handle, [self._disk.pread(handle, index.size_bytes - start, start)], start)
+            self._disk.fsync(handle)
 
     def _is_whole(self, handle: int, segment: int, path: str, index: SegmentIndex) -> bool:
         """Whether only the index of a sealed segment is damaged (a power cut may tear it): it can be made again."""

@@ -44,6 +44,8 @@ class SegmentWriter:
         self.synced = size_bytes
         """How far all bytes are durable."""
         self.given_up = False
+        self.was_cut = False
+        """Given up, and what was not durable is gone from it."""
         self._disk = disk
         self._root = root
         self.handle = handle
@@ -180,6 +182,7 @@ class SegmentWriter:
             self.given_up = True
             try:
                 self._disk.truncate(self.handle, self.synced)
+                self.was_cut = True
             except HoldfastError:
                 pass
             finally:

@@ -104,7 +104,9 @@ class Writers:
             self.note(segment, size_bytes, SEGMENT_SEALED)
 
     def forget(self, writer: SegmentWriter) -> None:
-        """Drop a segment that was given up; this process does not take it up again."""
+        """Drop a segment that was given up: nobody takes it up again, unless what was refused is still in it."""
+        if writer.was_cut:
+            self.note(writer.segment, writer.synced, SEGMENT_SUPERSEDED)
         with self._mutex:
             self._failed.add(writer.segment)
             self._busy.pop(writer.segment, None)
@@ -133,7 +135,7 @@ class Writers:
             try:
                 writer.close()
             except HoldfastError:
-                pass
+                self.forget(writer)
         self.abandon()
 
     def abandon(self) -> None:
