@@ -1,6 +1,7 @@
 """BAO streams again, slow and plain, from the definition of what is sent. Tests compare; nothing else imports this.
 
-Written from docs/protocol.md ("BAO streams") and the BLAKE3 paper, not from the Rust code. Leaves are 1,024 bytes, blocks 16 of them.
+Written from docs/protocol.md ("BAO streams") and the BLAKE3 paper, not from the Rust code. Leaves are 1,024 bytes,
+blocks 16 of them.
 """
 
 from __future__ import annotations
