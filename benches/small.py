@@ -64,15 +64,16 @@ def many(bench: Bench) -> Report:
         for name in ("blobs.put_many", "put_many of artifacts"):
             ours = found[name]
             lines.append(line(f"{name}, {size}", ours, figure, beside=beside, proof=stored(ours.counts)))
-            wanted = 60_000 if name == "blobs.put_many" else 35_000
-            goals.append(at_least(f"{name}, {size}: ≥ {wanted:,}/s", COUNT / ours.seconds, wanted, "/s"))
+            if not mixed:  # the mix is 872 MB: there the disk decides, and the ratio says more
+                wanted = 60_000 if name == "blobs.put_many" else 35_000
+                goals.append(at_least(f"{name}, {size}: ≥ {wanted:,}/s", COUNT / ours.seconds, wanted, "/s"))
             seen.append(ours)
         lines += [line(f"{name}, {size}", series, figure) for name, series in beside.items()]
     paths = bench.race({"files": fresh(bench, "put_files", "store", directory=small_files())}, runs=3)[
         "files"
     ]
     lines.append(line("put_many of files, 1 to 16 KiB", paths, figure, proof=stored(paths.counts)))
-    note = "SQLite and lmdb hash with BLAKE3 and key by it. Files: 3 runs."
+    note = "The goals are for 1 KiB. SQLite and lmdb hash with BLAKE3 and key by it. Files: 3 runs."
     return Report(many.__doc__ or "", lines, [*goals, memory_goal(*seen, paths)], CORPUS, note)
 
 
