@@ -77,6 +77,7 @@ def main() -> int:
     if unknown := set(chosen) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})")
     console = Console(width=None if sys.stdout.isatty() else 200)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody who starts a command compiles it each time
     kept = _kept()
     bench = Bench(given.runs, given.stream_gib << 30, given.chunks)
     failed = []
