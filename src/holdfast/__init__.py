@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from holdfast.types import BlobStatus as BlobStatus
     from holdfast.types import Durability as Durability
     from holdfast.types import Hash as Hash
+    from holdfast.types import LabelCount as LabelCount
     from holdfast.types import Problem as Problem
     from holdfast.types import Progress as Progress
     from holdfast.types import PutItem as PutItem
@@ -78,6 +79,7 @@ _VALUES: Final = (
     "Durability",
     "Hash",
     "KEEP",
+    "LabelCount",
     "Problem",
     "Progress",
     "PutItem",

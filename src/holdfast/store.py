@@ -8,8 +8,9 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, Unpack
 
 from holdfast.artifacts import Artifacts, Writer
 from holdfast.backend.log.backend import LogBackend
@@ -23,6 +24,7 @@ from holdfast.backend.log.layout import (
 )
 from holdfast.backend.memory import MemoryDisk
 from holdfast.blobs import Blobs
+from holdfast.catalog.labels import LINK, TAG
 from holdfast.chunking import Chunking
 from holdfast.core import MENDABLE, Core, Options
 from holdfast.directories import put_directory
@@ -35,7 +37,7 @@ from holdfast.errors import (
     StoreNotFound,
     Unavailable,
 )
-from holdfast.finding import Finding
+from holdfast.finding import Filters, Finding
 from holdfast.naming import Change, Naming
 from holdfast.reading import Reading
 from holdfast.recovery import CatalogKeeper
@@ -46,6 +48,7 @@ from holdfast.types import (
     BlobFormat,
     Hash,
     Keep,
+    LabelCount,
     ProgressCallback,
     PutItem,
     RecoveryStats,
@@ -106,6 +109,10 @@ _REPEATABLE: Final = frozenset(
         "open",
         "export",
         "get_metadata",
+        "find",
+        "count",
+        "tags_in_use",
+        "links_in_use",
         "delete",
         "restore",
         "verify",
@@ -306,13 +313,70 @@ class Store:
 
     @_call
     def find(
-        self, *, deleted: bool = False, limit: int | None = None, after: Artifact | str | None = None
+        self,
+        *,
+        tag: str | Iterable[str] | None = None,
+        any_tag: Iterable[str] | None = None,
+        link: str | Iterable[str] | None = None,
+        any_link: Iterable[str] | None = None,
+        prefix: str | None = None,
+        content_type: str | None = None,
+        created_by: str | None = None,
+        filename: str | None = None,
+        hash: Hash | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        modified_after: datetime | None = None,
+        modified_before: datetime | None = None,
+        min_size_bytes: int | None = None,
+        max_size_bytes: int | None = None,
+        deleted: bool = False,
+        limit: int | None = None,
+        after: Artifact | str | None = None,
     ) -> Iterator[Artifact]:
-        """Give artifacts, newest first, fetched in pages as it goes; `after` goes on behind one.
+        """Give the artifacts for which all that is given holds, newest first, fetched in pages as it goes.
 
-        `deleted=True`: those that can still be restored.
+        `tag`, `link`: one, or several, all of which it has; `any_tag`, `any_link`: it has at least one of these.
+        `prefix`: a tag begins with it. `filename` and `content_type` are patterns (`*.png`, `image/*`).
+        Times are aware; from `…_after` on and before `…_before`. Sizes include both ends.
+        `deleted=True`: those that can still be restored. `after` goes on behind an artifact, here still or not.
+
+        Tags and links are looked up; other filters go through all that the former leave.
         """
-        return self._finding.find(deleted=deleted, limit=limit, after=after)
+        filters = Filters(
+            tag=tag,
+            any_tag=any_tag,
+            link=link,
+            any_link=any_link,
+            prefix=prefix,
+            content_type=content_type,
+            created_by=created_by,
+            filename=filename,
+            hash=hash,
+            created_after=created_after,
+            created_before=created_before,
+            modified_after=modified_after,
+            modified_before=modified_before,
+            min_size_bytes=min_size_bytes,
+            max_size_bytes=max_size_bytes,
+            deleted=deleted,
+        )
+        return self._finding.find(filters, limit, after)
+
+    @_call
+    def count(self, **filters: Unpack[Filters]) -> int:
+        """Count artifacts; the filters are those of `find`."""
+        return self._finding.count(filters)
+
+    @_call
+    def tags_in_use(self, prefix: str = "") -> Iterator[LabelCount]:
+        """Give the tags of live artifacts that begin with `prefix`, in order, each with how many bear it."""
+        return self._finding.names(TAG, prefix)
+
+    @_call
+    def links_in_use(self, prefix: str = "") -> Iterator[LabelCount]:
+        """Give the links of live artifacts that begin with `prefix`, in order, each with how many bear it."""
+        return self._finding.names(LINK, prefix)
 
     @_call
     def read(self, ref: Ref, offset_bytes: int = 0, length_bytes: int | None = None) -> bytes:

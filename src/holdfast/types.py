@@ -146,6 +146,13 @@ Ref: TypeAlias = "Artifact | Hash | str"
 """What names an artifact (itself or its id) or, for reading, a blob."""
 
 
+class LabelCount(Value, frozen=True, kw_only=True):
+    """A tag or a link in use, and how many live artifacts bear it."""
+
+    name: str
+    artifacts: int
+
+
 class BlobInfo(Value, frozen=True, kw_only=True):
     """What the store knows of a blob. `stored_bytes` is its payloads on disk, chunks that others share included."""
 
@@ -266,6 +273,9 @@ def check_range(offset_bytes: int, length_bytes: int | None, size_bytes: int) ->
 def now_ms() -> int:
     """Give the wall clock in milliseconds since the Unix epoch. Nothing that keeps data safe depends on it."""
     return time.time_ns() // 1_000_000
+
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def to_datetime(time_ms: int) -> datetime:

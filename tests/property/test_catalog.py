@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.catalog import Catalog
+from holdfast.catalog.labels import names_of
+from holdfast.catalog.schema import MIGRATIONS
 from holdfast.facts import FLAG_BLOB, KIND_DATA, KIND_MANIFEST, ArtifactRow, Facts
+from holdfast.types import id_text
+from holdfast.wire.document import Details, encode_details
 
 STORE = b"s" * 16
 
@@ -18,6 +22,14 @@ hashes = st.integers(0, 5).map(lambda n: bytes([n]) * 32)
 ids = st.integers(0, 3).map(lambda n: bytes([n]) * 16)
 small = st.integers(0, 4)
 times = st.integers(1, 5)
+labels = st.lists(st.sampled_from(["a", "ab", "é", "\0", "", "z" * 2000]), max_size=2, unique=True)
+required = st.sampled_from([f"blake3:{bytes([1]).hex() * 32}", id_text(bytes(16)), "nothing", "blake3:00"])
+documents = st.binary(max_size=2) | st.builds(
+    lambda tags, links, requires: encode_details(Details(tags=tags, links=links, requires=requires)),
+    labels.map(tuple),
+    labels.map(tuple),
+    st.lists(required, max_size=2).map(tuple),
+)
 
 
 @st.composite
@@ -46,7 +58,7 @@ def facts(draw: st.DrawFn) -> Facts:
                 1,
                 draw(times),
                 1,
-                draw(st.binary(max_size=2)),
+                draw(documents),
             )
         )
     out.tombstones += draw(st.lists(st.tuples(ids, times, times), max_size=3))
@@ -60,7 +72,7 @@ def facts(draw: st.DrawFn) -> Facts:
 
 def tables(catalog: Catalog) -> dict[str, list[Any]]:
     """Every row of every table, locations too, but for the identity."""
-    names = ("segments", "data", "copies", "blobs", "artifacts", "tombstones", "tags", "quarantine")
+    names = "segments data copies blobs artifacts tombstones tags quarantine labels requires".split()
     return {name: catalog._read(lambda reader, n=name: reader.all(f"SELECT * FROM {n}")) for name in names}  # type: ignore[misc]
 
 
@@ -169,3 +181,54 @@ def test_queries_agree_with_a_slow_model(groups: list[Facts]) -> None:
         assert entry.revision == max(row.revision for row in states)
         assert entry.deleted_ms == (dead[1] if dead[0] > entry.revision else None)
         assert (catalog.find_artifact_blob(id) is None) == (entry.deleted_ms is not None)
+
+
+def derived(catalog: Catalog) -> tuple[set[tuple[int, str, bytes]], set[tuple[bytes, bytes]], int]:
+    """The slow definition of what artifacts are found by, and how many live ones there are."""
+    entries = list(catalog.iter_artifacts(deleted=None))
+    live = [entry for entry in entries if entry.deleted_ms is None]
+    labels = {(kind, name, entry.id) for entry in live for kind, name in names_of(entry.doc).labels}
+    requires = {(name, entry.id) for entry in entries for name in names_of(entry.doc).requires}
+    return labels, requires, len(live)
+
+
+@given(st.lists(facts(), max_size=6), st.integers(0, 6))
+@settings(max_examples=200, deadline=None)
+def test_names_and_the_count_follow_from_the_artifacts(groups: list[Facts], count_from: int) -> None:
+    catalog = Catalog.open(None, STORE)
+    for number, group in enumerate(groups):
+        if number == count_from:
+            catalog.live_artifacts()
+        catalog.apply(group)
+    labels, requires, live = derived(catalog)
+    found = tables(catalog)
+    assert found["labels"] == sorted(labels)
+    assert found["requires"] == sorted(requires)
+    assert catalog.live_artifacts() == live
+    assert list(catalog.iter_names(0)) == [
+        (name, sum(1 for row in labels if row[:2] == (0, name)))
+        for name in sorted({name for kind, name, _ in labels if not kind})
+    ]
+
+
+@given(st.lists(facts(), max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_a_catalog_without_names_gets_them_when_it_is_migrated(
+    tmp_path_factory: Any, groups: list[Facts]
+) -> None:
+    path = Path(tmp_path_factory.mktemp("migrated")) / "catalog.db"
+    want = grown(groups)
+    Catalog.open(path, STORE).close()
+    old = Catalog.open(path, STORE)
+    old.apply_all(groups)
+    old._write(
+        lambda cursor: cursor.execute(
+            "DROP TABLE labels; DROP TABLE requires; PRAGMA user_version=1"
+        ).fetchall()
+    )
+    old.close()
+    new = Catalog.open(path, STORE)
+    assert tables(new) == tables(want)
+    assert list(new.dump()) == list(want.dump())
+    assert new._read(lambda reader: reader.connection.pragma("user_version")) == len(MIGRATIONS)
+    new.close()

@@ -2,6 +2,7 @@
 
 from holdfast.catalog.catalog import Catalog
 from holdfast.catalog.rows import ArtifactBlob, ArtifactEntry, BlobRow, Counts, Location, TagEntry
+from holdfast.catalog.search import Search
 from holdfast.catalog.unusable import CatalogUnusable
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "CatalogUnusable",
     "Counts",
     "Location",
+    "Search",
     "TagEntry",
 ]

@@ -11,7 +11,17 @@ from typing import Any, Final
 
 import apsw
 
-from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, KIND_BLOB, DataRow, Facts, LargeBlobRow
+from holdfast.catalog import labels
+from holdfast.facts import (
+    FLAG_BLOB,
+    FLAG_CONDEMNED,
+    KIND_BLOB,
+    ArtifactRow,
+    DataRow,
+    Facts,
+    LargeBlobRow,
+    TombstoneRow,
+)
 
 MERGE_ROWS: Final = 1000
 """Rows are inserted in batches of this size; only a batch that met a known hash is merged row by row."""
@@ -108,16 +118,35 @@ def apply_facts(cursor: apsw.Cursor, facts: Facts) -> None:
 def apply_names(cursor: apsw.Cursor, facts: Facts) -> None:
     """Write what has a name or a number: everything but payloads."""
     if facts.artifacts:
-        cursor.executemany(_ARTIFACT, facts.artifacts)
-    if facts.tombstones:
-        cursor.executemany(_TOMBSTONE, facts.tombstones)
-        cursor.executemany(_BURY, [(row[0],) for row in facts.tombstones])
+        for start in range(0, len(facts.artifacts), MERGE_ROWS):
+            _apply_artifacts(cursor, facts.artifacts[start : start + MERGE_ROWS])
+    for start in range(0, len(facts.tombstones), MERGE_ROWS):
+        _apply_tombstones(cursor, facts.tombstones[start : start + MERGE_ROWS])
     if facts.tags:
         cursor.executemany(_TAG, facts.tags)
     if facts.quarantine:
         cursor.executemany(_QUARANTINE, facts.quarantine)
     if facts.segments:
         cursor.executemany(_SEGMENT, [(id, *row) for id, row in facts.segments.items()])
+
+
+def _apply_artifacts(cursor: apsw.Cursor, rows: Sequence[ArtifactRow]) -> None:
+    ids = [row[0] for row in rows]
+    if labels.are_new(cursor, ids):
+        cursor.executemany(_ARTIFACT, rows)
+        labels.add_new(cursor, rows)
+        return
+    old = labels.find_states(cursor, ids)
+    cursor.executemany(_ARTIFACT, rows)
+    labels.follow(cursor, old, labels.find_states(cursor, ids))
+
+
+def _apply_tombstones(cursor: apsw.Cursor, rows: Sequence[TombstoneRow]) -> None:
+    ids = [row[0] for row in rows]
+    old = labels.find_states(cursor, ids)
+    cursor.executemany(_TOMBSTONE, rows)
+    cursor.executemany(_BURY, [(id,) for id in ids])
+    labels.follow(cursor, old, labels.find_states(cursor, ids))
 
 
 def _apply_batches(cursor: apsw.Cursor, insert: str, rows: Sequence[Any], merge: Any) -> None:

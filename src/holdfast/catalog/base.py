@@ -14,7 +14,7 @@ import apsw
 from holdfast.catalog import forks
 from holdfast.catalog.connection import BUSY_MS, Identity, Pool, SharedPool, connect, identity
 from holdfast.catalog.queries import Reader
-from holdfast.catalog.schema import check_identity, create, migrate, read_id
+from holdfast.catalog.schema import Migration, check_identity, create, migrate, read_id
 from holdfast.catalog.unusable import MET, CatalogUnusable, translate, translate_os
 from holdfast.errors import NeedsReopen, PermissionDenied
 
@@ -71,7 +71,7 @@ class CatalogFile:
 
     # Opening
 
-    def _start(self, read_only: bool, migrations: Sequence[str]) -> None:
+    def _start(self, read_only: bool, migrations: Sequence[Migration]) -> None:
         with self._translating():
             if self.path is None:
                 reader = Reader(connect(None))
@@ -83,7 +83,7 @@ class CatalogFile:
             else:
                 self._start_writing(self.path, migrations)
 
-    def _start_reading(self, path: Path, migrations: Sequence[str]) -> None:
+    def _start_reading(self, path: Path, migrations: Sequence[Migration]) -> None:
         if identity(path) is None:
             raise CatalogUnusable("it is not there", path=str(path))
         _check_some(path)
@@ -105,7 +105,7 @@ class CatalogFile:
         finally:
             reader.connection.close()
 
-    def _start_writing(self, path: Path, migrations: Sequence[str]) -> None:
+    def _start_writing(self, path: Path, migrations: Sequence[Migration]) -> None:
         new = identity(path) is None
         if new:
             remove_companions(path)

@@ -15,9 +15,20 @@ import apsw
 from holdfast.catalog.apply import apply_facts
 from holdfast.catalog.base import CHECKPOINT_PAGES, CatalogFile
 from holdfast.catalog.dump import iter_dump
+from holdfast.catalog.labels import LIVE_COUNT, Label
 from holdfast.catalog.queries import HIGHEST, LOWEST, PAGE_ROWS, Reader
 from holdfast.catalog.rows import ArtifactBlob, ArtifactEntry, BlobRow, Counts, Location, TagEntry
-from holdfast.catalog.schema import MIGRATIONS
+from holdfast.catalog.schema import MIGRATIONS, Migration
+from holdfast.catalog.search import (
+    Search,
+    begin_count,
+    count_found,
+    distinct_names,
+    holders,
+    iter_found,
+    names_page,
+    prefix_end,
+)
 from holdfast.catalog.unusable import MET, CatalogUnusable, translate
 from holdfast.facts import Facts
 
@@ -37,7 +48,7 @@ class Catalog(CatalogFile):
         store_id: bytes,
         *,
         read_only: bool = False,
-        migrations: Sequence[str] = MIGRATIONS,
+        migrations: Sequence[Migration] = MIGRATIONS,
     ) -> Catalog:
         """Open the catalog, migrate an older one, or create it where there is none (None: in memory).
 
@@ -182,6 +193,42 @@ class Catalog(CatalogFile):
                 return
             before = page[-1].id
             limit = None if limit is None else limit - size
+
+    def search(self, search: Search, limit: int | None = None) -> Iterator[ArtifactEntry]:
+        """Stream the artifacts that match, newest id first, in pages like `iter_artifacts`."""
+        return iter_found(self._read, search, limit)
+
+    def count_found(self, search: Search) -> int:
+        """Count the artifacts that match."""
+        return count_found(self._read, search)
+
+    def iter_names(self, kind: int, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Stream the tags or links in use that begin with a prefix, in order, with how many artifacts bear them."""
+        end, after = prefix_end(prefix), None
+        while True:
+            page = self._read(lambda reader, a=after: names_page(reader, kind, prefix, end, a, PAGE_ROWS))  # type: ignore[misc]
+            yield from page
+            if len(page) < PAGE_ROWS:
+                return
+            after = page[-1][0]
+
+    def names_with_prefix(self, kind: int, prefix: str, limit: int) -> list[Label]:
+        """Give up to `limit` tags or links in use that begin with a prefix."""
+        end = prefix_end(prefix)
+        found = self._read(lambda reader: distinct_names(reader, kind, prefix, end, limit))
+        return [(kind, name) for name in found]
+
+    def holders(self, key: bytes, limit: int) -> list[bytes]:
+        """Give ids of live artifacts that require a blob (by its hash) or an artifact (by its id)."""
+        return self._read(lambda reader: holders(reader, key, limit))
+
+    def live_artifacts(self) -> int:
+        """Give the exact number of live artifacts: the first call counts, and has it kept up from then on."""
+        known = self.get_meta(LIVE_COUNT)
+        if known is None:
+            self._write(begin_count)
+            known = self.get_meta(LIVE_COUNT)
+        return int(known)
 
     def iter_blobs(self, after: bytes | None = None) -> Iterator[BlobRow]:
         """Stream all blobs by hash, above `after`, in pages like `iter_artifacts`."""

@@ -24,6 +24,8 @@ _STATEMENTS: Final[tuple[tuple[str, str], ...]] = (
         """SELECT id, revision, hash, size, format, created_ms, modified_ms, chunks, doc, deleted_ms
         FROM artifacts ORDER BY id""",
     ),
+    ("label", "SELECT kind, name, id FROM labels ORDER BY kind, name, id"),
+    ("requires", "SELECT name, id FROM requires ORDER BY name, id"),
     ("tombstone", "SELECT id, revision, deleted_ms FROM tombstones ORDER BY id"),
     ("tag", "SELECT name, hash, format, revision, modified_ms, deleted FROM tags ORDER BY name"),
     ("quarantine", "SELECT hash, reason FROM quarantine ORDER BY hash, reason"),

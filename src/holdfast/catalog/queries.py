@@ -74,6 +74,8 @@ _KEYS: Final = {
     "artifacts": "id",
     "tombstones": "id",
     "tags": "name",
+    "labels": "kind",
+    "requires": "name",
     "quarantine": "location",
 }
 

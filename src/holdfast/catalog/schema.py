@@ -7,12 +7,13 @@ stand last or are NULL, which SQLite stores in no byte at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeAlias
 
 import apsw
 
+from holdfast.catalog.labels import migrate_labels
 from holdfast.catalog.unusable import CatalogUnusable
 
 APPLICATION_ID: Final = 0x48464341
@@ -48,16 +49,20 @@ CREATE TABLE tags(
 CREATE TABLE quarantine(location INTEGER PRIMARY KEY, hash BLOB NOT NULL, reason TEXT NOT NULL) STRICT;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST,)
+Migration: TypeAlias = "str | Callable[[apsw.Connection], None]"
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (_FIRST, migrate_labels)
 """Number n (from 1) takes a catalog of schema n - 1 to schema n. Never edited once released, only added to."""
 
 
-def create(connection: apsw.Connection, store_id: bytes, migrations: Sequence[str] = MIGRATIONS) -> None:
+def create(
+    connection: apsw.Connection, store_id: bytes, migrations: Sequence[Migration] = MIGRATIONS
+) -> None:
     """Turn an empty file into an empty catalog with an identity of its own."""
     connection.pragma("page_size", PAGE_BYTES)
     connection.pragma("journal_mode", "wal")
     with transaction(connection):
-        connection.execute(migrations[0]).fetchall()
+        _run(connection, migrations[0])
         connection.pragma("application_id", APPLICATION_ID)
         connection.pragma("user_version", 1)
         connection.executemany(
@@ -67,14 +72,21 @@ def create(connection: apsw.Connection, store_id: bytes, migrations: Sequence[st
     migrate(connection, migrations)
 
 
-def migrate(connection: apsw.Connection, migrations: Sequence[str]) -> None:
+def migrate(connection: apsw.Connection, migrations: Sequence[Migration]) -> None:
     """Bring an older catalog to the last schema, in one transaction."""
     with transaction(connection):
         have = int(connection.pragma("user_version"))
         for script in migrations[have:]:
-            connection.execute(script).fetchall()
+            _run(connection, script)
         if have < len(migrations):
             connection.pragma("user_version", len(migrations))
+
+
+def _run(connection: apsw.Connection, migration: Migration) -> None:
+    if isinstance(migration, str):
+        connection.execute(migration).fetchall()
+    else:
+        migration(connection)
 
 
 def read_id(connection: apsw.Connection) -> bytes:
@@ -98,7 +110,7 @@ def transaction(connection: apsw.Connection) -> Iterator[None]:
         raise
 
 
-def check_identity(connection: apsw.Connection, store_id: bytes, migrations: Sequence[str]) -> int:
+def check_identity(connection: apsw.Connection, store_id: bytes, migrations: Sequence[Migration]) -> int:
     """Give the schema number of the catalog, or say by `CatalogUnusable` why it is not one of ours to use."""
     if connection.pragma("application_id") != APPLICATION_ID:
         raise CatalogUnusable("it is not a Holdfast catalog")

@@ -15,11 +15,12 @@ from __future__ import annotations
 from holdfast.testing.contract_base import MakeStore, boundary_sizes, sample
 from holdfast.testing.contract_care import CareContract
 from holdfast.testing.contract_changing import ChangingContract
+from holdfast.testing.contract_finding import FindingContract
 from holdfast.testing.contract_putting import PuttingContract
 from holdfast.testing.contract_reading import ReadingContract
 
 __all__ = ["MakeStore", "StoreContract", "boundary_sizes", "sample"]
 
 
-class StoreContract(PuttingContract, ReadingContract, ChangingContract, CareContract):
+class StoreContract(PuttingContract, ReadingContract, ChangingContract, FindingContract, CareContract):
     """Subclass it, define `make_store` (and `reopen`, `corrupt`), and set what differs."""
