@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from holdfast import _native
 from holdfast.backend.log.commit import Group
 from holdfast.core import Core, Watch
@@ -48,7 +50,8 @@ class Artifacts:
 
     def put(self, source: Source, words: Words, progress: ProgressCallback | None) -> Artifact:
         core = self._core
-        with core.adding() as (group, ingest):
+        core.check_room(1)
+        with core.adding(checksum=True) as (group, ingest):
             details = describe(core, words, source_name(source))
             if isinstance(source, bytes) and len(source) <= BLOCK_BYTES and progress is None:
                 ingest.check_size(len(source))
@@ -71,7 +74,7 @@ class Artifacts:
     ) -> list[Artifact]:
         core = self._core
         watch = Watch(progress, "put")
-        with core.adding() as (group, ingest):
+        with core.adding(checksum=True) as (group, ingest):
             common = describe(core, words)
             batch = SourceBatch(ingest)
             described: list[Details] = []
@@ -114,7 +117,13 @@ class Artifacts:
             raise EmptyData("the source has no bytes; set limits.allow_empty if empty data is meant")
 
     def acknowledge(self, group: Group, items: Sequence[tuple[Stored, Details, int]]) -> list[Artifact]:
-        """Append the artifacts' documents, commit, and give them: (blob, words, format) each."""
+        """Append the artifacts' documents, commit, and give them: (blob, words, format) each.
+
+        Only with `max_artifacts`, or where another artifact is required, does the store's lock span the commit: what
+        is counted, or required, cannot change before this is visible. Other writers then wait for its fsync.
+        """
+        if any(one.sha256 for one, _, _ in items):
+            items = [(stored, _with_checksum(stored, details), format_) for stored, details, format_ in items]
         time_ms = now_ms()
         ids = new_ids(len(items), time_ms)
         encoded: dict[int, bytes] = {}
@@ -139,7 +148,17 @@ class Artifacts:
                 )
             )
         add_documents(group, Kind.ARTIFACT, documents)
-        durability = group.commit()
+        core = self._core
+        required = {one for details in {id(d): d for _, d, _ in items}.values() for one in details.requires}
+        required = {one for one in required if not one.startswith("blake3:")}
+        if required or core.options.max_artifacts is not None:
+            with core.backend.lock():
+                core.check_room(len(items))
+                for one in required:
+                    core.artifact(one)
+                durability = group.commit(alone=True)
+        else:
+            durability = group.commit()
         time = to_datetime(time_ms)
         return [
             Artifact(
@@ -162,6 +181,12 @@ class Artifacts:
             )
             for raw, (stored, details, format_) in zip(ids, items, strict=True)
         ]
+
+
+def _with_checksum(stored: Stored, details: Details) -> Details:
+    if stored.sha256 is None:
+        return details
+    return msgspec.structs.replace(details, checksum=f"sha256:{stored.sha256.hex()}")
 
 
 class SourceBatch:
@@ -230,7 +255,8 @@ class Writer:
         self._core = core
         self._artifacts = artifacts
         self._details = describe(core, words)
-        self._adding = core.adding()
+        core.check_room(1)
+        self._adding = core.adding(checksum=True)
         self._group, ingest = self._adding.__enter__()
         self._stream: BlobStream | None = ingest.stream()
         self._pending: list[bytes] = []

@@ -20,6 +20,7 @@ from holdfast.errors import (
     InvalidInput,
     MissingChunk,
     NeedsReopen,
+    TooLarge,
 )
 from holdfast.ingest import Ingest
 from holdfast.recovery import CatalogKeeper
@@ -100,8 +101,11 @@ class Core:
         return self.keeper.current()
 
     @contextmanager
-    def adding(self) -> Iterator[tuple[Group, Ingest]]:
-        """Pin, begin a group, and forget it on an error. The body commits."""
+    def adding(self, *, checksum: bool = False) -> Iterator[tuple[Group, Ingest]]:
+        """Pin, begin a group, and forget it on an error. The body commits.
+
+        `checksum`: blobs get the further checksum that the options ask for.
+        """
         backend = self.backend
         with backend.operation():
             group = backend.group()
@@ -112,6 +116,7 @@ class Core:
                 self.pool,
                 compression=backend.compression,
                 max_bytes=self.options.max_artifact_bytes,
+                sha256=checksum and self.options.checksum == "sha256",
             )
             try:
                 yield group, ingest
@@ -144,6 +149,17 @@ class Core:
             state = "deleted artifact" if deleted else "artifact"
             raise ArtifactNotFound(f"there is no {state} {text}", id=text)
         return entry
+
+    def check_room(self, more: int) -> None:
+        """Refuse what would make more artifacts than `max_artifacts`; exact for who holds the store's lock."""
+        limit = self.options.max_artifacts
+        if limit is not None and (have := self.catalog.live_artifacts()) + more > limit:
+            raise TooLarge(
+                f"the store has {have} artifacts; with {more} more there would be more than the {limit} that"
+                " max_artifacts allows",
+                artifacts=have,
+                limit=limit,
+            )
 
     def blob(self, hash: Hash | bytes) -> BlobRow:
         """Give the complete blob of a hash, or `BlobNotFound`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from holdfast import _native
 from holdfast.bao import OutboardBuilder
@@ -15,6 +15,9 @@ from holdfast.types import BLOCK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BytesLike
 from holdfast.wire.document import BlobDocument, encode_blob
 from holdfast.wire.pages import ManifestWriter, StreamWriter
 from holdfast.wire.record import FLAG_BLOB, Kind
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 MAX_SEEN: Final = 400_000
 """Chunks of a group that are remembered (48 MiB or so); those forgotten may be stored twice, which does no harm."""
@@ -50,6 +53,7 @@ class Stored(NamedTuple):
     hash: bytes
     size_bytes: int
     chunk_count: int
+    sha256: bytes | None = None
 
 
 class Ingest:
@@ -68,7 +72,10 @@ class Ingest:
         *,
         compression: str,
         max_bytes: int | None = None,
+        sha256: bool = False,
     ) -> None:
+        self.sha256 = sha256
+        """Whether a SHA-256 is computed beside the BLAKE3 of each blob, in other threads."""
         self._group = group
         self._lookup = lookup
         self.chunking = chunking
@@ -89,6 +96,18 @@ class Ingest:
 
     def add_many(self, items: Sequence[BytesLike]) -> list[Stored]:
         """Add whole blobs that are in memory, with one look-up for all."""
+        if self.sha256:
+            sums = self._pool.map(_sha256_all, [items[start::2] for start in range(2)])
+            added = self._add_many(items)  # while the sums are computed
+            for start, digests in enumerate(sums):
+                added[start::2] = [
+                    stored._replace(sha256=digest)
+                    for stored, digest in zip(added[start::2], digests, strict=True)
+                ]
+            return added
+        return self._add_many(items)
+
+    def _add_many(self, items: Sequence[BytesLike]) -> list[Stored]:
         small = [i for i, item in enumerate(items) if len(item) <= BLOCK_BYTES]
         if len(small) == len(items):
             return self._add_small(items)
@@ -212,12 +231,27 @@ class Ingest:
         return BlobStream(self)
 
     def cut_ahead(
-        self, window: BytesLike, carry: list[BytesLike], cutter: Cutter, hasher: _native.BlobHasher
+        self,
+        window: BytesLike,
+        carry: list[BytesLike],
+        cutter: Cutter,
+        hasher: _native.BlobHasher,
+        sha256: _Hash | None,
     ) -> _Ahead:
         """Cut a window and hash its chunks in one thread, hash it as a part of the whole in another."""
         return _Ahead(
-            self._pool.submit(_cut, window, carry, cutter), self._pool.submit(_hash, window, hasher)
+            self._pool.submit(_cut, window, carry, cutter),
+            self._pool.submit(_hash, window, hasher),
+            None if sha256 is None else self._pool.submit(sha256.update, window),
         )
+
+    def new_sha256(self) -> _Hash | None:
+        """Begin a SHA-256, where one is wanted."""
+        if not self.sha256:
+            return None
+        from hashlib import sha256
+
+        return sha256()
 
     # -- what describes a blob
 
@@ -313,13 +347,14 @@ class _LongBlob:
         self._hasher = _native.BlobHasher()
         self._manifest = ManifestWriter(ingest.emit_manifest)
         self._outboard = OutboardBuilder()
+        self._sha256 = ingest.new_sha256()
 
     def advance(self, window: BytesLike) -> None:
         """Have the window cut and hashed, and meanwhile take what was cut before."""
         done = (
             None if self._pending is None else self._pending.result()
         )  # one at a time: windows are in order
-        self._pending = self._ingest.cut_ahead(window, self._carry, self._cutter, self._hasher)
+        self._pending = self._ingest.cut_ahead(window, self._carry, self._cutter, self._hasher, self._sha256)
         if done is not None:
             self._take(*done)
 
@@ -333,7 +368,8 @@ class _LongBlob:
             self._take(_Cut([memoryview(data)], [rest], _native.blake3(data)), b"")
         root, groups = self._hasher.finish()
         self._outboard.feed(groups)
-        return self._ingest.finish_blob(root, size_bytes, self._manifest, self._outboard)
+        stored = self._ingest.finish_blob(root, size_bytes, self._manifest, self._outboard)
+        return stored if self._sha256 is None else stored._replace(sha256=self._sha256.digest())
 
     def close(self) -> None:
         """Wait for the other threads, and give memory back."""
@@ -361,13 +397,18 @@ class _Ahead(NamedTuple):
 
     cut: Future[_Cut]
     groups: Future[bytes]
+    sha256: Future[None] | None
 
     def result(self) -> tuple[_Cut, bytes]:
-        """Wait for both; raises what either raised."""
+        """Wait for all; raises what any raised."""
+        if self.sha256 is not None:
+            self.sha256.result()
         return self.cut.result(), self.groups.result()
 
     def wait(self) -> None:
-        """Wait for both, whatever becomes of them."""
+        """Wait for all, whatever becomes of them."""
+        if self.sha256 is not None:
+            self.sha256.exception()
         self.cut.exception()
         self.groups.exception()
 
@@ -375,6 +416,12 @@ class _Ahead(NamedTuple):
 def _hash(window: BytesLike, hasher: _native.BlobHasher) -> bytes:
     hasher.update(window)
     return hasher.take_groups()
+
+
+def _sha256_all(items: Sequence[BytesLike]) -> list[bytes]:
+    from hashlib import sha256
+
+    return [sha256(item).digest() for item in items]
 
 
 def _cut(window: BytesLike, carry: list[BytesLike], cutter: Cutter) -> _Cut:

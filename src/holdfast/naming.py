@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from holdfast.backend.log.commit import Group
 from holdfast.catalog import ArtifactEntry
@@ -22,6 +22,9 @@ from holdfast.wire.document import (
 )
 from holdfast.wire.record import Kind
 from holdfast.words import check_metadata, check_requires, check_text, check_texts
+
+MAX_HOLDERS: Final = 100
+"""How many of those who require something an error names, at most."""
 
 
 class Change(NamedTuple):
@@ -71,14 +74,35 @@ class Naming:
             _append(group, entry)
         return view(core, entry, new)
 
-    def delete(self, refs: Iterable[Artifact | str]) -> None:
+    def delete(self, refs: Iterable[Artifact | str], *, force: bool = False) -> None:
         core = self._core
         with core.changing() as group:
             doomed = {entry.id: entry for entry in map(core.artifact, refs)}
+            if not force:
+                for entry in doomed.values():
+                    self._check_holders(entry, doomed)
             time_ms = now_ms()
             for entry in doomed.values():
                 tombstone = Tombstone(entry.id, entry.revision + 1, time_ms)
                 group.add_one(Kind.TOMBSTONE, encode_tombstone(tombstone))
+
+    def _check_holders(self, entry: ArtifactEntry, doomed: Collection[bytes]) -> None:
+        """Refuse to delete what an artifact that stays requires, by its id or by the hash of its blob."""
+        catalog = self._core.catalog
+        found = [
+            holder
+            for key in (entry.id, entry.hash)
+            for holder in catalog.holders(key, len(doomed) + MAX_HOLDERS)
+            if holder not in doomed
+        ]
+        if found:
+            holders = tuple(map(id_text, dict.fromkeys(found)))[:MAX_HOLDERS]
+            shown = ", ".join(holders[:3]) + (", …" if len(holders) > 3 else "")
+            raise Conflict(
+                f"artifact {id_text(entry.id)} is required by {shown}: delete those too, or use force",
+                id=id_text(entry.id),
+                holders=holders,
+            )
 
     def restore(self, ref: Artifact | str) -> Artifact:
         core = self._core
@@ -88,6 +112,7 @@ class Naming:
             except ArtifactNotFound:
                 core.artifact(ref)
                 raise Conflict("the artifact is not deleted", id=str(ref)) from None
+            core.check_room(1)
             try:
                 core.blob(entry.hash)
             except BlobNotFound as error:

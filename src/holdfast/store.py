@@ -491,9 +491,13 @@ class Store:
     # -- deleting
 
     @_call
-    def delete(self, *refs: Artifact | str) -> None:
-        """Delete artifacts, all or none: gone from every answer, `restore` brings them back."""
-        self._naming.delete(refs)
+    def delete(self, *refs: Artifact | str, force: bool = False) -> None:
+        """Delete artifacts, all or none: gone from every answer, `restore` brings them back.
+
+        `Conflict` when one that stays requires one of them (or its blob): `holders` names who does. `force`
+        deletes nevertheless; what requires it then points to nothing.
+        """
+        self._naming.delete(refs, force=force)
 
     @_call
     def restore(self, ref: Artifact | str) -> Artifact:

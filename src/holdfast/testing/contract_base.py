@@ -47,7 +47,7 @@ class ContractBase:
 
     @pytest.fixture
     def make_store(self) -> MakeStore:
-        """Give a function that makes a new, empty store; `allow_empty=True` is the one option it may get."""
+        """Give a function that makes a new, empty store; it may get the fields of `Options`, like `allow_empty`."""
         raise NotImplementedError
 
     def reopen(self, store: Store) -> Store:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, InvalidInput
+from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, InvalidInput, TooLarge
 from holdfast.store import Store
-from holdfast.testing.contract_base import ContractBase
+from holdfast.testing.contract_base import ContractBase, MakeStore, sample
 from holdfast.types import KEEP, Hash, Scalar
 
 
@@ -166,3 +167,103 @@ class ChangingContract(ContractBase):
             store.delete(items[2], items[0])
         assert store.exists(items[2])
         store.delete()
+
+    def test_what_is_required_cannot_be_deleted(self, store: Store) -> None:
+        base, blob = store.put(b"base"), store.put(b"blob")
+        holder = store.put(b"holder", requires=[base, blob.hash])
+        for required in (base, blob):
+            with pytest.raises(Conflict) as caught:
+                store.delete(required)
+            assert caught.value.holders == (holder.id,)
+            assert caught.value.id == required.id
+            assert store.exists(required)
+        with pytest.raises(Conflict):
+            store.delete(store.put(b"other"), base)
+        assert store.count() == 4
+        store.update(holder, remove_requires=[base])
+        store.delete(base)
+        store.restore(base)
+        store.delete(holder)
+        store.delete(base, blob)
+
+    def test_force_deletes_what_is_required(self, store: Store) -> None:
+        base = store.put(b"base")
+        holder = store.put(b"holder", requires=[base])
+        store.delete(base, force=True)
+        assert not store.exists(base)
+        assert store.info(holder).requires == (base.id,)
+        assert store.tag(holder, "still").tags == ("still",)
+
+    def test_what_requires_each_other_goes_together(self, store: Store) -> None:
+        one = store.put(b"one")
+        two = store.put(b"two", requires=[one])
+        store.update(one, add_requires=[two, one.hash])
+        for artifact in (one, two):
+            with pytest.raises(Conflict):
+                store.delete(artifact)
+        store.rebuild()
+        with pytest.raises(Conflict):
+            store.delete(two)
+        store.delete(one, two)
+        assert store.count() == 0
+
+    def test_max_artifacts_is_exact(self, make_store: MakeStore) -> None:
+        with make_store(max_artifacts=3) as store:
+            first = store.put(b"1")
+            with pytest.raises(TooLarge):
+                store.put_many([b"2", b"3", b"4"])
+            assert store.count() == 1
+            store.put_many([b"2", b"3"])
+            for put in (lambda: store.put(b"4"), lambda: store.writer("w"), lambda: store.put_many([b"x"])):
+                with pytest.raises(TooLarge) as caught:
+                    put()
+                assert caught.value.limit == 3
+            store.delete(first)
+            late = store.put(b"4")
+            with pytest.raises(TooLarge):
+                store.restore(first)
+            store.rebuild()
+            with pytest.raises(TooLarge):
+                store.restore(first)
+            store.delete(late)
+            store.restore(first)
+            assert store.count() == 3
+
+    def test_max_artifacts_is_exact_with_many_threads(self, make_store: MakeStore) -> None:
+        with make_store(max_artifacts=10) as store:
+
+            def put(number: int) -> int:
+                try:
+                    store.put(f"{number}".encode())
+                except TooLarge:
+                    return 0
+                return 1
+
+            with ThreadPoolExecutor(8) as pool:
+                assert sum(pool.map(put, range(40))) == 10
+            assert store.count() == 10
+
+    def test_max_artifact_bytes_refuses_while_it_streams(self, make_store: MakeStore) -> None:
+        with make_store(max_artifact_bytes=1000) as store:
+            store.put(bytes(1000))
+            for source in (bytes(1001), (bytes(100) for _ in range(11)), [bytes(999), b"12"]):
+                with pytest.raises(TooLarge):
+                    store.put(source)
+                with pytest.raises(TooLarge):
+                    store.put_many([b"fits", bytes(1001)])
+            assert store.count() == 1
+
+    def test_a_checksum_is_that_of_the_bytes(self, make_store: MakeStore) -> None:
+        with make_store(checksum="sha256") as store:
+            contents = [sample(size) for size in (1, 16_384, 16_385, (4 << 20) + 1, (9 << 20) + 5)]
+            want = [f"sha256:{hashlib.sha256(content).hexdigest()}" for content in contents]
+            assert [a.checksum for a in store.put_many([*contents, contents[0]])] == [*want, want[0]]
+            assert [store.put(iter([content])).checksum for content in contents] == want
+            with store.writer("w") as writer:
+                for start in range(0, len(contents[-1]), 1 << 20):
+                    writer.write(contents[-1][start : start + (1 << 20)])
+            assert writer.artifact.checksum == want[-1]
+            assert store.tag(writer.artifact, "t").checksum == want[-1]
+            assert store.info(writer.artifact.id).checksum == want[-1]
+        with make_store() as plain:
+            assert plain.put(b"x").checksum is None
