@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from holdfast.store import Store as Store
     from holdfast.store import create as create
     from holdfast.store import open as open
+    from holdfast.tags import Tags as Tags
     from holdfast.types import KEEP as KEEP
     from holdfast.types import Artifact as Artifact
     from holdfast.types import BlobFormat as BlobFormat
@@ -66,11 +67,18 @@ if TYPE_CHECKING:
     from holdfast.types import PutItem as PutItem
     from holdfast.types import RecoveryStats as RecoveryStats
     from holdfast.types import Stats as Stats
+    from holdfast.types import Tag as Tag
     from holdfast.types import TreeReport as TreeReport
     from holdfast.types import VerifyReport as VerifyReport
 
 _STORE: Final = ("Store", "create", "open")
-_ELSEWHERE: Final = {"Writer": "artifacts", "Blobs": "blobs", "ChunkRanges": "ranges", "Lease": "blobs"}
+_ELSEWHERE: Final = {
+    "Writer": "artifacts",
+    "Blobs": "blobs",
+    "ChunkRanges": "ranges",
+    "Lease": "blobs",
+    "Tags": "tags",
+}
 _VALUES: Final = (
     "Artifact",
     "BlobFormat",
@@ -85,6 +93,7 @@ _VALUES: Final = (
     "PutItem",
     "RecoveryStats",
     "Stats",
+    "Tag",
     "TreeReport",
     "VerifyReport",
 )

@@ -42,6 +42,7 @@ from holdfast.naming import Change, Naming
 from holdfast.reading import Reading
 from holdfast.recovery import CatalogKeeper
 from holdfast.scrub import scrub, verify
+from holdfast.tags import Tags
 from holdfast.types import (
     KEEP,
     Artifact,
@@ -137,6 +138,7 @@ class Store:
         self._naming = Naming(core)
         self._reading = Reading(core)
         self._blobs = Blobs(core, self._reading)
+        self._tags = Tags(core)
         self._closing = threading.Lock()
         _open_stores.add(self)
 
@@ -510,6 +512,11 @@ class Store:
     def blobs(self) -> Blobs:
         """Blobs by hash."""
         return self._blobs
+
+    @property
+    def tags(self) -> Tags:
+        """Names of blobs, which keep them."""
+        return self._tags
 
     # -- care
 

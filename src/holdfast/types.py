@@ -146,6 +146,16 @@ Ref: TypeAlias = "Artifact | Hash | str"
 """What names an artifact (itself or its id) or, for reading, a blob."""
 
 
+class Tag(Value, frozen=True, kw_only=True):
+    """A durable name for a hash, in the blob layer. It keeps its blob, and with `hash_seq` its children."""
+
+    name: str
+    hash: Hash
+    format: BlobFormat
+    revision: int
+    modified_at: datetime
+
+
 class LabelCount(Value, frozen=True, kw_only=True):
     """A tag or a link in use, and how many live artifacts bear it."""
 

@@ -260,6 +260,16 @@ class Catalog(CatalogFile):
                 return
             after = page[-1].name
 
+    def tags_with_prefix(self, prefix: str) -> Iterator[TagEntry]:
+        """Stream the live tags that begin with a prefix, in pages like `iter_artifacts`."""
+        end, sign, after = prefix_end(prefix), ">=", prefix
+        while True:
+            page = self._read(lambda reader, s=sign, a=after: reader.tags_range(s, a, end, PAGE_ROWS))  # type: ignore[misc]
+            yield from page
+            if len(page) < PAGE_ROWS:
+                return
+            sign, after = ">", page[-1].name
+
     def segments(self) -> dict[int, tuple[int, int]]:
         """Give (applied bytes, state) of each segment that is known."""
         rows = self._read(lambda reader: reader.all("SELECT id, applied, state FROM segments"))

@@ -193,6 +193,13 @@ class Reader:
         )
         return [TagEntry._make(row) for row in rows]
 
+    def tags_range(self, sign: str, after: str, end: str | None, limit: int) -> list[TagEntry]:
+        """Give a page of live tags above a name (`>`, or `>=`) and below `end`."""
+        below, values = ("", (after, limit)) if end is None else ("AND name < ?3", (after, limit, end))
+        where = f"name {sign} ?1 AND NOT deleted {below}"
+        sql = f"SELECT {_TAG_COLUMNS} FROM tags WHERE {where} ORDER BY name LIMIT ?2"
+        return [TagEntry._make(row) for row in self.all(sql, values)]
+
     def look_at_ends(self) -> None:
         """Read the first and the last row of each table: finds a cut file and most kinds of rubbish, cheaply."""
         for table, key in _KEYS.items():

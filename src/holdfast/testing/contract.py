@@ -18,9 +18,12 @@ from holdfast.testing.contract_changing import ChangingContract
 from holdfast.testing.contract_finding import FindingContract
 from holdfast.testing.contract_putting import PuttingContract
 from holdfast.testing.contract_reading import ReadingContract
+from holdfast.testing.contract_tags import TagsContract
 
 __all__ = ["MakeStore", "StoreContract", "boundary_sizes", "sample"]
 
 
-class StoreContract(PuttingContract, ReadingContract, ChangingContract, FindingContract, CareContract):
+class StoreContract(
+    PuttingContract, ReadingContract, ChangingContract, FindingContract, TagsContract, CareContract
+):
     """Subclass it, define `make_store` (and `reopen`, `corrupt`), and set what differs."""
