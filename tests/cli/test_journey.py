@@ -129,7 +129,7 @@ def test_refs_may_be_shortened_while_they_are_unique(cli: Cli) -> None:
     cli("cat", "blake3:ffffffff", code=3)
     cli("cat", "abc", code=2)
     cli("cat", "not a ref", code=2)
-    cli("cat", "tag:prod", code=2)
+    cli("cat", "tag:prod", code=3)
 
 
 def test_damage_is_refused_found_and_named(cli: Cli, flip: Flip) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from holdfast.cli import care, config, reading, storing
+from holdfast.cli import care, config, finding, layer, reading, storing
 from holdfast.cli.base import SECTIONS, Command, global_options
 
 HELP = """Keep bytes under their hash, each distinct piece once, and never give back an unverified one.
@@ -15,7 +15,7 @@ HELP = """Keep bytes under their hash, each distinct piece once, and never give 
   holdfast --store ./store ls
 
 The store is --store, else HOLDFAST_STORE, else the configuration's, else the platform's data directory.
-A REF is an artifact's id, `blake3:` and a hash, or the beginning of either.
+A REF is an artifact's id, `blake3:` and a hash, the beginning of either, or `tag:NAME`.
 """
 EPILOG = """\b
 Exit codes: 0 done, 1 anything unexpected, 2 invalid input, 3 not found, 4 conflict, 5 damaged data,
@@ -65,7 +65,7 @@ cli = Root(
         ),
     ],
 )
-for module in (storing, reading, care, config):
+for module in (storing, reading, finding, layer, care, config):
     for command in module.COMMANDS:
         cli.add_command(command)
 

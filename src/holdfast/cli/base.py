@@ -11,6 +11,8 @@ from holdfast.cli.output import State
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "Store and read": ("init", "put", "ls", "info", "cat", "get", "rm", "restore"),
+    "Find and change": ("find", "count", "edit"),
+    "The layer below": ("blob", "tag"),
     "Care": ("verify", "scrub", "rebuild", "stats"),
     "Help": ("config", "completion"),
 }
@@ -52,6 +54,52 @@ def command(name: str, *, example: str) -> Callable[[Callable[..., Any]], Comman
         return click.command(name, cls=Command, example=example)(click.pass_obj(function))
 
     return decorate
+
+
+def group(name: str, *, example: str) -> Callable[[Callable[..., Any]], click.Group]:
+    """Make a group of commands of a function that does nothing."""
+    lines = "".join(f"  {line.strip()}\n" for line in example.strip().splitlines())
+    return click.group(
+        name,
+        epilog=f"\b\nExample:\n{lines}",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def metadata(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Read `KEY=VALUE` pairs."""
+    from holdfast.errors import InvalidInput
+
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise InvalidInput(f"--meta {pair!r:.80}: KEY=VALUE is expected")
+        found[key] = value
+    return found
+
+
+class Time(click.ParamType[Any]):
+    """A date, a date with a time (both in the local zone, unless one is named), or how long ago: `90s`, `2d`."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        import re
+        from datetime import UTC, datetime, timedelta
+
+        if isinstance(value, datetime):
+            return value
+        text = str(value).strip()
+        if match := re.fullmatch(r"(\d{1,7})([smhdw])", text):
+            seconds = int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}[match[2]]
+            return datetime.now(UTC) - timedelta(seconds=min(seconds, 10**10))
+        try:
+            return datetime.fromisoformat(text).astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{text!r:.80} is no time: 2026-11-21, 2026-11-21T12:30, or 2d for two days ago", param, ctx
+            )
 
 
 def parse_size(text: str) -> int:

@@ -30,21 +30,11 @@ def info(state: State, ref: str) -> None:
     with state.open() as store:
         found = resolve(store, ref)
         if isinstance(found, Hash):
+            from holdfast.cli.layer import show_blob
+
             blob = store.blobs.info(found)
 
-            def show_blob() -> None:
-                fields(
-                    {
-                        "hash": str(blob.hash),
-                        "size": f"{size(blob.size_bytes)} ({blob.size_bytes:,} bytes)",
-                        "status": str(blob.status),
-                        "on disk": size(blob.stored_bytes),
-                        "outboard": "yes" if blob.has_outboard else "none (not needed up to 16 KiB)",
-                        "stored": when(blob.created_at),
-                    }
-                )
-
-            state.answer(blob.to_dict(), show_blob, quiet=str(blob.hash))
+            state.answer(blob.to_dict(), lambda: show_blob(blob), quiet=str(blob.hash))
             return
         a = found
 

@@ -1,4 +1,4 @@
-"""What a person may type to name something: an id, `blake3:HEX`, or the beginning of either."""
+"""What a person may type to name something: an id, `blake3:HEX`, the beginning of either, or `tag:NAME`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ _SHOWN = 5
 
 def resolve(store: holdfast.Store, text: str) -> Artifact | Hash:
     """Give what a REF names: an artifact, or a blob if it is a hash."""
+    if text.startswith("tag:"):
+        return store.tags.get(text.removeprefix("tag:")).hash
     if (whole := _whole_hash(text)) is not None:
         return whole
     if text.startswith("blake3:"):
@@ -29,9 +31,12 @@ def resolve(store: holdfast.Store, text: str) -> Artifact | Hash:
 
 def resolve_artifact(store: holdfast.Store, text: str, *, deleted: bool = False) -> Artifact:
     """Give the one artifact that a REF names, for commands that a bare blob would make no sense to."""
-    if (whole := _whole_hash(text)) is None and not text.startswith("blake3:"):
+    whole = store.tags.get(text.removeprefix("tag:")).hash if text.startswith("tag:") else _whole_hash(text)
+    if whole is not None:
+        return _one(text, list(store.find(hash=whole, deleted=deleted, limit=_SHOWN + 1)))
+    if not text.startswith("blake3:"):
         return _artifact(store, text, deleted=deleted)
-    prefix = str(whole) if whole is not None else _hash_digits(text)
+    prefix = _hash_digits(text)
     found = (a for a in store.find(deleted=deleted) if str(a.hash).startswith(prefix))
     return _one(text, list(islice(found, _SHOWN + 1)))
 
@@ -43,12 +48,10 @@ def _whole_hash(text: str) -> Hash | None:
 
 
 def _artifact(store: holdfast.Store, text: str, *, deleted: bool) -> Artifact:
-    if text.startswith("tag:"):
-        raise InvalidInput(f"{text!r}: names of tags are not in this version yet", ref=text)
     digits = text.lower().replace("-", "")
     if not re.fullmatch(rf"[0-9a-f]{{{MIN_DIGITS},{ID_DIGITS}}}", digits):
         raise InvalidInput(
-            f"{text!r:.100} is no REF (an id, blake3:HASH, or at least {MIN_DIGITS} digits of either)",
+            f"{text!r:.100} is no REF (an id, blake3:HASH, at least {MIN_DIGITS} digits of either, or tag:NAME)",
             ref=text,
         )
     if len(digits) == ID_DIGITS and not deleted:

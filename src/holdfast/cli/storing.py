@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.cli.base import Size, command
+from holdfast.cli.base import Size, command, metadata
 from holdfast.cli.output import State, confirm, display_name, escape, note, out, plural, size
 from holdfast.errors import InvalidInput, PermissionDenied, SourceNotFound
 
@@ -89,7 +89,7 @@ def put(
         raise InvalidInput("standard input (-) can be stored once")
     trees = {path for path in paths if path != "-" and _is_tree(path, recursive)}
     common: dict[str, Any] = {
-        "tags": tags, "links": links, "metadata": _metadata(meta), "created_by": created_by
+        "tags": tags, "links": links, "metadata": metadata(meta), "created_by": created_by
     }  # fmt: skip
     stored: dict[int, Artifact] = {}
 
@@ -97,7 +97,7 @@ def put(
 
     with state.open(create_default=True) as store, Bar(state.quiet or state.json) as bar:
         files = [i for i, path in enumerate(paths) if path not in trees]
-        sources = [_source(paths[i], filename) for i in files]
+        sources = [source_of(paths[i], filename) for i in files]
         if len(files) == 1:
             source, name = sources[0]
             artifact = store.put(source, filename=name, content_type=content_type, progress=bar, **common)
@@ -132,7 +132,8 @@ def _is_tree(path: str, recursive: bool) -> bool:
     return True
 
 
-def _source(path: str, filename: str | None) -> tuple[Any, str | None]:
+def source_of(path: str, filename: str | None) -> tuple[Any, str | None]:
+    """Give (what to put, its name) for a PATH."""
     if path != "-":
         return path, filename or os.path.basename(path)
     if sys.stdin is None:
@@ -142,22 +143,13 @@ def _source(path: str, filename: str | None) -> tuple[Any, str | None]:
     return sys.stdin.buffer, filename
 
 
-def _metadata(pairs: tuple[str, ...]) -> dict[str, str]:
-    metadata: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise InvalidInput(f"--meta {pair!r:.80}: KEY=VALUE is expected")
-        metadata[key] = value
-    return metadata
-
-
 @command("rm", example="holdfast rm 0199c8f3\nholdfast ls -q | head -n 3 | xargs holdfast rm --dry-run")
 @click.argument("refs", nargs=-1, required=True, metavar="REF…")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-def rm(state: State, refs: tuple[str, ...], dry_run: bool, yes: bool) -> int:
-    """Delete artifacts. `restore` brings them back, until they are collected."""
+@click.option("--force", is_flag=True, help="Delete even what other artifacts require.")
+def rm(state: State, refs: tuple[str, ...], dry_run: bool, yes: bool, force: bool) -> int:
+    """Delete artifacts, all or none. `restore` brings them back, until they are collected."""
     from holdfast.cli.refs import resolve_artifact
 
     with state.open() as store:
@@ -165,9 +157,9 @@ def rm(state: State, refs: tuple[str, ...], dry_run: bool, yes: bool) -> int:
         if not dry_run and not confirm(f"delete {_named(doomed)}?", yes):
             note("nothing was deleted")
             return 1
+        if not dry_run:
+            store.delete(*(artifact.id for artifact in doomed), force=force)
         for artifact in doomed:
-            if not dry_run:
-                store.delete(artifact.id)
             verb = "would delete" if dry_run else "deleted"
             _done(state, artifact, verb, {"id": artifact.id, "deleted": not dry_run, "dry_run": dry_run})
     return 0
