@@ -135,13 +135,15 @@ def _raw_windows(file: io.FileIO, path: str) -> Iterator[BytesLike]:
         window = min(WINDOW_BYTES, max(size - file.tell(), 0) + 1)
         try:
             data = _read_full(file, window)
+            if len(data) == window:  # there is more than the system said: it grows, or is made as it is read
+                data += _read_full(file, WINDOW_BYTES - window)
         except OSError as error:
             raise Unavailable(
                 f"cannot read {path}: {error.strerror}", path=path, errno=error.errno
             ) from error
         if data:
             yield data
-        if len(data) < window:
+        if len(data) < WINDOW_BYTES:
             return
 
 
