@@ -87,6 +87,7 @@ class Recovery:
         self._clean: list[tuple[int, int]] = []
         self._tails: list[_Tail] = []
         self._kept: set[int] = set()
+        self._named: set[int] = set()
         self._quiet: list[int] = []
         self._reseal: list[tuple[int, int]] = []
         self._copied: list[Commit] = []
@@ -129,7 +130,17 @@ class Recovery:
     def facts(self) -> Iterator[Facts]:
         """Give what the catalog is to learn, in batches; the positions last."""
         yield from merged(self._all_facts())
+        if self._committer is not None:
+            self._keep_named()
         yield Facts(segments=dict(self._positions))
+
+    def _keep_named(self) -> None:
+        """Keep what commits elsewhere name: that was sealed once, and only its end is damaged."""
+        for tail in self._tails:
+            segment = tail.found.segment
+            if tail.dead and segment in self._named:
+                self._damage("the end of a sealed segment is damaged", segment, tail.found.size_bytes)
+                self._kept.add(segment)
 
     def finish(self) -> None:
         """Cut what was copied or never whole off the tails of dead writers, and seal what is left of them.
@@ -174,7 +185,8 @@ class Recovery:
                 self._positions[segment] = (applied, SEGMENT_QUARANTINED)
                 return
             if size <= max(applied, SEGMENT_HEADER_BYTES):
-                if dead:  # its writer died with nothing under way, or before it wrote anything
+                if dead and self._committer is not None:
+                    # Its writer died with nothing under way, or before it wrote anything.
                     self._quiet.append(segment)
                 return
             problem = check_segment_header(self._disk, handle, segment, self._store_id, path)
@@ -403,6 +415,7 @@ class Recovery:
             self._disk.close(handle)
 
     def _commit_facts(self, commit: Commit) -> Iterator[Facts]:
+        self._named.update(extent.segment for extent in commit.extents)
         parts = [slice_entries(self._entries_of(e.segment), e.start, e.stop) for e in commit.extents]
         whole = b"".join(parts)
         if len(whole) != commit.records * ENTRY_BYTES or _native.blake3(whole) != commit.digest:
