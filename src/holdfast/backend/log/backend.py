@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import Protocol
 
 from holdfast.backend.log.commit import Apply, Committer, Group
@@ -84,7 +83,6 @@ class LogBackend:
         self._session: Session | None = None
         self._committer: Committer | None = None
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="holdfast-read")
-        self._index_of = lru_cache(4)(self._read_entries)
         self.payloads = Payloads(disk, root, self._require_catalog)
 
     def attach(
@@ -200,12 +198,7 @@ class LogBackend:
                 self._committer.writers.close()
                 self._committer.apply()  # which segments were given up just now
         finally:
-            self._pool.shutdown()
-            self.payloads.handles.close()
-            if self._session is not None:
-                self._session.close()
-            if self._lock is not None:
-                self._lock.close()
+            self.abandon()
 
     def abandon(self) -> None:
         """Let go of everything as a killed process would: no close records, nothing applied."""
@@ -221,9 +214,8 @@ class LogBackend:
 
     def abandon_in_child(self) -> None:
         """In a forked child: close what came along, unlocking nothing, so that no lock outlives the parent."""
-        handles = (
-            [writer.handle for writer in self._committer.writers.own().values()] if self._committer else []
-        )
+        writers = self._committer.writers.own_in_child().values() if self._committer is not None else ()
+        handles = [writer.handle for writer in writers]
         handles += [self._session.handle] if self._session is not None else []
         handles += [self._lock.handle] if self._lock is not None else []
         for handle in handles:
@@ -239,7 +231,7 @@ class LogBackend:
         writer = self.committer.writers.own().get(extent.segment)
         if writer is not None:
             return writer.entries(extent.start, extent.stop)
-        return slice_entries(self._index_of(extent.segment), extent.start, extent.stop)
+        return slice_entries(self._read_entries(extent.segment), extent.start, extent.stop)
 
     def _read_entries(self, segment: int) -> bytes:
         path = segment_path(self.root, segment)

@@ -11,6 +11,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from copy import copy
 from typing import Final, NamedTuple
 
 from holdfast import _native
@@ -136,7 +138,8 @@ class Group:
         """Forget the group. What it had streamed is cut off again."""
         if self._stream is not None:
             self._stream.abort()
-        self._records.clear()
+            self._committer.tell()
+        self._records = Records.empty()  # the old ones may be durable, and wait to be applied
 
     def frame(self, segment: int, offset: int) -> tuple[list[BytesLike], bytes, int, Committed]:
         """Give (buffers, index entries, length, the group as committed) for this place, commit record included."""
@@ -348,24 +351,27 @@ class Committer:
     def commit_queued(self, group: Group) -> None:
         """Commit together with whatever other threads bring meanwhile."""
         batch: list[Group] = []
-        with self._condition:
-            self._queue.append(group)
-            while self._leading and not group.done:
-                self._condition.wait()
-            if not group.done:
-                self._leading = True
-                batch, self._queue = self._queue, []
-        if batch:
-            try:
+        leads = False
+        try:
+            with self._condition:
+                self._queue.append(group)
+                while self._leading and not group.done:
+                    self._condition.wait()
+                if not group.done:
+                    leads = self._leading = True
+                    batch, self._queue = self._queue, []
+            if leads:
                 self.commit_now(batch)
-            except BaseException as error:  # noqa: BLE001  # raised below; the others of the batch must hear of it
-                for one in batch:
-                    if one.error is None:
-                        one.error = (
-                            error if one is group else Unavailable("another thread's commit was interrupted")
-                        )
-            finally:
-                with self._condition:
+        except BaseException as error:  # noqa: BLE001  # raised below; the others of the batch must hear of it
+            group.error = error
+            for one in batch:
+                if one is not group:
+                    one.error = _for_another(error)
+        finally:
+            with self._condition:
+                if not group.done and group in self._queue:  # interrupted while it waited
+                    self._queue.remove(group)
+                if leads:
                     self._leading = False
                     for one in batch:
                         one.done = True
@@ -387,6 +393,8 @@ class Committer:
         finally:
             for writer in used:
                 self.writers.checkin(writer)
+            if any(writer.given_up for writer in used):
+                self.tell()
 
     def finish_stream(self, stream: _Stream) -> None:
         """Commit a streamed group."""
@@ -395,8 +403,8 @@ class Committer:
             writer = stream.writer
             assert writer is not None
             positions = {**stream.sealed, writer.segment: (writer.offset, SEGMENT_OPEN)}
+            stream.finished = True  # first: what is to be applied must not be cut off
             self._unapplied.append((Committed(commit, lambda: self.replay(commit)), positions))
-            stream.finished = True
         except BaseException:
             stream.abort()
             raise
@@ -418,10 +426,10 @@ class Committer:
         What cannot be applied now is durable all the same, and goes first with the next call.
         """
         with self._lock.held():
+            positions = self.writers.take_news()  # first: it may speak of what a group on its way has filled
             waiting = []
             while self._unapplied:
                 waiting.append(self._unapplied.popleft())
-            positions = self.writers.take_news()
             for _, ends in waiting:
                 merge_positions(positions, ends)
             if not positions:
@@ -433,6 +441,11 @@ class Committer:
                 for segment, (applied, state) in positions.items():
                     self.writers.note(segment, applied, state)
                 raise
+
+    def tell(self) -> None:
+        """Let the catalog know at once which segments were given up, where that works: nobody is to adopt them."""
+        with suppress(HoldfastError):
+            self.apply()
 
     @staticmethod
     def _all_facts(
@@ -450,6 +463,7 @@ class Committer:
         positions: dict[int, tuple[int, int]] = {}
         writer = self.writers.checkout(groups[0].size_bytes)
         used.append(writer)
+        starts = [(writer, writer.offset)]
         pending: list[BytesLike] = []
         entries = bytearray()
         length = 0
@@ -462,6 +476,7 @@ class Committer:
                     positions[writer.segment] = (writer.offset, SEGMENT_OPEN)
                     writer = self.writers.checkout(group.size_bytes)
                     used.append(writer)
+                    starts.append((writer, writer.offset))
                     pending, entries, length = [], bytearray(), 0
                 buffers, more, size, one = group.frame(writer.segment, writer.offset + length)
                 pending += buffers
@@ -471,18 +486,26 @@ class Committer:
             writer.append(pending, bytes(entries), length)
             self.sync(writer)
             positions[writer.segment] = (writer.offset, SEGMENT_OPEN)
-            self._unapplied.extend((one, positions) for one in committed)
-        except BackendError:
+        except BaseException:
+            # All of them have failed: what is durable already must not be found by a rebuild.
+            for other, start in starts:
+                if not other.given_up:
+                    with suppress(BackendError):
+                        other.truncate(start)
             raise
-        except (
-            BaseException
-        ):  # interrupted in between: whether the tail counts is for the next opener to find out
-            writer.give_up()
-            raise
+        # In one step: `positions` may not be applied without all of them.
+        self._unapplied.extend([(one, positions) for one in committed])
 
     def close(self) -> None:
         """Wait for what is being sealed."""
         self.background.shutdown()
+
+
+def _for_another(error: BaseException) -> BaseException:
+    """Give the error for another thread whose group shared the fate of one that failed."""
+    if isinstance(error, HoldfastError):
+        return copy(error)
+    return Unavailable("another thread's commit, which this one was part of, was interrupted")
 
 
 def merge_positions(into: dict[int, tuple[int, int]], ends: dict[int, tuple[int, int]]) -> None:

@@ -6,6 +6,7 @@ fsync or close it is *given up*: nothing is appended to it again, and nobody tru
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -49,6 +50,8 @@ class SegmentWriter:
         self._disk = disk
         self._root = root
         self.handle = handle
+        # A rebuild, or the apply of another thread, asks for entries meanwhile.
+        self._index = threading.Lock()
         self._entries_from = size_bytes
         self._entries = bytearray()
 
@@ -84,11 +87,16 @@ class SegmentWriter:
             handle = disk.open(segment_path(root, segment), "a")
         except FileNotFoundError:
             return None
-        if disk.lock(handle):
-            size = disk.size(handle)
-            if read_tail(disk, handle, segment, size).closed:
-                disk.pwrite(handle, [disk.pread(handle, TAIL_BYTES, size - TAIL_BYTES)], size - TAIL_BYTES)
-                return cls(disk, root, segment, handle, size)
+        try:
+            if disk.lock(handle):
+                size = disk.size(handle)
+                if read_tail(disk, handle, segment, size).closed:
+                    start = size - TAIL_BYTES
+                    disk.pwrite(handle, [disk.pread(handle, TAIL_BYTES, start)], start)
+                    return cls(disk, root, segment, handle, size)
+        except BaseException:
+            disk.close(handle)
+            raise
         disk.close(handle)
         return None
 
@@ -112,7 +120,8 @@ class SegmentWriter:
             self.give_up()
             raise
         self.offset = start + length
-        self._entries += entries
+        with self._index:
+            self._entries += entries
         return start
 
     def fsync(self) -> None:
@@ -127,19 +136,20 @@ class SegmentWriter:
 
     def entries(self, start: int, stop: int) -> bytes:
         """Give the packed index entries of the records in `[start, stop)`."""
-        if start < self._entries_from:
-            self._load_entries()
-        return slice_entries(self._entries, start, stop)
+        with self._index:
+            if start < self._entries_from:
+                self._load_entries()
+            return slice_entries(self._entries, start, stop)
 
     def truncate(self, length: int) -> None:
         """Forget what was appended after `length` and never committed."""
-        kept = self.entries(self._entries_from, length)
         try:
             self._disk.truncate(self.handle, length)
         except BaseException:
             self.give_up()
             raise
-        self._entries[:] = kept
+        with self._index:
+            self._entries[:] = slice_entries(self._entries, 0, length)
         self.offset = length
         self.synced = min(self.synced, length)
 
@@ -151,8 +161,7 @@ class SegmentWriter:
         """
         if self.synced != self.offset:
             self.fsync()
-        self._load_entries()
-        footer = encode_footer(self.segment, self.offset, bytes(self._entries))
+        footer = encode_footer(self.segment, self.offset, self.entries(0, self.offset))
         self.append([footer], b"", len(footer))
         self.fsync()
         size = self.offset

@@ -87,9 +87,9 @@ class Session:
         """Write the pin before anything is looked up; `end` with what this gives."""
         key = (catalog_id, epoch)
         with self._mutex:
-            self._pins[key] += 1
             if self._pinned is None:
                 self._write_pin(key)
+            self._pins[key] += 1
         return key
 
     def end(self, key: tuple[bytes, int]) -> None:
@@ -140,11 +140,11 @@ class Session:
                     self._disk.close(handle)
 
     def _write_pin(self, key: tuple[bytes, int] | None) -> None:
-        self._pinned = key
         if self.handle >= 0:
             catalog_id, epoch = key or (bytes(16), 0)
             pin = _PIN.pack(key is not None, 0, catalog_id, epoch)
             self._disk.pwrite(self.handle, [pin], PIN_OFFSET)
+        self._pinned = key
 
 
 def read_sessions(disk: Disk, root: str) -> list[SessionState]:

@@ -10,7 +10,7 @@ from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import SEGMENTS, parse_segment_name, segment_path
 from holdfast.backend.log.lock import StoreLock
 from holdfast.backend.log.segment import SegmentWriter
-from holdfast.errors import HoldfastError
+from holdfast.errors import BackendError, HoldfastError
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_SUPERSEDED
 from holdfast.types import now_ms
 from holdfast.wire.record import SEGMENT_HEADER_BYTES
@@ -75,7 +75,7 @@ class Writers:
                 if len(self._idle) < MAX_IDLE:
                     self._idle.append(writer)
                     return
-            writer.close()
+            self._close(writer)
 
     def seal(self, writer: SegmentWriter) -> None:
         """Seal a full segment. A failure gives it up and is nobody's error: what is committed in it is durable."""
@@ -125,23 +125,30 @@ class Writers:
     def own(self) -> dict[int, SegmentWriter]:
         """Give the segments that this process holds now."""
         with self._mutex:
-            return {**self._busy, **{writer.segment: writer for writer in self._idle}}
+            return self.own_in_child()
 
     def close(self) -> None:
         """Close idle segments cleanly. A failure leaves an unclean tail, which the next opener copies."""
         with self._mutex:
             idle, self._idle = self._idle, []
         for writer in idle:
-            try:
-                writer.close()
-            except HoldfastError:
-                self.forget(writer)
+            self._close(writer)
         self.abandon()
 
     def abandon(self) -> None:
         """Let go of everything as a killed process would."""
         for writer in self.own().values():
             writer.give_up()
+
+    def own_in_child(self) -> dict[int, SegmentWriter]:
+        """The same in a forked child, where a thread that is not here may hold the mutex for ever."""
+        return {**self._busy, **{writer.segment: writer for writer in self._idle}}
+
+    def _close(self, writer: SegmentWriter) -> None:
+        try:
+            writer.close()
+        except HoldfastError:
+            self.forget(writer)
 
     def _adopt(self) -> SegmentWriter | None:
         with self._lock.held():
@@ -151,12 +158,17 @@ class Writers:
                     continue
                 if applied >= self.segment_bytes:
                     continue
-                writer = SegmentWriter.adopt(self._disk, self._root, segment)
-                if writer is None:
-                    continue
-                if writer.offset < self.segment_bytes and writer.only_closes_after(applied):
-                    return writer
-                writer.give_up()
+                writer = None
+                try:
+                    writer = SegmentWriter.adopt(self._disk, self._root, segment)
+                    if writer is None:
+                        continue
+                    if writer.offset < self.segment_bytes and writer.only_closes_after(applied):
+                        return writer
+                except (BackendError, OSError):  # its end cannot be read or written: somebody else's trouble
+                    self._failed.add(segment)
+                if writer is not None:
+                    writer.give_up()
         return None
 
     def _create(self) -> SegmentWriter:
