@@ -130,6 +130,7 @@ class Core:
         backend = self.backend
         backend.committer  # noqa: B018  # refuses a store that was opened to read before anything is waited for
         with backend.lock(), backend.operation():
+            self.keeper.catch_up()
             group = backend.group()
             try:
                 yield group

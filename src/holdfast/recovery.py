@@ -41,13 +41,12 @@ class CatalogKeeper:
         with self._backend.lock():
             try:
                 self._catalog = self._open_existing()
+                self._catch_up()
             except CatalogUnusable as error:
                 if self._backend.read_only:
                     self._rebuild_in_memory(str(error))
                 else:
                     self._rebuild(str(error), None)
-            else:
-                self._catch_up()
 
     def current(self) -> Catalog:
         """Give the catalog, after one look that it is still the one at its path."""
@@ -57,8 +56,11 @@ class CatalogKeeper:
         return self._renew()
 
     def known_segments(self) -> dict[int, tuple[int, int]]:
-        """Give how far segments are applied; nothing while the catalog is being made."""
-        return self.current().segments() if self._catalog is not None else {}
+        """Give how far segments are applied; nothing while the catalog is being made, or is to be."""
+        try:
+            return self.current().segments() if self._catalog is not None else {}
+        except CatalogUnusable:
+            return {}
 
     def apply(self, batches: Iterable[Facts]) -> None:
         """Bring facts into the catalog in one transaction. The caller holds the store's lock.
@@ -69,6 +71,15 @@ class CatalogKeeper:
             self.current().apply_all(batches)
         except CatalogUnusable as error:
             self._rebuild(str(error), None)
+
+    def catch_up(self) -> None:
+        """Apply what is durable and not applied yet, ours and that of processes that died. The caller holds the lock.
+
+        Whoever gives a revision must know the highest: one that comes to light later would undo the change.
+        """
+        self.current()
+        self._backend.committer.apply()
+        self._catch_up()
 
     def rebuild(self, progress: ProgressCallback | None) -> RecoveryStats:
         """Throw the catalog away and make it anew from storage."""
@@ -116,7 +127,8 @@ class CatalogKeeper:
         recovery = self._backend.recovery(catalog.segments(), rebuilding=False)
         try:
             recovery.prepare()
-            self._note(recovery)
+            if recovery.problems:
+                self._note(recovery)
             if recovery.has_work:
                 if self._backend.read_only:
                     self._rebuild_in_memory("it is behind storage")
