@@ -243,7 +243,9 @@ class Stats(Value, frozen=True, kw_only=True):
     """The store in figures, all from the catalog.
 
     `logical_bytes`: the sizes of all live artifacts. `unique_bytes`: distinct payloads before compression.
-    `stored_bytes`: the same as they lie in the log. `disk_bytes`: segments and catalog as files.
+    `stored_bytes`: the same as they lie in the log. `disk_bytes`: segments and catalog as files. `tree_bytes`:
+    outboards and manifests; `copy_bytes`: further copies of payloads that are there already; `quarantined`: places
+    that were found damaged.
     """
 
     artifacts: int
@@ -259,6 +261,9 @@ class Stats(Value, frozen=True, kw_only=True):
     segments: int
     deduplication_ratio: float
     compression_ratio: float
+    tree_bytes: int = 0
+    copy_bytes: int = 0
+    quarantined: int = 0
 
 
 class TreeReport(Value, frozen=True, kw_only=True):
