@@ -72,7 +72,18 @@ def facts(draw: st.DrawFn) -> Facts:
 
 def tables(catalog: Catalog) -> dict[str, list[Any]]:
     """Every row of every table, locations too, but for the identity."""
-    names = "segments data copies blobs artifacts tombstones tags quarantine labels requires".split()
+    names = [
+        "segments",
+        "data",
+        "copies",
+        "blobs",
+        "artifacts",
+        "tombstones",
+        "tags",
+        "quarantine",
+        "labels",
+        "requires",
+    ]
     return {name: catalog._read(lambda reader, n=name: reader.all(f"SELECT * FROM {n}")) for name in names}  # type: ignore[misc]
 
 
