@@ -9,7 +9,7 @@ import msgspec
 
 from holdfast import _native
 from holdfast.backend.log.commit import Group
-from holdfast.core import Core, Watch
+from holdfast.core import Core, Watch, entered
 from holdfast.errors import EmptyData, InvalidInput, TooLarge
 from holdfast.finding import FORMATS
 from holdfast.ingest import BlobStream, Ingest, Stored
@@ -272,6 +272,7 @@ class Writer:
             raise InvalidInput("nothing was committed yet")
         return self._artifact
 
+    @entered
     def write(self, data: BytesLike) -> int:
         """Append bytes; gives their number."""
         stream = self._open_stream()
@@ -291,6 +292,7 @@ class Writer:
                 raise
         return len(piece)
 
+    @entered
     def commit(self) -> Artifact:
         """Make it durable; gives the artifact."""
         stream = self._open_stream()
@@ -321,7 +323,6 @@ class Writer:
             self.commit()
 
     def _open_stream(self) -> BlobStream:
-        self._core.check()
         if self._stream is None:
             raise InvalidInput("this writer was committed or aborted: open another one")
         return self._stream

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from holdfast.artifacts import SourceBatch
 from holdfast.backend.log.commit import Group
 from holdfast.catalog import BlobRow
-from holdfast.core import Core, Watch
+from holdfast.core import Core, Watch, entered
 from holdfast.errors import EmptyData, InvalidHash
 from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.ingest import Stored
@@ -59,16 +59,18 @@ class Blobs:
         self._core = core
         self._reading = reading
 
+    @entered
     def put(self, source: Source, *, progress: ProgressCallback | None = None) -> Lease:
         """Store one blob; durable when it returns. The lease holds it. `EmptyData` as for artifacts."""
-        core = self._core.check()
+        core = self._core
         with core.adding() as (group, ingest):
             stored = ingest.add(iter_windows(source, core.pool), Watch(progress, "put", source))
             return self._acknowledge(group, [stored])[0]
 
+    @entered
     def put_many(self, sources: Iterable[Source]) -> list[Lease]:
         """Store many blobs as one acknowledgement, all or nothing; a lease for each, in order."""
-        core = self._core.check()
+        core = self._core
         with core.adding() as (group, ingest):
             batch = SourceBatch(ingest)
             for source in sources:
@@ -87,23 +89,26 @@ class Blobs:
             for one, slot in zip(stored, slots, strict=True)
         ]
 
+    @entered
     def info(self, hash: Hash) -> BlobInfo:
         """Say what the store knows of a blob; `BlobNotFound`."""
-        core = self._core.check()
+        core = self._core
         row = core.blob(_checked(hash))
         return self._view(row, self._stored_bytes(row))
 
+    @entered
     def status(self, hash: Hash) -> BlobStatus:
         """Say how much of a blob is here."""
-        row = self._core.check().catalog.find_blob(_checked(hash).digest)
+        row = self._core.catalog.find_blob(_checked(hash).digest)
         return BlobStatus.MISSING if row is None else BlobStatus.COMPLETE
 
+    @entered
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:
         """Give all blobs whose hash begins with these hex digits, in order; pages are fetched as it goes.
 
         `stored_bytes` of a large blob counts the record that describes it alone here: `info` adds its chunks.
         """
-        core = self._core.check()
+        core = self._core
         low, high = _prefix_bounds(prefix)
         after: bytes | None = None
         while True:
@@ -114,21 +119,21 @@ class Blobs:
                 return
             after = page[-1].hash
 
+    @entered
     def read(self, hash: Hash, offset_bytes: int = 0, length_bytes: int | None = None) -> bytes:
         """Give a range of a blob, verified."""
-        self._core.check()
         return self._reading.read(_checked(hash), offset_bytes, length_bytes)
 
+    @entered
     def iter_bytes(
         self, hash: Hash, offset_bytes: int = 0, length_bytes: int | None = None
     ) -> Iterator[bytes]:
         """Give a range of a blob in verified pieces."""
-        self._core.check()
         return self._reading.iter_bytes(_checked(hash), offset_bytes, length_bytes)
 
+    @entered
     def open(self, hash: Hash) -> io.BufferedReader:
         """Open a blob as a seekable file."""
-        self._core.check()
         return self._reading.open(_checked(hash))
 
     def _view(self, row: BlobRow, stored_bytes: int) -> BlobInfo:

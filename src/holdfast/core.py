@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.commit import Group
@@ -21,6 +22,7 @@ from holdfast.errors import (
     MissingChunk,
     NeedsReopen,
     TooLarge,
+    Unavailable,
 )
 from holdfast.ingest import Ingest
 from holdfast.recovery import CatalogKeeper
@@ -191,6 +193,68 @@ class Core:
     def reader(self, ref: Ref) -> BlobReader:
         """Open the blob that a reference names."""
         return self.backend.reader(self.resolve(ref))
+
+
+class _Room(Protocol):
+    """Something that works on an open store."""
+
+    @property
+    def _core(self) -> Core: ...
+
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=_Room)
+T = TypeVar("T")
+
+
+def entered(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P], T]:
+    """Make a method of the API of one: `close` waits for it, and it survives a catalog that proves damaged.
+
+    A store that was closed or carried over a fork is refused. What only reads, or can be asked twice, is asked
+    again after the rebuild.
+    """
+
+    @functools.wraps(method)
+    def call(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        core = self._core
+        core.enter()
+        try:
+            return method(self, *args, **kwargs)
+        except MENDABLE as error:
+            core.mend(error)
+            if method.__name__ in _REPEATABLE:
+                return method(self, *args, **kwargs)
+            raise Unavailable(
+                "the catalog was damaged and has been rebuilt from storage: try again"
+            ) from error
+        finally:
+            core.leave()
+
+    return call
+
+
+_REPEATABLE: Final = frozenset(
+    {
+        "info",
+        "exists",
+        "read",
+        "iter_bytes",
+        "open",
+        "export",
+        "get_metadata",
+        "find",
+        "count",
+        "tags_in_use",
+        "links_in_use",
+        "delete",
+        "restore",
+        "verify",
+        "scrub",
+        "stats",
+        "status",
+        "get",
+    }
+)
 
 
 class Watch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import threading
@@ -10,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from holdfast.artifacts import Artifacts, Writer
 from holdfast.backend.log.backend import LogBackend
@@ -26,7 +25,7 @@ from holdfast.backend.memory import MemoryDisk
 from holdfast.blobs import Blobs
 from holdfast.catalog.labels import LINK, TAG
 from holdfast.chunking import Chunking
-from holdfast.core import MENDABLE, Core, Options
+from holdfast.core import Core, Options, entered
 from holdfast.directories import put_directory
 from holdfast.errors import (
     ArtifactNotFound,
@@ -35,7 +34,6 @@ from holdfast.errors import (
     InvalidConfig,
     InvalidInput,
     StoreNotFound,
-    Unavailable,
 )
 from holdfast.finding import Filters, Finding
 from holdfast.naming import Change, Naming
@@ -66,61 +64,11 @@ from holdfast.words import Words
 if TYPE_CHECKING:
     from holdfast.config import Config
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 DEFAULT_SEGMENT_BYTES: Final = 64 << 20
 DEFAULT_COMPRESSION: Final = "zstd"
 LOCK_TIMEOUT_SECONDS: Final = 30.0
 _LATER: Final = {"s3": "S3", "gs": "GCS", "az": "Azure", "dir": "directory"}
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
-
-
-def _call(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[Store, P], T]:
-    """Refuse a store that was closed or carried over a fork, and survive a catalog that proves damaged.
-
-    What only reads, or can be asked twice, is asked again after the rebuild.
-    """
-
-    @functools.wraps(method)
-    def call(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        core = self._core
-        core.enter()
-        try:
-            return method(self, *args, **kwargs)
-        except MENDABLE as error:
-            core.mend(error)
-            if method.__name__ in _REPEATABLE:
-                return method(self, *args, **kwargs)
-            raise Unavailable(
-                "the catalog was damaged and has been rebuilt from storage: try again"
-            ) from error
-        finally:
-            core.leave()
-
-    return call
-
-
-_REPEATABLE: Final = frozenset(
-    {
-        "info",
-        "exists",
-        "read",
-        "iter_bytes",
-        "open",
-        "export",
-        "get_metadata",
-        "find",
-        "count",
-        "tags_in_use",
-        "links_in_use",
-        "delete",
-        "restore",
-        "verify",
-        "scrub",
-        "stats",
-    }
-)
 
 
 class Store:
@@ -201,7 +149,7 @@ class Store:
 
     # -- storing
 
-    @_call
+    @entered
     def put(
         self,
         source: Source,
@@ -224,7 +172,7 @@ class Store:
         words = Words(filename, content_type, tags, links, requires, metadata, created_by)
         return self._artifacts.put(source, words, progress)
 
-    @_call
+    @entered
     def put_many(
         self,
         items: Iterable[PutItem | Source],
@@ -246,7 +194,7 @@ class Store:
         words = Words(filename, content_type, tags, links, requires, metadata, created_by)
         return self._artifacts.put_many(items, words, max_items=max_items, progress=progress)
 
-    @_call
+    @entered
     def put_tree(
         self,
         directory: str | os.PathLike[str],
@@ -281,7 +229,7 @@ class Store:
             progress=progress,
         )
 
-    @_call
+    @entered
     def writer(
         self,
         filename: str | None = None,
@@ -299,12 +247,12 @@ class Store:
 
     # -- finding and reading
 
-    @_call
+    @entered
     def info(self, ref: Artifact | str) -> Artifact:
         """Give an artifact as it is now; `ArtifactNotFound`."""
         return self._finding.info(ref)
 
-    @_call
+    @entered
     def exists(self, ref: Ref) -> bool:
         """Whether a live artifact, or a blob of this hash, is here."""
         try:
@@ -313,7 +261,7 @@ class Store:
             return False
         return True
 
-    @_call
+    @entered
     def find(
         self,
         *,
@@ -365,37 +313,37 @@ class Store:
         )
         return self._finding.find(filters, limit, after)
 
-    @_call
+    @entered
     def count(self, **filters: Unpack[Filters]) -> int:
         """Count artifacts; the filters are those of `find`."""
         return self._finding.count(filters)
 
-    @_call
+    @entered
     def tags_in_use(self, prefix: str = "") -> Iterator[LabelCount]:
         """Give the tags of live artifacts that begin with `prefix`, in order, each with how many bear it."""
         return self._finding.names(TAG, prefix)
 
-    @_call
+    @entered
     def links_in_use(self, prefix: str = "") -> Iterator[LabelCount]:
         """Give the links of live artifacts that begin with `prefix`, in order, each with how many bear it."""
         return self._finding.names(LINK, prefix)
 
-    @_call
+    @entered
     def read(self, ref: Ref, offset_bytes: int = 0, length_bytes: int | None = None) -> bytes:
         """Give a range of a blob, verified. `InvalidRange` when it is negative or goes past the end; `CorruptBlob`."""
         return self._reading.read(ref, offset_bytes, length_bytes)
 
-    @_call
+    @entered
     def iter_bytes(self, ref: Ref, offset_bytes: int = 0, length_bytes: int | None = None) -> Iterator[bytes]:
         """Give a range of a blob in verified pieces of about 1 MiB. Errors as for `read`."""
         return self._reading.iter_bytes(ref, offset_bytes, length_bytes)
 
-    @_call
+    @entered
     def open(self, ref: Ref) -> io.BufferedReader:
         """Open a blob as a seekable file, verified as it is read. It reads short at the end, as files do."""
         return self._reading.open(ref)
 
-    @_call
+    @entered
     def export(
         self,
         ref: Ref,
@@ -413,7 +361,7 @@ class Store:
 
     # -- changing
 
-    @_call
+    @entered
     def update(
         self,
         ref: Artifact | str,
@@ -455,44 +403,44 @@ class Store:
         )
         return self._naming.update(ref, change, if_revision)
 
-    @_call
+    @entered
     def tag(self, ref: Artifact | str, *tags: str) -> Artifact:
         """Add tags to an artifact."""
         return self._naming.update(ref, Change(add_tags=tags), None)
 
-    @_call
+    @entered
     def untag(self, ref: Artifact | str, *tags: str) -> Artifact:
         """Remove tags from an artifact; those that it does not have are no error."""
         return self._naming.update(ref, Change(remove_tags=tags), None)
 
-    @_call
+    @entered
     def link(self, ref: Artifact | str, *links: str) -> Artifact:
         """Add links to an artifact: names of things elsewhere, which keep nothing alive."""
         return self._naming.update(ref, Change(add_links=links), None)
 
-    @_call
+    @entered
     def unlink(self, ref: Artifact | str, *links: str) -> Artifact:
         """Remove links from an artifact; those that it does not have are no error."""
         return self._naming.update(ref, Change(remove_links=links), None)
 
-    @_call
+    @entered
     def set_metadata(self, ref: Artifact | str, key: str, value: Scalar) -> Artifact:
         """Set one key of an artifact's metadata. None is a value like any other: `remove_metadata` drops a key."""
         return self._naming.update(ref, Change(add_metadata={key: value}), None)
 
-    @_call
+    @entered
     def get_metadata(self, ref: Artifact | str, key: str, default: Scalar = None) -> Scalar:
         """Give one key of an artifact's metadata, or `default` where it has none."""
         return self._finding.info(ref).metadata.get(key, default)
 
-    @_call
+    @entered
     def remove_metadata(self, ref: Artifact | str, *keys: str) -> Artifact:
         """Drop keys of an artifact's metadata; those that it does not have are no error."""
         return self._naming.update(ref, Change(remove_metadata=keys), None)
 
     # -- deleting
 
-    @_call
+    @entered
     def delete(self, *refs: Artifact | str, force: bool = False) -> None:
         """Delete artifacts, all or none: gone from every answer, `restore` brings them back.
 
@@ -501,7 +449,7 @@ class Store:
         """
         self._naming.delete(refs, force=force)
 
-    @_call
+    @entered
     def restore(self, ref: Artifact | str) -> Artifact:
         """Bring a deleted artifact back, with everything; `Conflict` when it is not deleted."""
         return self._naming.restore(ref)
@@ -520,12 +468,12 @@ class Store:
 
     # -- care
 
-    @_call
+    @entered
     def verify(self, ref: Ref, *, progress: ProgressCallback | None = None) -> VerifyReport:
         """Read all of an artifact or blob (of a tree, all files) against its hash. Damage is reported, not raised."""
         return verify(self._core, ref, progress)
 
-    @_call
+    @entered
     def scrub(self, *, progress: ProgressCallback | None = None, drop_cache: bool = False) -> VerifyReport:
         """Check every record at rest, and that what the catalog names is there. Damage is reported, not raised.
 
@@ -533,12 +481,12 @@ class Store:
         """
         return scrub(self._core, progress, drop_cache=drop_cache)
 
-    @_call
+    @entered
     def rebuild(self, *, progress: ProgressCallback | None = None) -> RecoveryStats:
         """Make the catalog anew from storage; the others who have the store open notice by themselves."""
         return self._core.keeper.rebuild(progress)
 
-    @_call
+    @entered
     def stats(self) -> Stats:
         """Give the store in figures, from the catalog."""
         core = self._core
@@ -560,7 +508,7 @@ class Store:
             compression_ratio=counts.unique_bytes / counts.stored_bytes if counts.stored_bytes else 1.0,
         )
 
-    @_call
+    @entered
     def sync(self) -> None:
         """Make durable what was acknowledged as `buffered`."""
         self._core.backend.sync()

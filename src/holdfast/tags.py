@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from holdfast.backend.log.commit import Group
 from holdfast.catalog import TagEntry
-from holdfast.core import Core
+from holdfast.core import Core, entered
 from holdfast.errors import Conflict, InvalidHash, InvalidInput, TagNotFound
 from holdfast.finding import FORMATS
 from holdfast.types import BlobFormat, Hash, Tag, now_ms, to_datetime
@@ -21,6 +21,7 @@ class Tags:
     def __init__(self, core: Core) -> None:
         self._core = core
 
+    @entered
     def set(
         self,
         name: str,
@@ -37,7 +38,7 @@ class Tags:
         wanted = _checked_format(format)
         if not isinstance(hash, Hash):
             raise InvalidHash(f"a Hash is needed, not {type(hash).__name__}: Hash.parse reads text")
-        core = self._core.check()
+        core = self._core
         with core.changing() as group:
             old = core.catalog.find_tag(_checked(name))
             _check_revision(name, old, if_revision)
@@ -47,21 +48,24 @@ class Tags:
             entry = _append(group, name, hash.digest, wanted, old, deleted=False)
         return _view(entry)
 
+    @entered
     def get(self, name: str) -> Tag:
         """Give a tag; `TagNotFound`."""
-        return _view(self._entry(self._core.check(), name))
+        return _view(self._entry(self._core, name))
 
+    @entered
     def delete(self, name: str, *, if_revision: int | None = None) -> None:
         """Delete a tag; `TagNotFound`, or `Conflict` when it is at another revision. Its blob is kept by it no more."""
-        core = self._core.check()
+        core = self._core
         with core.changing() as group:
             old = self._entry(core, name)
             _check_revision(name, old, if_revision)
             _append(group, name, old.hash, old.format, old, deleted=True)
 
+    @entered
     def rename(self, name: str, to: str, *, overwrite: bool = False) -> Tag:
         """Give a tag another name, in one step. `Conflict` when that is taken, unless `overwrite`."""
-        core = self._core.check()
+        core = self._core
         with core.changing() as group:
             old = self._entry(core, name)
             if _checked(to) == name:
@@ -73,9 +77,10 @@ class Tags:
             _append(group, name, old.hash, old.format, old, deleted=True)
         return _view(entry)
 
+    @entered
     def list(self, prefix: str = "") -> Iterator[Tag]:
         """Give the tags that begin with `prefix`, in the order of their names; pages are fetched as it goes."""
-        core = self._core.check()
+        core = self._core
         check_text("prefix", prefix)
         return map(_view, core.catalog.tags_with_prefix(prefix))
 

@@ -42,6 +42,17 @@ def test_a_catalog_that_lies_is_rebuilt(tmp_path: Path, damage: str) -> None:
         assert store.scrub().ok
 
 
+def test_the_layer_of_blobs_mends_it_too(tmp_path: Path) -> None:
+    content = sample(100_000)
+    with holdfast.open(tmp_path / "s", create=True) as store:
+        hash_ = store.put(content).hash
+        for ask in (store.blobs.info, store.blobs.read, store.blobs.open):
+            with apsw.Connection(str(tmp_path / "s" / "catalog.db")) as connection:
+                connection.execute("UPDATE blobs SET location = location + 64").fetchall()
+            store._core.backend.payloads._suspected.clear()
+            ask(hash_)
+
+
 def test_real_damage_is_still_an_error_after_the_rebuild(tmp_path: Path) -> None:
     with holdfast.open(tmp_path / "s", create=True) as store:
         artifact = store.put(sample(700))
