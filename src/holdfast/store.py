@@ -506,6 +506,9 @@ class Store:
             segments=len(core.backend.segment_ids()),
             deduplication_ratio=ratio,
             compression_ratio=counts.unique_bytes / counts.stored_bytes if counts.stored_bytes else 1.0,
+            tree_bytes=counts.tree_bytes,
+            copy_bytes=counts.copy_bytes,
+            quarantined=counts.quarantined,
         )
 
     @entered
