@@ -57,12 +57,6 @@ class Handles:
         handle = cache.handles.get(segment)
         return cache.open(segment) if handle is None else handle
 
-    def forget(self, segment: int) -> None:
-        """Close this thread's handle of a segment, so that the next `get` looks at the path again."""
-        handle = self._local.cache.handles.pop(segment, None)
-        if handle is not None:
-            self._disk.close(handle)
-
     def read(self, segment: int, offset: int, length: int) -> bytes:
         """Read from a segment; short only at its end."""
         return self._disk.pread(self.get(segment), length, offset)
