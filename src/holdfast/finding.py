@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypedDict
+from typing import Any, Final, NamedTuple, TypedDict, TypeVar
 
 from holdfast.catalog import ArtifactEntry, Catalog, Search
 from holdfast.catalog.labels import LINK, TAG, Label
 from holdfast.catalog.search import MAX_LABELS, Bounds
-from holdfast.core import Core
+from holdfast.core import MENDABLE, Core
 from holdfast.errors import InvalidInput
 from holdfast.types import EPOCH, Artifact, BlobFormat, Hash, LabelCount, id_text, parse_id, to_datetime
 from holdfast.wire.document import Details, parse_details
@@ -20,6 +20,8 @@ from holdfast.words import check_text, check_texts
 
 FORMATS: Final = (BlobFormat.RAW, BlobFormat.HASH_SEQ)
 Check = Callable[[Details], bool]
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 class Filters(TypedDict, total=False):
@@ -87,11 +89,19 @@ class Finding:
         start = None if after is None else parse_id(after.id if isinstance(after, Artifact) else after)
         plan = plan_find(core.catalog, filters)
         search = plan.search._replace(after=start)
+        wanted = None if plan.checks else limit
+        entries = resumed(
+            core,
+            lambda last: core.check().catalog.search(
+                search if last is None else search._replace(after=last), wanted
+            ),
+            lambda entry: entry.id,
+        )
         if not plan.checks:
-            return (view(core, entry) for entry in core.catalog.search(search, limit))
+            return islice((view(core, entry) for entry in entries), limit)
         matching = (
             view(core, entry, details)
-            for entry, details in _read(core.catalog.search(search))
+            for entry, details in _read(entries)
             if all(check(details) for check in plan.checks)
         )
         return islice(matching, limit)
@@ -106,10 +116,25 @@ class Finding:
 
     def names(self, kind: int, prefix: str) -> Iterator[LabelCount]:
         check_text("prefix", prefix)
-        return (
-            LabelCount(name=name, artifacts=count)
-            for name, count in self._core.catalog.iter_names(kind, prefix)
+        core = self._core
+        names = resumed(
+            core, lambda last: core.check().catalog.iter_names(kind, prefix, last), lambda row: row[0]
         )
+        return (LabelCount(name=name, artifacts=count) for name, count in names)
+
+
+def resumed(core: Core, pages: Callable[[K | None], Iterator[T]], key: Callable[[T], K]) -> Iterator[T]:
+    """Stream pages; where the catalog proves damaged midway, go on behind the last item in a mended one, once."""
+    last: K | None = None
+    try:
+        for item in pages(None):
+            yield item
+            last = key(item)
+    except MENDABLE as error:
+        core.mend(error)
+    else:
+        return
+    yield from pages(last)
 
 
 def _read(entries: Iterable[ArtifactEntry]) -> Iterator[tuple[ArtifactEntry, Details]]:

@@ -8,7 +8,7 @@ from holdfast.backend.log.commit import Group
 from holdfast.catalog import TagEntry
 from holdfast.core import Core, entered
 from holdfast.errors import Conflict, InvalidHash, InvalidInput, TagNotFound
-from holdfast.finding import FORMATS
+from holdfast.finding import FORMATS, resumed
 from holdfast.types import BlobFormat, Hash, Tag, now_ms, to_datetime
 from holdfast.wire.document import TagDocument, encode_tag
 from holdfast.wire.record import Kind
@@ -82,7 +82,12 @@ class Tags:
         """Give the tags that begin with `prefix`, in the order of their names; pages are fetched as it goes."""
         core = self._core
         check_text("prefix", prefix)
-        return map(_view, core.catalog.tags_with_prefix(prefix))
+
+        def pages(last: str | None) -> Iterator[TagEntry]:
+            found = core.check().catalog.tags_with_prefix(prefix)
+            return (entry for entry in found if last is None or entry.name > last)
+
+        return map(_view, resumed(core, pages, lambda entry: entry.name))
 
     @staticmethod
     def _entry(core: Core, name: str) -> TagEntry:

@@ -108,6 +108,8 @@ class Catalog(CatalogFile):
             try:
                 writer = self._writer or self._open_writer()
                 cursor = writer.cursor
+                if writer.connection.in_transaction:  # an interrupt came between two steps below
+                    cursor.execute("ROLLBACK")
                 cursor.execute("BEGIN IMMEDIATE")
                 try:
                     change(cursor)
@@ -202,9 +204,9 @@ class Catalog(CatalogFile):
         """Count the artifacts that match."""
         return count_found(self._read, search)
 
-    def iter_names(self, kind: int, prefix: str = "") -> Iterator[tuple[str, int]]:
+    def iter_names(self, kind: int, prefix: str = "", after: str | None = None) -> Iterator[tuple[str, int]]:
         """Stream the tags or links in use that begin with a prefix, in order, with how many artifacts bear them."""
-        end, after = prefix_end(prefix), None
+        end = prefix_end(prefix)
         while True:
             page = self._read(lambda reader, a=after: names_page(reader, kind, prefix, end, a, PAGE_ROWS))  # type: ignore[misc]
             yield from page
