@@ -28,7 +28,7 @@ def verify(state: State, refs: tuple[str, ...]) -> int:
     from holdfast.types import Hash
 
     damaged = False
-    with state.open() as store, Bar(state.quiet or state.json) as bar:
+    with state.open(reads=True) as store, Bar(state.quiet or state.json) as bar:
         found = [resolve(store, ref) for ref in refs]
         for ref, what in zip(refs, found, strict=True):
             name = what if isinstance(what, Hash) else what.id
@@ -46,7 +46,7 @@ def scrub(state: State) -> int:
     """Check everything at rest. Damage is listed; the exit code is then 5."""
     from holdfast.cli.progress import Bar
 
-    with state.open() as store, Bar(state.quiet or state.json) as bar:
+    with state.open(reads=True) as store, Bar(state.quiet or state.json) as bar:
         report = store.scrub(progress=bar)
     state.answer(report.to_dict(), lambda: _show("store", report))
     if state.quiet and not state.json:
@@ -117,7 +117,7 @@ def rebuild(state: State) -> int:
 @command("stats", example="holdfast stats\nholdfast stats --json | jq .disk_bytes")
 def stats(state: State) -> None:
     """Show the store in figures."""
-    with state.open() as store:
+    with state.open(reads=True) as store:
         s = store.stats()
 
     def show() -> None:

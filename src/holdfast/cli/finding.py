@@ -62,7 +62,7 @@ def find(state: State, limit: int | None, after: str | None, **filters: Any) -> 
     """List the artifacts for which all that is given holds, newest first."""
     from holdfast.cli.refs import resolve_artifact
 
-    with state.open() as store:
+    with state.open(reads=True) as store:
         start = None
         if after is not None:
             start = resolve_artifact(store, after, deleted=filters["deleted"]).id
@@ -75,7 +75,7 @@ def find(state: State, limit: int | None, after: str | None, **filters: Any) -> 
 def count(state: State, each: str | None, **filters: Any) -> None:
     """Count artifacts; the options are those of `find`."""
     given = _given(filters)
-    with state.open() as store:
+    with state.open(reads=True) as store:
         if each is None:
             number = store.count(**given)
             state.answer({"artifacts": number}, lambda: out(plural(number, "artifact")), quiet=str(number))

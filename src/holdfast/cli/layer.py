@@ -36,7 +36,7 @@ def tag_group() -> None:
 @click.argument("prefix", default="")
 def tag_ls(state: State, prefix: str) -> None:
     """List tags in the order of their names: name, hash, format."""
-    with state.open() as store:
+    with state.open(reads=True) as store:
         for tag in store.tags.list(prefix):
             if state.json:
                 json_line(tag.to_dict())
@@ -114,7 +114,7 @@ def blob_group() -> None:
 @click.argument("prefix", default="")
 def blob_ls(state: State, prefix: str) -> None:
     """List blobs in the order of their hashes: hash, bytes, stored bytes."""
-    with state.open() as store:
+    with state.open(reads=True) as store:
         for blob in store.blobs.list(prefix=prefix):
             if state.json:
                 json_line(blob.to_dict())
@@ -128,7 +128,7 @@ def blob_ls(state: State, prefix: str) -> None:
 @click.argument("ref", metavar="HASH")
 def blob_info(state: State, ref: str) -> None:
     """Show what is known of a blob."""
-    with state.open() as store:
+    with state.open(reads=True) as store:
         blob = store.blobs.info(_hash(store, ref))
     state.answer(blob.to_dict(), lambda: show_blob(blob), quiet=str(blob.hash))
 
@@ -182,7 +182,7 @@ def blob_cat(state: State, ref: str, byte_range: tuple[int, int | None] | None) 
     """Write the bytes of a blob to standard output, verified."""
     start, stop = byte_range or (0, None)
     length = None if stop is None else stop - start
-    with state.open() as store:
+    with state.open(reads=True) as store:
         out_bytes(store.blobs.iter_bytes(_hash(store, ref), start, length))
 
 

@@ -46,8 +46,12 @@ class State:
         self.location = self.store or os.environ.get("HOLDFAST_STORE") or config.location()
         return self.location
 
-    def open(self, *, create_default: bool = False) -> holdfast.Store:
-        """Open the store that is meant. Only the platform's default one is made, and only where asked."""
+    def open(self, *, create_default: bool = False, reads: bool = False) -> holdfast.Store:
+        """Open the store that is meant. Only the platform's default one is made, and only where asked.
+
+        `reads`: the command changes nothing, so a store that may not be written, or cannot be because the disk
+        is full, is opened read-only.
+        """
         _log_to_stderr()
         import os
 
@@ -61,7 +65,17 @@ class State:
             store = holdfast.open(location, create=True, config=config)
             note(f"made a store at {escape(location)}")
             return store
-        return holdfast.open(location, config=config)
+        from holdfast.errors import NoSpace, PermissionDenied
+
+        try:
+            return holdfast.open(location, config=config)
+        except (NoSpace, PermissionDenied) as error:
+            if not reads:
+                raise
+            # if that fails too, what it says is about reading, which is what was asked for
+            store = holdfast.open(location, read_only=True, config=config)
+            note(f"warning: opened read-only: {escape(' '.join(str(error).split()))}")
+            return store
 
     def answer(self, value: Any, human: Callable[[], None], quiet: str | None = None) -> None:
         """Print one answer in the form that was asked for."""

@@ -16,7 +16,7 @@ from holdfast.errors import InvalidInput
 @click.option("--deleted", is_flag=True, help="What can still be restored.")
 def ls(state: State, limit: int | None, deleted: bool) -> None:
     """List artifacts, newest first. Into a pipe: tab-separated id, bytes, time, name and tags."""
-    with state.open() as store:
+    with state.open(reads=True) as store:
         state.artifacts(store.find(deleted=deleted, limit=limit))
 
 
@@ -27,7 +27,7 @@ def info(state: State, ref: str) -> None:
     from holdfast.cli.refs import resolve
     from holdfast.types import Hash
 
-    with state.open() as store:
+    with state.open(reads=True) as store:
         found = resolve(store, ref)
         if isinstance(found, Hash):
             from holdfast.cli.layer import show_blob
@@ -74,7 +74,7 @@ def cat(state: State, ref: str, byte_range: tuple[int, int | None] | None) -> No
     from holdfast.types import Hash
 
     start, stop = byte_range or (0, None)
-    with state.open() as store:
+    with state.open(reads=True) as store:
         found = resolve(store, ref)
         if not isinstance(found, Hash) and found.format == "hash_seq":
             raise InvalidInput(
@@ -101,7 +101,7 @@ def get(state: State, ref: str, output: str | None, overwrite: bool) -> None:
     from holdfast.cli.refs import resolve
     from holdfast.types import Hash
 
-    with state.open() as store, Bar(state.quiet or state.json) as bar:
+    with state.open(reads=True) as store, Bar(state.quiet or state.json) as bar:
         found = resolve(store, ref)
         is_tree = not isinstance(found, Hash) and found.format == "hash_seq"
         name = found if isinstance(found, Hash) else found.id

@@ -1,0 +1,104 @@
+"""What the command does where it may not write, may not look, or has nobody to answer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import holdfast
+from holdfast.cli.output import State
+from holdfast.errors import NoSpace, PermissionDenied
+from tests.cli.conftest import Cli, Result
+
+CONTENT = b"what may be read and not written"
+
+
+@contextlib.contextmanager
+def mode(path: Path, change: str) -> Iterator[None]:
+    """Change the rights to everything below a path; given back at the end, so that it can be removed."""
+    subprocess.run(["chmod", "-R", change, path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["chmod", "-R", "u+rwX", path], check=True)
+
+
+def unprivileged(cli: Cli, *arguments: str, **env: str | None) -> Result:
+    """Run a command for whom the rights to files count, as they do not for root."""
+    command = list(cli.command(*arguments))
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may do everything")
+        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
+    done = subprocess.run(command, capture_output=True, cwd=cli.place, env=cli.environ(**env), timeout=60)
+    return Result(done.returncode, done.stdout, done.stderr.decode())
+
+
+# A store that may not be written
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls"],
+        ["info", "REF"],
+        ["cat", "REF"],
+        ["get", "REF", "-o", "-"],
+        ["find", "--tag", "x"],
+        ["count"],
+        ["verify", "REF"],
+        ["scrub"],
+        ["stats"],
+        ["blob", "ls"],
+        ["blob", "info", "tag:t"],
+        ["blob", "cat", "tag:t"],
+        ["tag", "ls"],
+    ],
+    ids=" ".join,
+)
+def test_a_store_that_may_not_be_written_can_be_read(cli: Cli, arguments: list[str]) -> None:
+    ref = cli.put(CONTENT, "--tag", "x")
+    cli("tag", "set", "t", ref)
+    given = ["-q", *(ref if a == "REF" else a for a in arguments)]
+    wanted = cli(*given).raw
+    with mode(cli.store, "a-w"):
+        done = unprivileged(cli, *given)
+    assert (done.code, done.raw) == (0, wanted), done.error
+    assert len(done.error.splitlines()) == 1
+    assert "warning: opened read-only" in done.error
+
+
+def test_a_store_that_may_not_be_written_is_not_changed(cli: Cli) -> None:
+    ref = cli.put(CONTENT)
+    for arguments in (["rm", ref], ["edit", ref, "--tag", "x"], ["rebuild"], ["tag", "set", "t", ref]):
+        with mode(cli.store, "a-w"):
+            done = unprivileged(cli, *arguments)
+        assert done.code == 7, arguments
+        assert "read-only" not in done.error
+
+
+@pytest.mark.parametrize("why", [NoSpace, PermissionDenied])
+def test_only_reading_commands_go_on_where_writing_is_not_possible(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: type[Exception]
+) -> None:
+    opened = holdfast.open
+
+    def cannot_write(*arguments: Any, read_only: bool = False, **more: Any) -> holdfast.Store:
+        if not read_only:
+            raise why("no")
+        return opened(*arguments, read_only=True, **more)
+
+    monkeypatch.setattr(holdfast, "open", cannot_write)
+    state = State(store=str(cli.store))
+    with pytest.raises(why):
+        state.open()
+    with state.open(reads=True) as store:
+        assert store.count() == 0
+    assert capsys.readouterr().err == "holdfast: warning: opened read-only: no\n"
