@@ -127,12 +127,14 @@ def read_store_file(disk: Disk, root: str) -> StoreFile:
             ) from None
         if not found.is_dir:
             raise FormatError(f"{root} is not a directory, so it is not a store", path=root) from None
-        if disk.listdir(root):
+        if not _is_unfinished(disk, root):
             raise FormatError(
                 f"{root} is a directory, but not a Holdfast store ({STORE_FILE} is missing)", path=root
             ) from None
         raise StoreNotFound(
-            f"there is no store at {root}, it is an empty directory: make one with `holdfast init`", path=root
+            f"there is no store at {root}, it is an empty directory, or one whose making broke off: make one"
+            " with `holdfast init`",
+            path=root,
         ) from None
     try:
         return parse_store_file(disk.pread(handle, 1 << 20, 0), root)
@@ -140,10 +142,14 @@ def read_store_file(disk: Disk, root: str) -> StoreFile:
         disk.close(handle)
 
 
+_LEFTOVERS: Final = frozenset({SEGMENTS, SESSIONS, QUARANTINE, LOCK_FILE, STORE_FILE + ".new"})
+
+
 def create_store(disk: Disk, root: str, *, chunking: Chunking, compression: str, now_ms: int) -> StoreFile:
     """Make the directory of a new store; durable when it returns. Its store file comes last: without it, no store.
 
-    An existing empty directory is taken; anything else in it is `Conflict`.
+    An existing empty directory is taken, and what is left of one whose making broke off; anything else in it is
+    `Conflict`. Of several that make it at once, all get the one that was first.
     """
     if compression not in COMPRESSIONS:
         raise InvalidConfig(f"compression is {compression!r}; it can be {' or '.join(COMPRESSIONS)}")
@@ -152,10 +158,26 @@ def create_store(disk: Disk, root: str, *, chunking: Chunking, compression: str,
         _make_directories(disk, root)
     elif not found.is_dir:
         raise Conflict(f"{root} exists and is not a directory", path=root)
-    leftovers = {SEGMENTS, SESSIONS, QUARANTINE, LOCK_FILE, STORE_FILE + ".new"}
-    foreign = sorted(set(disk.listdir(root)) - leftovers)
-    if foreign:
+    foreign = sorted(set(disk.listdir(root)) - _LEFTOVERS)
+    if foreign and disk.stat(f"{root}/{STORE_FILE}") is None:
         raise Conflict(f"{root} is not empty ({foreign[0]} is there): choose another place", path=root)
+    guard = disk.open(f"{root}/{LOCK_FILE}", "rw")
+    try:
+        disk.lock(guard, wait=True)
+        if disk.stat(f"{root}/{STORE_FILE}") is not None:  # somebody was faster: there is one store, not two
+            return read_store_file(disk, root)
+        return _fill_directory(disk, root, chunking, compression, now_ms)
+    finally:
+        disk.close(guard)
+
+
+def _is_unfinished(disk: Disk, root: str) -> bool:
+    """Whether a directory without a store file is empty, or what is left of a store whose making broke off."""
+    names = set(disk.listdir(root))
+    return names <= _LEFTOVERS and (SEGMENTS not in names or not disk.listdir(f"{root}/{SEGMENTS}"))
+
+
+def _fill_directory(disk: Disk, root: str, chunking: Chunking, compression: str, now_ms: int) -> StoreFile:
     for name in (SEGMENTS, SESSIONS, QUARANTINE):
         if disk.stat(f"{root}/{name}") is None:
             disk.mkdir(f"{root}/{name}")
@@ -174,6 +196,7 @@ def create_store(disk: Disk, root: str, *, chunking: Chunking, compression: str,
         disk.fsync(handle)
     finally:
         disk.close(handle)
+    disk.fsync_dir(root)  # what is in the directory is durable before what says that it is a store
     disk.rename(temporary, f"{root}/{STORE_FILE}")
     disk.fsync_dir(root)
     disk.fsync_dir(os.path.dirname(root) or "/")
