@@ -54,7 +54,8 @@ class Core:
         self._pid = os.getpid()
         self._closed = False
         self._running = 0
-        self._calls = threading.Condition(threading.Lock())
+        self._gate = threading.Lock()  # not the condition around it: an interrupt could leave that one locked
+        self._calls = threading.Condition(self._gate)
 
     @property
     def closed(self) -> bool:
@@ -78,13 +79,13 @@ class Core:
 
     def enter(self) -> None:
         """Begin a call; `close` waits until it has left."""
-        with self._calls:
+        with self._gate:
             self.check()
             self._running += 1
 
     def leave(self) -> None:
         """The call is over."""
-        with self._calls:
+        with self._gate:
             self._running -= 1
             if self._closed and not self._running:
                 self._calls.notify_all()
@@ -188,6 +189,9 @@ class Core:
 
     def mend(self, error: HoldfastError) -> None:
         """Rebuild a catalog that is damaged or says what storage does not."""
+        if isinstance(error, StaleIndex) and self.keeper.has_lost_segments():
+            # Storage is not what it was: a rebuild would only forget what is missing.
+            raise error.fault from error
         self.keeper.replace(str(error))
 
     def reader(self, ref: Ref) -> BlobReader:

@@ -56,6 +56,9 @@ def put_directory(
         if os.path.lexists(path):
             raise InvalidInput(f"{path} is not a directory: store it with put", path=path)
         raise SourceNotFound(f"there is no directory at {path}", path=path)
+    root = os.path.realpath(core.backend.root)
+    if os.path.commonpath((os.path.realpath(path), root)) == root:
+        raise InvalidInput(f"{path} is the store itself, or lies in it", path=path)
     own = core.backend.disk.stat(core.backend.root)
     with core.adding() as (group, ingest):
         sink = _Sink(ingest)

@@ -187,6 +187,7 @@ class Reading:
     ) -> None:
         core = self._core
         row = core.resolve(ref)
+        self._check_target(path)
         extras: TreeExtras | None = None
         if isinstance(ref, Hash):
             wanted = BlobFormat(format) if format is not None else BlobFormat.RAW
@@ -202,6 +203,8 @@ class Reading:
         if wanted is BlobFormat.RAW:
             self._export_file(Hash(row.hash), path, overwrite, progress)
             return
+        if overwrite:
+            self._check_replaced(path, row.hash, extras)
         with core.backend.operation():
             export_tree(
                 path,
@@ -211,6 +214,39 @@ class Reading:
                 overwrite=overwrite,
                 progress=progress,
             )
+
+    def _check_target(self, path: str | os.PathLike[str]) -> None:
+        """Refuse a target that would overwrite the store, a device, or the directory that somebody works in."""
+        text = os.fspath(path)
+        if not text or "\0" in text:
+            raise InvalidInput(f"not a path: {text!r:.200}")
+        real, root, here = (
+            os.path.realpath(text),
+            os.path.realpath(self._core.backend.root),
+            os.path.realpath("."),
+        )
+        if os.path.commonpath((real, root)) in (real, root):
+            raise InvalidInput(f"{text} holds the store, or lies in it: export elsewhere", path=text)
+        if os.path.commonpath((real, here)) == real:
+            raise InvalidInput(f"{text} is the working directory, or holds it: export elsewhere", path=text)
+        if os.path.exists(text) and not (os.path.isfile(text) or os.path.isdir(text)):
+            raise InvalidInput(f"{text} is a device, pipe or socket and is not replaced: use cat", path=text)
+
+    def _check_replaced(self, path: str | os.PathLike[str], hash_: bytes, extras: TreeExtras | None) -> None:
+        """Let a tree replace a directory only if all that is in it has a successor in the tree."""
+        text = os.fspath(path)
+        if not os.path.isdir(text) or os.path.islink(text):
+            return
+        names = {name for name, _ in self.iter_collection(hash_)}
+        names.update(extras.symlinks if extras is not None else ())
+        for directory, subdirectories, files in os.walk(text):
+            links = (name for name in subdirectories if os.path.islink(f"{directory}/{name}"))
+            for name in (*files, *links):
+                if os.path.relpath(f"{directory}/{name}", text) not in names:
+                    raise Conflict(
+                        f"{text} holds {name!r}, which is not in the tree that would replace it: move it away first",
+                        path=text,
+                    )
 
     def tree_extras(self, ref: Artifact | str) -> TreeExtras | None:
         """Give what a tree's artifact requires beside its collection, if it has such a blob."""

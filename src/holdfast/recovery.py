@@ -14,6 +14,7 @@ from pathlib import Path
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.recovery import Recovery
 from holdfast.catalog import Catalog, CatalogUnusable
+from holdfast.errors import CorruptSegment
 from holdfast.facts import Facts
 from holdfast.types import Problem, Progress, ProgressCallback, RecoveryStats
 
@@ -84,7 +85,30 @@ class CatalogKeeper:
     def rebuild(self, progress: ProgressCallback | None) -> RecoveryStats:
         """Throw the catalog away and make it anew from storage."""
         with self._backend.lock():
+            if self._catalog is not None and self._catalog.is_current():
+                self._refuse_to_forget()
             return self._rebuild(None, progress)
+
+    def has_lost_segments(self) -> bool:
+        """Whether segments that the catalog knows are gone, or shorter than what was stored in them."""
+        try:
+            return bool(self._backend.lost_segments(self.current().segments()))
+        except CatalogUnusable:
+            return False
+
+    def _refuse_to_forget(self) -> None:
+        try:
+            lost = self._backend.lost_segments(self.current().segments())
+        except CatalogUnusable:
+            return
+        if lost:
+            segment, path, why = lost[0]
+            raise CorruptSegment(
+                f"{path} {why}: a rebuild would forget what was stored there ({len(lost)} such segments)."
+                " Bring it back; or delete the catalog to go on with what is left",
+                segment=segment,
+                path=path,
+            )
 
     def replace(self, reason: str) -> None:
         """The catalog proved damaged: rebuild it, unless another thread or process has done so meanwhile."""

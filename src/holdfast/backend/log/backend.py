@@ -25,7 +25,7 @@ from holdfast.backend.log.session import Session, read_sessions
 from holdfast.backend.log.writers import Writers
 from holdfast.chunking import Chunking
 from holdfast.errors import FormatError, NeedsReopen, PermissionDenied, StoreNotFound
-from holdfast.facts import KIND_DATA, KIND_MASK
+from holdfast.facts import KIND_DATA, KIND_MASK, SEGMENT_SUPERSEDED
 from holdfast.types import Durability, now_ms
 from holdfast.wire.record import Extent
 
@@ -176,6 +176,20 @@ class LogBackend:
         """Give the ids of the segments that are there, in order."""
         names = self.disk.listdir(f"{self.root}/{SEGMENTS}")
         return sorted(filter(None, map(parse_segment_name, names)))
+
+    def lost_segments(self, known: Mapping[int, tuple[int, int]]) -> list[tuple[int, str, str]]:
+        """Give (id, path, what is wrong) of segments that are gone, or shorter than what was stored in them."""
+        lost = []
+        for segment, (applied, state) in sorted(known.items()):
+            if state == SEGMENT_SUPERSEDED:
+                continue
+            path = segment_path(self.root, segment)
+            found = self.disk.stat(path)
+            if found is None:
+                lost.append((segment, path, "is missing"))
+            elif found.size_bytes < applied:
+                lost.append((segment, path, f"has {found.size_bytes} of {applied} bytes"))
+        return lost
 
     def disk_bytes(self) -> int:
         """Give the room that all segments take."""

@@ -56,7 +56,10 @@ class Index(Protocol):
 
 
 class StaleIndex(HoldfastError):
-    """The catalog says what storage does not: it is to be rebuilt, and the question asked again. Never for users."""
+    """The catalog says what storage does not: it is to be rebuilt, and the question asked again. Never for users.
+
+    `fault` is the error to raise where that cannot help.
+    """
 
     kind = "stale_index"
 
@@ -82,9 +85,7 @@ class Payloads:
         if hash_ in self._suspected or len(self._suspected) >= MAX_SUSPECTED:
             return error
         self._suspected.add(hash_)
-        stale = StaleIndex(f"{error}; or the catalog is wrong")
-        stale.__cause__ = error
-        return stale
+        return StaleIndex(f"{error}; or the catalog is wrong", fault=error)
 
     def find(self, hash_: bytes) -> Place:
         """Look a payload up; `MissingChunk` when the catalog has no row."""

@@ -88,6 +88,7 @@ class Recovery:
         self._tails: list[_Tail] = []
         self._kept: set[int] = set()
         self._named: set[int] = set()
+        self._copied_before: set[bytes] = set()
         self._quiet: list[int] = []
         self._reseal: list[tuple[int, int]] = []
         self._copied: list[Commit] = []
@@ -118,6 +119,7 @@ class Recovery:
                     self._look_at(segment, applied)
                 elif self._rebuilding:
                     self._look_at_own(writer)
+        self._find_copies()
         try:
             for tail in self._tails:
                 self._copy_tail(tail)
@@ -243,6 +245,25 @@ class Recovery:
 
     # -- unclean tails
 
+    def _find_copies(self) -> None:
+        """See which groups of the tails an earlier rebuild has copied already: a clean segment has their commit."""
+        wanted: set[bytes] = set()
+        for tail in self._tails:
+            commits = self._iter_commits(tail.found.entries, tail.found.segment, tail.handle)
+            wanted.update(commit.id for commit, _ in commits if commit is not None)
+        if not wanted:
+            return
+        for segment, start in self._clean:
+            handle = self._disk.open(segment_path(self._root, segment), "r")
+            try:
+                stop = self._positions[segment][0]
+                entries = slice_entries(self._entries_of(segment), start, stop)
+                for commit, _ in self._iter_commits(entries, segment, handle):
+                    if commit is not None and commit.id in wanted:
+                        self._copied_before.add(commit.id)
+            finally:
+                self._disk.close(handle)
+
     def _copy_tail(self, tail: _Tail) -> None:
         """Copy each group that is wholly there; those without a whole commit never existed."""
         segment = tail.found.segment
@@ -253,6 +274,8 @@ class Recovery:
                 broken = True
                 continue
             whole_after_broken |= broken
+            if commit.id in self._copied_before:
+                continue
             if self._committer is None:
                 self._copied.append(commit)
             else:
