@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol
 
 from holdfast.backend.log.commit import Apply, Committer, Group
@@ -215,16 +215,20 @@ class LogBackend:
             self.abandon()
 
     def abandon(self) -> None:
-        """Let go of everything as a killed process would: no close records, nothing applied."""
-        if self._committer is not None:
-            self._committer.close()
-            self._committer.writers.abandon()
-        self._pool.shutdown()
-        self.payloads.handles.close()
-        if self._session is not None:
-            self._session.close()
-        if self._lock is not None:
-            self._lock.close()
+        """Let go of everything as a killed process would: no close records, nothing applied.
+
+        Each step is taken whatever became of those before it: a lock that stayed would outlive the store.
+        """
+        with ExitStack() as last_first:
+            if self._lock is not None:
+                last_first.callback(self._lock.close)
+            if self._session is not None:
+                last_first.callback(self._session.close)
+            last_first.callback(self.payloads.handles.close)
+            last_first.callback(self._pool.shutdown)
+            if self._committer is not None:
+                last_first.callback(self._committer.writers.abandon)
+                last_first.callback(self._committer.close)
 
     def abandon_in_child(self) -> None:
         """In a forked child: close what came along, unlocking nothing, so that no lock outlives the parent."""

@@ -164,9 +164,10 @@ class Recovery:
 
     def close(self) -> None:
         """Give files and locks back."""
-        for tail in self._tails:
-            self._disk.close(tail.handle)
-        self._tails.clear()
+        while self._tails:
+            tail = self._tails.pop()
+            with suppress(BackendError):  # what counts was synced before; the others are to be closed too
+                self._disk.close(tail.handle)
 
     # -- looking
 
@@ -389,27 +390,40 @@ class Recovery:
     def _seal_again(self, segment: int, records_stop: int) -> None:
         """Write the index of a sealed segment anew from its records, which are all good."""
         handle = self._disk.open(segment_path(self._root, segment), "a")
-        if not self._disk.lock(handle):
-            self._disk.close(handle)
-            return
-        self._disk.truncate(handle, records_stop)
-        SegmentWriter(self._disk, self._root, segment, handle, records_stop).seal()
+        try:
+            if not self._disk.lock(handle):
+                return
+            self._disk.truncate(handle, records_stop)
+            writer = SegmentWriter(self._disk, self._root, segment, handle, records_stop)
+            handle = -1
+        finally:
+            if handle >= 0:
+                self._disk.close(handle)
+        writer.seal()
 
     def _close_quiet(self, segment: int) -> None:
         """Let a segment be adopted whose writer died with nothing under way; remove one that never held anything."""
         path = segment_path(self._root, segment)
         handle = self._disk.open(path, "a")
-        size = self._disk.size(handle)
-        if not self._disk.lock(handle) or read_tail(self._disk, handle, segment, size).closed:
-            self._disk.close(handle)
-        elif size > SEGMENT_HEADER_BYTES:
-            SegmentWriter(self._disk, self._root, segment, handle, size).close()
-        else:
-            self._disk.close(handle)
-            directory = f"{self._root}/{SEGMENTS}"
-            if segment < max(parse_segment_name(name) or 0 for name in self._disk.listdir(directory)):
-                self._disk.unlink(path)
-                self._disk.fsync_dir(directory)
+        writer = None
+        try:
+            if not self._disk.lock(handle):
+                return
+            size = self._disk.size(handle)
+            if read_tail(self._disk, handle, segment, size).closed:
+                return
+            if size > SEGMENT_HEADER_BYTES:
+                writer = SegmentWriter(self._disk, self._root, segment, handle, size)
+        finally:
+            if writer is None:
+                self._disk.close(handle)
+        if writer is not None:
+            writer.close()
+            return
+        directory = f"{self._root}/{SEGMENTS}"
+        if segment < max(parse_segment_name(name) or 0 for name in self._disk.listdir(directory)):
+            self._disk.unlink(path)
+            self._disk.fsync_dir(directory)
 
     # -- facts
 

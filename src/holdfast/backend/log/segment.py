@@ -67,10 +67,7 @@ class SegmentWriter:
             disk.pwrite(handle, [header], 0)
             disk.fsync(handle)
             disk.fsync_dir(f"{root}/{SEGMENTS}")
-        except FileExistsError:
-            disk.close(handle)
-            raise
-        except HoldfastError:
+        except BaseException:
             # An empty file may stay: it holds nothing, and the next opener tidies it up.
             disk.close(handle)
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from holdfast.backend.log.disk import Disk
@@ -138,7 +139,8 @@ class Writers:
     def abandon(self) -> None:
         """Let go of everything as a killed process would."""
         for writer in self.own().values():
-            writer.give_up()
+            with suppress(HoldfastError):  # a close that failed has closed all the same
+                writer.give_up()
 
     def own_in_child(self) -> dict[int, SegmentWriter]:
         """The same in a forked child, where a thread that is not here may hold the mutex for ever."""

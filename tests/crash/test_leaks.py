@@ -1,0 +1,164 @@
+"""Descriptors, threads and temporary files: as many as before, after much work and after every injected fault."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from holdfast.backend.log.disk import LocalDisk
+from holdfast.store import Store
+from holdfast.testing.checks import Ledger, check_store
+from tests.crash.child import OPTIONS
+from tests.crash.world import DEEP, SEED, Fault, FaultyDisk, attempt, piece, replay
+
+
+class Held(NamedTuple):
+    """What a process holds."""
+
+    descriptors: list[str]
+    threads: list[str]
+    temporaries: list[str]
+
+
+def held() -> Held:
+    gc.collect()
+    deadline = time.monotonic() + 2.0
+    while True:  # a thread that was told to end takes a moment
+        threads = sorted(
+            t.name for t in threading.enumerate() if t.name.startswith(("holdfast", "ThreadPool"))
+        )
+        if not threads or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return Held(sorted(_descriptors()), threads, sorted(os.listdir(tempfile.gettempdir())))
+
+
+def _descriptors() -> Iterator[str]:
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            yield os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:
+            continue
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory, and an empty one for temporary files."""
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("there is no /proc to count descriptors in")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path
+
+
+def _mixed(store: Store, ledger: Ledger, rng: random.Random, count: int, start: int = 0) -> None:
+    for i in range(start, start + count):
+        choice = rng.random()
+        live = list(ledger.artifacts)
+        if choice < 0.2 or not live:
+            attempt(lambda: ledger.put(store, piece(f"a{i}", rng.choice((9, 5_000, 40_000)))))  # noqa: B023
+        elif choice < 0.25:
+            attempt(lambda: ledger.put_many(store, [piece(f"b{i}-{n}", 12_000) for n in range(3)]))  # noqa: B023
+        elif choice < 0.3:
+            writer = store.writer(filename="given up")
+            writer.write(bytes(30_000))
+            writer.abort()
+        elif choice < 0.35 and len(live) > 5:
+            attempt(lambda: ledger.delete(store, rng.choice(live)))  # noqa: B023
+        elif choice < 0.4 and ledger.deleted:
+            attempt(lambda: ledger.restore(store, rng.choice(list(ledger.deleted))))
+        elif choice < 0.7:
+            attempt(lambda: store.read(ledger.ids[rng.choice(live)]))  # noqa: B023
+        elif choice < 0.8:
+            pieces = store.iter_bytes(ledger.ids[rng.choice(live)])
+            attempt(lambda: next(pieces))  # noqa: B023  # and never to its end
+            attempt(pieces.close)  # type: ignore[attr-defined]  # its pin goes here, which may fail as well
+        elif choice < 0.9:
+            attempt(lambda: _read_some(store, ledger.ids[rng.choice(live)]))  # noqa: B023
+        else:
+            attempt(lambda: list(store.find(limit=5)))
+
+
+def test_much_work_leaves_nothing_behind(place: Path) -> None:
+    path = place / "store"
+    with replay("tests/crash/test_leaks.py::test_much_work_leaves_nothing_behind"):
+        Store._open(path, create=True, **OPTIONS).close()
+        before = held()
+        ledger, rng = Ledger(), random.Random(SEED)
+        with Store._open(path, **OPTIONS, fsync=False) as store:
+            _mixed(store, ledger, rng, 1_000)
+            middle = len(list(_descriptors()))
+            _mixed(store, ledger, rng, 1_000, 1_000)
+            sealed = len(os.listdir(path / "segments"))
+            assert len(list(_descriptors())) <= middle + sealed, "descriptors grow with the work"
+            store.rebuild()
+            assert store.scrub().ok
+        assert held() == before
+        assert os.listdir(path / "sessions") == []
+        assert not [name for name in os.listdir(path) if name not in _EXPECTED]
+
+
+def _read_some(store: Store, artifact_id: str) -> None:
+    with store.open(artifact_id) as file:
+        file.read(10)
+
+
+_EXPECTED = {"store.json", "lock", "catalog.db", "segments", "sessions", "quarantine"}
+
+
+def _session(disk: FaultyDisk, path: Path, ledger: Ledger) -> None:
+    store = Store._open(path, disk=disk, catalog_path="", **OPTIONS)
+    try:
+        _mixed(store, ledger, random.Random(SEED), 14)
+        attempt(lambda: ledger.put_many(store, [piece(f"last-{n}", 30_000) for n in range(5)]))
+        attempt(store.rebuild)
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+@pytest.mark.parametrize("fault", [Fault.EIO, Fault.ENOSPC, Fault.SHORT_WRITE])
+def test_a_failing_disk_leaves_nothing_open(fault: Fault, for_good: bool, place: Path) -> None:
+    """Real descriptors: each store that was refused, or closed with an error, has let go of all it held."""
+    stride = 1 if DEEP else 6
+    with replay(f"tests/crash/test_leaks.py::test_a_failing_disk_leaves_nothing_open[{fault}-{for_good}]"):
+        recorder = FaultyDisk(LocalDisk())
+        _prepare(place / "trial")
+        _session(recorder, place / "trial", Ledger())
+        sites = [site for site in recorder.sites if site.can(fault)]
+        before = held()
+        for site in sites[random.Random(f"{SEED}{fault}").randrange(stride) :: stride]:
+            path = place / f"store-{site.number}"
+            ledger = _prepare(path)
+            disk = FaultyDisk(LocalDisk(), fault, at=site.number, for_good=for_good)
+            attempt(lambda: _session(disk, path, ledger))  # noqa: B023  # called at once
+            after = held()
+            assert after == before, f"after {fault} at {site}"
+            check_store(lambda: Store._open(path, **OPTIONS), ledger)  # noqa: B023
+
+
+def _prepare(path: Path) -> Ledger:
+    """Make a store with a tail that a dead process left, and one that was closed."""
+    ledger = Ledger()
+    Store._open(path, create=True, **OPTIONS).close()
+    disk = FaultyDisk(LocalDisk())
+    dead = Store._open(path, disk=disk, **OPTIONS)
+    ledger.put(dead, piece("dead", 5_000))
+    with Store._open(path, **OPTIONS) as store:
+        ledger.put(store, piece("closed", 2_000))
+    ledger.put(dead, piece("dead too", 9_000))
+    disk.crash()
+    try:
+        dead.close()
+    except BaseException:
+        pass  # it is dead
+    return ledger
