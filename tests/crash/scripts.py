@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Final
+import atexit
+import os
+import shutil
+import tempfile
+from functools import cache, partial
+from typing import Final, NamedTuple
 
 from holdfast.store import Store
-from tests.crash.world import Ledger, Script, World, attempt, crash_after, fill, piece
+from holdfast.testing.checks import Piece
+from tests.crash.world import (
+    FaultyDisk,
+    Ledger,
+    Script,
+    World,
+    attempt,
+    crash_after,
+    fill,
+    new_world,
+    piece,
+)
 
 LARGE: Final = 30_000
 """Larger than a block, cut into several chunks."""
@@ -89,6 +104,68 @@ def _rebuild(store: Store, ledger: Ledger) -> None:
     attempt(lambda: ledger.put(store, piece("rebuilt", 100)))
 
 
+class _Tree(NamedTuple):
+    """A directory, and the collection that its blob is to be."""
+
+    path: str
+    files: list[Piece]
+    content: bytes
+    size_bytes: int
+    """Of its files together, as its artifact says."""
+
+
+@cache
+def _tree() -> _Tree:
+    """Make a directory of small and large files, two of them equal, an empty one, a link, and what only we carry."""
+    path = tempfile.mkdtemp(prefix="holdfast-tree-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    os.makedirs(f"{path}/a/b")
+    os.makedirs(f"{path}/void")
+    files = [
+        piece(f"a/b/{i}", size) for i, size in enumerate((1, 300, 16_384, 16_385, 50_000, 70_000, 2_000))
+    ]
+    for file in files:
+        with open(f"{path}/{file.name}", "wb") as out:
+            out.write(file.content())
+    shutil.copyfile(f"{path}/a/b/1", f"{path}/again")
+    with open(f"{path}/empty", "wb"):
+        pass
+    os.chmod(f"{path}/a/b/1", 0o700)
+    os.symlink("a/b/0", f"{path}/link")
+    with new_world() as world, world.open() as store:
+        artifact = store.put_tree(path)
+        return _Tree(path, files, store.read(artifact), artifact.size_bytes)
+
+
+def _put_tree(store: Store, ledger: Ledger) -> None:
+    tree = _tree()  # 155 KB: three segments of 64 KiB
+    whole = Piece("tree", 0, tree.size_bytes)
+    attempt(lambda: ledger.put_tree(store, whole, tree.path, tree.content, tree.files))
+    attempt(lambda: ledger.put(store, piece("after", 10)))
+
+
+def _close(store: Store, ledger: Ledger) -> None:
+    """Leave several segments to be closed: each large writer that is open at the same time has one of its own."""
+    attempt(lambda: ledger.put_side_by_side(store, [piece(f"side-{i}", 25_000 + i) for i in range(3)]))
+    attempt(store.close)
+
+
+class _RebuildBeside(Script):
+    """A rebuild breaks, while another process has the store open, has written, and goes on writing."""
+
+    def __init__(self) -> None:
+        super().__init__("rebuild_beside", _mixed, _rebuild)
+
+    def run(self, world: World, disk: FaultyDisk) -> None:
+        with world.open() as live:
+            world.ledger.put(live, piece("beside-1", 3_000))
+            try:
+                super().run(world, disk)
+            finally:
+                world.ledger.put(live, piece("beside-2", 20_000))
+                world.ledger.delete(live, "beside-1")
+
+
 SCRIPTS: Final = {
     script.name: script
     for script in (
@@ -100,5 +177,8 @@ SCRIPTS: Final = {
         Script("adopt", lambda world: fill(world, 2, 3_000), _adopt),
         Script("takeover", _unclean, _take_over),
         Script("rebuild", _mixed, _rebuild),
+        Script("put_tree", lambda world: fill(world, 1, 500), _put_tree),
+        Script("close", _nothing, _close),
+        _RebuildBeside(),
     )
 }

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from holdfast import _native
 from holdfast.errors import (
     ArtifactNotFound,
     BlobNotFound,
@@ -24,6 +25,7 @@ from holdfast.errors import (
 from holdfast.types import Artifact, Hash, PutItem
 
 if TYPE_CHECKING:
+    from holdfast.artifacts import Writer
     from holdfast.store import Store
 
 Event: TypeAlias = tuple[Any, ...]
@@ -96,6 +98,41 @@ class Ledger:
         number = self._begin("blobs", tuple(pieces))
         leases = store.blobs.put_many([piece.content() for piece in pieces])
         self._done(number, [str(lease.hash) for lease in leases])
+
+    def put_tree(
+        self, store: Store, piece: Piece, directory: str, content: bytes, files: Sequence[Piece]
+    ) -> Artifact:
+        """Put a directory. `content` is what its collection is to be, `files` what it is made of."""
+        self._contents[piece.name] = content
+        number = self._begin("put", (piece,))
+        artifact = store.put_tree(directory, filename=piece.name)
+        self._done(number, [artifact.id])
+        self.pieces.update((file.name, file) for file in files)
+        for file in files:
+            self.blobs[str(Hash(_native.blake3(file.content())))] = file
+        return artifact
+
+    def put_side_by_side(self, store: Store, pieces: Sequence[Piece]) -> None:
+        """Put several artifacts through writers that are open at the same time; each is acknowledged by itself."""
+        errors: list[HoldfastError] = []
+        writers: list[tuple[int, Writer]] = []
+        for piece in pieces:
+            number = self._begin("put", (piece,))
+            writer = store.writer(filename=piece.name)
+            try:
+                writer.write(piece.content())
+            except HoldfastError as error:
+                errors.append(error)
+                writer.abort()
+            else:
+                writers.append((number, writer))
+        for number, writer in writers:
+            try:
+                self._done(number, [writer.commit().id])
+            except HoldfastError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def delete(self, store: Store, name: str) -> None:
         """Delete an artifact by its name."""
@@ -326,8 +363,6 @@ def _check_whole(
 
 
 def _has_blob(store: Store, content: bytes) -> bool:
-    from holdfast import _native
-
     try:
         return store.read(Hash(_native.blake3(content))) == content
     except BlobNotFound:
