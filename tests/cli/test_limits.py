@@ -102,3 +102,53 @@ def test_only_reading_commands_go_on_where_writing_is_not_possible(
     with state.open(reads=True) as store:
         assert store.count() == 0
     assert capsys.readouterr().err == "holdfast: warning: opened read-only: no\n"
+
+
+# A store that is not the one that was meant
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--store", "", "ls"],
+        ["ls", "--store", ""],
+        ["--store=", "put", "file"],
+        ["--config", "", "ls"],
+        ["--store", "", "init"],
+        ["init", ""],
+        ["--store", "other", "init", "x9"],
+        ["init", "x9", "--store", "other"],
+    ],
+    ids=repr,
+)
+def test_another_store_than_the_one_that_was_named_is_never_used(bare: Cli, arguments: list[str]) -> None:
+    bare.write("file", b"x")
+    done = bare(*arguments, code=2)
+    assert "empty" in done.error or "two places" in done.error
+    assert sorted(os.listdir(bare.place)) == ["file"]
+
+
+def test_init_takes_the_same_place_twice(bare: Cli) -> None:
+    bare("--store", "./x9", "init", "x9")
+    bare("--store", "x9", "ls")
+
+
+def test_nothing_is_put_where_nothing_would_stay(cli: Cli) -> None:
+    cli.write("file", b"x")
+    for arguments in (["put", "file"], ["blob", "add", "file"]):
+        assert "nothing would stay" in cli(*arguments, code=2, HOLDFAST_STORE="memory://").error
+    assert cli("ls", HOLDFAST_STORE="memory://").raw == b""
+
+
+def test_two_values_for_one_key_are_refused(cli: Cli) -> None:
+    ref = cli.put(b"x", "--meta", "a=1", "--meta", "a=1")
+    for arguments in (["put", "-"], ["edit", ref]):
+        done = cli(*arguments, "--meta", "a=1", "--meta", "a=2", code=2, stdin=b"x")
+        assert "given twice" in done.error
+    assert cli("info", "--json", ref).document["metadata"] == {"a": "1"}
+
+
+@pytest.mark.parametrize("text", ["1_0..12", "0..1_2", "_..", "-1..2", "1..٢"])
+def test_a_range_has_plain_digits(cli: Cli, text: str) -> None:
+    ref = cli.put(b"0123456789abcdef")
+    cli("cat", ref, "--range", text, code=2)

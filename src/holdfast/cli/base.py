@@ -22,6 +22,8 @@ def global_options(*, hidden: bool) -> list[click.Option]:
     """Make the global options; hidden ones are taken after a command's name, where people type them too."""
 
     def keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value == "":
+            raise click.BadParameter("it is empty (a variable that is not set?)", ctx, parameter)
         if value and parameter.name is not None:
             setattr(ctx.ensure_object(State), parameter.name, value)
 
@@ -75,6 +77,8 @@ def metadata(pairs: tuple[str, ...]) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise InvalidInput(f"--meta {pair!r:.80}: KEY=VALUE is expected")
+        if found.get(key, value) != value:
+            raise InvalidInput(f"--meta {key!r:.80} is given twice, with two values")
         found[key] = value
     return found
 
@@ -134,7 +138,7 @@ class ByteRange(click.ParamType[tuple[int, int | None]]):
         from holdfast.errors import InvalidRange
 
         start, dots, stop = str(value).partition("..")
-        digits = [part.strip().replace("_", "") for part in (start, stop)]
+        digits = [part.strip() for part in (start, stop)]
         if not dots or not all(part == "" or (part.isascii() and part.isdigit()) for part in digits):
             raise InvalidRange(
                 f"{value!r:.80} is no range: START..STOP, half-open, as in 0..4096 or 4096..", text=value

@@ -59,6 +59,13 @@ class State:
         location = self.locate(config)
         import holdfast
 
+        if create_default and location == "memory://" and not self.store:
+            from holdfast.errors import InvalidInput
+
+            raise InvalidInput(
+                "the configured store is memory://, which ends with this command: nothing would stay"
+                " (--store memory:// tries it all the same)"
+            )
         is_default = not self.store and not os.environ.get("HOLDFAST_STORE") and config.is_default_location
         if create_default and is_default and not os.path.lexists(location):
             os.makedirs(os.path.dirname(location), exist_ok=True)

@@ -31,7 +31,14 @@ def init(state: State, location: str | None, **options: Any) -> None:
     import holdfast
 
     config = state.config()
-    place = location or state.locate(config)
+    if location is None:
+        place = state.locate(config)
+    else:
+        place = location
+        if not place:
+            raise InvalidInput("LOCATION is empty (a variable that is not set?)")
+        if state.store is not None and os.path.abspath(state.store) != os.path.abspath(place):
+            raise InvalidInput(f"--store {state.store} and LOCATION {place} are two places: give one of them")
     state.location = place
     for name in options:
         if options[name] is None:
