@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -152,3 +153,61 @@ def test_two_values_for_one_key_are_refused(cli: Cli) -> None:
 def test_a_range_has_plain_digits(cli: Cli, text: str) -> None:
     ref = cli.put(b"0123456789abcdef")
     cli("cat", ref, "--range", text, code=2)
+
+
+# A configuration that may not be looked up
+
+
+def test_a_configuration_directory_that_may_not_be_entered_does_not_count(cli: Cli) -> None:
+    ref = cli.put(CONTENT)
+    hidden = cli.write("config/holdfast/holdfast.toml", b"[log]\nfsync = false\n").parent
+    named = str(hidden / "holdfast.toml")
+    with mode(hidden, "a-rwx"):
+        done = unprivileged(cli, "cat", ref)
+        assert (done.code, done.raw) == (0, CONTENT), done.error
+        assert done.error == f"holdfast: warning: {named} may not be looked up: it does not count\n"
+        for refused in (
+            unprivileged(cli, "--config", named, "ls"),
+            unprivileged(cli, "ls", HOLDFAST_CONFIG=named),
+        ):
+            assert refused.code == 7
+            assert named in refused.error
+
+
+# Nobody to answer
+
+
+def through_shell(cli: Cli, redirection: str, *arguments: str) -> Result:
+    line = shlex.join(os.fsdecode(part) for part in cli.command(*arguments))
+    done = subprocess.run(
+        f"{line} {redirection}",
+        shell=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=cli.place,
+        env=cli.environ(),
+        timeout=60,
+    )
+    return Result(done.returncode, b"", done.stderr.decode())
+
+
+@pytest.mark.parametrize("redirection", [">&-", "> /dev/full"])
+@pytest.mark.parametrize("what", ["ls", "ls --json", "cat REF", "get REF -o -", "stats", "info REF"])
+def test_an_answer_that_cannot_be_written_is_an_error_of_standard_output(
+    cli: Cli, redirection: str, what: str
+) -> None:
+    ref = cli.put(CONTENT)
+    done = through_shell(cli, redirection, *what.replace("REF", ref).split())
+    assert done.code == 7, done.error
+    assert done.error.startswith('{"error"' if "--json" in what else "holdfast: standard output")
+    assert len(done.error.splitlines()) == 1
+
+
+def test_many_lines_that_cannot_be_written(cli: Cli) -> None:
+    ref = cli.put(bytes(range(256)) * 4096)
+    done = through_shell(cli, "> /dev/full", "cat", ref)
+    assert (done.code, "standard output" in done.error) == (7, True)
+
+
+def test_errors_that_nobody_hears_have_their_code(cli: Cli) -> None:
+    assert through_shell(cli, "2>&-", "cat", "00000000-0000-7000-8000-000000000000").code == 3

@@ -37,6 +37,7 @@ class State:
         """Read the configuration."""
         from holdfast.config import load
 
+        _log_to_stderr()
         return load(self.config_file)
 
     def locate(self, config: Config) -> str:
@@ -52,7 +53,6 @@ class State:
         `reads`: the command changes nothing, so a store that may not be written, or cannot be because the disk
         is full, is opened read-only.
         """
-        _log_to_stderr()
         import os
 
         config = self.config()
@@ -126,16 +126,39 @@ def _log_to_stderr() -> None:
 
 def out(line: str) -> None:
     """Write a line of the answer."""
-    sys.stdout.write(line + "\n")
+    try:
+        sys.stdout.write(line + "\n")
+    except OSError as error:
+        raise stdout_failed(error) from error
 
 
 def out_bytes(pieces: Iterable[bytes | memoryview]) -> None:
     """Write bytes of the answer."""
-    sys.stdout.flush()
-    stream = sys.stdout.buffer
+    flush()
+    write = sys.stdout.buffer.write
     for piece in pieces:
-        stream.write(piece)
-    stream.flush()
+        try:
+            write(piece)
+        except OSError as error:
+            raise stdout_failed(error) from error
+    flush()
+
+
+def flush() -> None:
+    """Send on what was written of the answer."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise stdout_failed(error) from error
+
+
+def stdout_failed(error: OSError) -> OSError:
+    """Give the error to raise for one of standard output; a pipe that was closed stays what it is."""
+    if isinstance(error, BrokenPipeError):
+        return error
+    from holdfast.errors import BackendError
+
+    return BackendError(f"standard output: {error.strerror or error}", errno=error.errno)
 
 
 def json_line(value: Any) -> None:
@@ -147,6 +170,8 @@ def json_line(value: Any) -> None:
 
 def note(*lines: str, plain: bool = False) -> None:
     """Tell the person something, on standard error."""
+    if sys.stderr is None:
+        return
     prefix = "" if plain else "holdfast: "
     try:
         for line in lines:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import click
 
 from holdfast.cli.app import cli
-from holdfast.cli.output import State, escape, note
-from holdfast.errors import HoldfastError, PermissionDenied, StoreNotFound, exit_code
+from holdfast.cli.output import State, escape, flush, note
+from holdfast.errors import BackendError, HoldfastError, PermissionDenied, StoreNotFound, exit_code
 
 BROKEN_PIPE = 141
 """What a shell shows for a filter that SIGPIPE ended."""
@@ -27,8 +27,11 @@ def run(arguments: Sequence[str]) -> int:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
+        if sys.stdout is None:
+            state.json = "--json" in arguments
+            raise BackendError("standard output is closed; > /dev/null throws answers away")
         code = _invoke(arguments, state)
-        sys.stdout.flush()
+        flush()
         return code
     except BrokenPipeError:
         _debug()
@@ -46,6 +49,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001  # the last place that can say anything
         _debug()
         _report(error, state)
+        _flush_or_forget()
         return exit_code(error)
 
 
@@ -58,6 +62,15 @@ def _invoke(arguments: Sequence[str], state: State) -> int:
     with cli.make_context("holdfast", list(arguments), obj=state) as context:
         code = cli.invoke(context)
     return code if isinstance(code, int) else 0
+
+
+def _flush_or_forget() -> None:
+    """Bring out what was answered before an error; what cannot be brought out is not tried again at the end."""
+    try:
+        if sys.stdout is not None:
+            flush()
+    except OSError:
+        _forget_stdout()
 
 
 def _forget_stdout() -> None:

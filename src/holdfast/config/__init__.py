@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from holdfast.config._values import Between, Secret
-from holdfast.errors import InvalidConfig, NotFound
+from holdfast.errors import InvalidConfig, NotFound, PermissionDenied
 
 __all__ = [
     "BlobStore", "Cache", "Config", "Gc", "Limits", "Log", "Secret", "default_location", "find_file", "load",
@@ -162,17 +162,36 @@ def default_location() -> Path:
 def find_file(
     path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] = os.environ
 ) -> Path | None:
-    """Give the file that counts: the one that is named (which must be there), or the first that exists."""
+    """Give the file that counts: the one that is named (which must be there), or the first that exists.
+
+    A place that may not be looked at is passed over, with a warning, unless it is the one that is named.
+    """
     named = path or environ.get("HOLDFAST_CONFIG") or None
     if named is not None:
-        if not Path(named).is_file():
+        try:
+            there = Path(named).is_file()
+        except PermissionError as error:
+            raise PermissionDenied(
+                f"{os.fspath(named)}: no permission to look it up", path=os.fspath(named), errno=error.errno
+            ) from error
+        if not there:
             raise NotFound(f"there is no configuration file {os.fspath(named)}", path=os.fspath(named))
         return Path(named)
     here = Path(FILE_NAME)
-    if here.is_file():
+    if _is_there(here):
         return here
     user = _user_directory(environ) / FILE_NAME
-    return user if user.is_file() else None
+    return user if _is_there(user) else None
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except PermissionError:
+        import logging
+
+        logging.getLogger("holdfast").warning("%s may not be looked up: it does not count", file)
+        return False
 
 
 def _user_directory(environ: Mapping[str, str]) -> Path:
