@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from holdfast.errors import TagNotFound as TagNotFound
     from holdfast.errors import TooLarge as TooLarge
     from holdfast.errors import Unavailable as Unavailable
+    from holdfast.opening import create as create
+    from holdfast.opening import open as open
     from holdfast.ranges import ChunkRanges as ChunkRanges
     from holdfast.store import Store as Store
-    from holdfast.store import create as create
-    from holdfast.store import open as open
     from holdfast.tags import Tags as Tags
     from holdfast.types import KEEP as KEEP
     from holdfast.types import Artifact as Artifact
@@ -71,8 +71,10 @@ if TYPE_CHECKING:
     from holdfast.types import TreeReport as TreeReport
     from holdfast.types import VerifyReport as VerifyReport
 
-_STORE: Final = ("Store", "create", "open")
 _ELSEWHERE: Final = {
+    "Store": "store",
+    "create": "opening",
+    "open": "opening",
     "Writer": "artifacts",
     "Blobs": "blobs",
     "ChunkRanges": "ranges",
@@ -130,13 +132,11 @@ _ERRORS: Final = (
     "Unavailable",
 )
 
-__all__ = [*_STORE, *_ELSEWHERE, *_VALUES, *_ERRORS, "__version__"]  # noqa: PLE0604  # the names of all modules that stand behind this one
+__all__ = [*_ELSEWHERE, *_VALUES, *_ERRORS, "__version__"]  # noqa: PLE0604  # the names of all modules that stand behind this one
 
 
 def __getattr__(name: str) -> Any:
-    if name in _STORE:
-        value = getattr(import_module("holdfast.store"), name)
-    elif name in _ELSEWHERE:
+    if name in _ELSEWHERE:
         value = getattr(import_module(f"holdfast.{_ELSEWHERE[name]}"), name)
     elif name in _VALUES:
         value = getattr(import_module("holdfast.types"), name)

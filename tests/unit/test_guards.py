@@ -33,9 +33,9 @@ def test_an_export_never_overwrites_the_store(
                 with pytest.raises((InvalidInput, Conflict)):
                     store.export(ref, target, overwrite=True)
         monkeypatch.chdir(here / "below")
-        for target in (".", "..", "../below"):
+        for name in (".", "..", "../below"):
             with pytest.raises((InvalidInput, Conflict)):
-                store.export(artifact, target, overwrite=True)
+                store.export(artifact, name, overwrite=True)
         assert store.scrub().ok
     assert (here / "mine.txt").read_bytes() == b"mine"
 

@@ -1,0 +1,129 @@
+"""Making and opening stores: what a location means, and how the configuration becomes options."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from holdfast.backend.memory import MemoryDisk
+from holdfast.chunking import Chunking
+from holdfast.core import Options
+from holdfast.errors import InvalidConfig, InvalidInput
+from holdfast.store import Store
+
+if TYPE_CHECKING:
+    from holdfast.config import Config
+
+_LATER: Final = {"s3": "S3", "gs": "GCS", "az": "Azure", "dir": "directory"}
+
+
+def create(
+    location: str | os.PathLike[str],
+    *,
+    chunking: str | None = None,
+    chunk_size_bytes: int | None = None,
+    compression: str | None = None,
+    exist_ok: bool = False,
+    config: Config | None = None,
+) -> Store:
+    """Make a store and open it. What is chosen here is recorded in the store and holds for good.
+
+    `chunking`: "fastcdc" (the default), "fixed" or "whole"; `compression`: "zstd" (the default) or "none".
+    `Conflict` when there is one already, unless `exist_ok`.
+    """
+    wanted = _wanted_chunking(chunking, chunk_size_bytes)
+    return _open_at(
+        location, create=True, exist_ok=exist_ok, chunking=wanted, compression=compression, config=config
+    )
+
+
+def open(
+    location: str | os.PathLike[str] | None = None,
+    *,
+    create: bool = False,
+    read_only: bool = False,
+    catalog: str | os.PathLike[str] | None = None,
+    config: Config | None = None,
+) -> Store:
+    """Open the store at a location; without one, the configured one.
+
+    `create=True` makes it if it is not there. `read_only` takes no lock and has no session: a collection that
+    another process runs does not wait for it. `StoreNotFound`, `FormatError`, `PermissionDenied`.
+    """
+    if location is None:
+        if config is None:
+            from holdfast.config import load
+
+            config = load()
+        location = config.location()
+    if catalog is not None:
+        raise InvalidConfig("the catalog of a local store belongs to it; `catalog` is for object stores")
+    log = config.log if config is not None and create else None
+    return _open_at(
+        location,
+        create=create,
+        read_only=read_only,
+        chunking=_wanted_chunking(log.chunking, log.chunk_size_bytes) if log else None,
+        compression=log.compression if log else None,
+        config=config,
+    )
+
+
+def _open_at(
+    location: str | os.PathLike[str],
+    *,
+    create: bool = False,
+    exist_ok: bool = True,
+    read_only: bool = False,
+    chunking: Chunking | None,
+    compression: str | None,
+    config: Config | None,
+) -> Store:
+    text = os.fspath(location)
+    common: dict[str, Any] = {"create": create, "exist_ok": exist_ok, "read_only": read_only}
+    common |= {"chunking": chunking, "compression": compression}
+    if config is not None:
+        limits = config.limits
+        common |= {
+            "segment_bytes": config.log.segment_size_bytes,
+            "fsync": config.log.fsync,
+            "options": Options(
+                limits.max_artifact_bytes,
+                limits.max_artifacts,
+                limits.default_content_type,
+                limits.allow_empty,
+                limits.checksum,
+            ),
+        }
+    if text == "memory://":
+        common |= {"create": True, "fsync": False}
+        return Store._open("/memory", disk=MemoryDisk(), catalog_path=None, location=text, **common)
+    path = _local_path(text)
+    reopen = {"read_only": read_only, "config": config}
+    return Store._open(path, location=os.path.abspath(path), reopen=reopen, **common)
+
+
+def _local_path(text: str) -> str:
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        if not text or "\0" in text:
+            raise InvalidInput(f"not a location: {text!r:.200}")
+        return text
+    if scheme == "file":
+        from urllib.parse import unquote, urlsplit
+
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise InvalidInput(f"{text} names another host; only local paths are opened")
+        return unquote(parts.path)
+    if scheme in _LATER:
+        raise InvalidConfig(f"{_LATER[scheme]} stores are not in this version yet: {text}", location=text)
+    raise InvalidInput(
+        f"{text}: unknown kind of location; a path, file:// and memory:// can be opened", location=text
+    )
+
+
+def _wanted_chunking(kind: str | None, chunk_size_bytes: int | None) -> Chunking | None:
+    if kind is None and chunk_size_bytes is None:
+        return None
+    return Chunking.choose(kind or "fastcdc", chunk_size_bytes)
