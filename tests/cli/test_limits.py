@@ -211,3 +211,32 @@ def test_many_lines_that_cannot_be_written(cli: Cli) -> None:
 
 def test_errors_that_nobody_hears_have_their_code(cli: Cli) -> None:
     assert through_shell(cli, "2>&-", "cat", "00000000-0000-7000-8000-000000000000").code == 3
+
+
+# What is left out, and what is deleted
+
+
+def test_a_tree_says_how_many_files_were_left_out_and_strict_refuses(cli: Cli) -> None:
+    for i in range(12):
+        cli.write(f"tree/{i}", b"x").chmod(0)
+    cli.write("tree/good", b"good")
+    done = unprivileged(cli, "-q", "put", "-r", "tree")
+    assert done.code == 0
+    assert (
+        done.error.splitlines()[-1] == "holdfast: warning: 12 files left out (--strict makes that an error)"
+    )
+    assert cli("count", "-q").text == "1\n"
+    done = unprivileged(cli, "put", "-r", "--strict", "tree")
+    assert done.code == 7
+    assert "cannot be read" in done.error
+    assert cli("count", "-q").text == "1\n"
+
+
+def test_what_is_deleted_is_said_to_be(cli: Cli) -> None:
+    ref = cli.put(CONTENT)
+    assert f"{ref} is not deleted" in cli("restore", ref, code=3).error
+    cli("rm", ref)
+    for arguments in (["cat", ref], ["cat", ref[:30]], ["info", ref], ["verify", ref], ["rm", ref]):
+        assert f"{ref} is deleted: `holdfast restore {ref}`" in cli(*arguments, code=3).error
+    cli("restore", ref)
+    assert cli("cat", ref).raw == CONTENT

@@ -6,7 +6,7 @@ import re
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
-from holdfast.errors import ArtifactNotFound, BlobNotFound, InvalidInput
+from holdfast.errors import ArtifactNotFound, BlobNotFound, InvalidInput, NotFound
 
 if TYPE_CHECKING:
     import holdfast
@@ -26,11 +26,23 @@ def resolve(store: holdfast.Store, text: str) -> Artifact | Hash:
         return whole
     if text.startswith("blake3:"):
         return _by_hash_prefix(store, text)
-    return _artifact(store, text, deleted=False)
+    return resolve_artifact(store, text)
 
 
 def resolve_artifact(store: holdfast.Store, text: str, *, deleted: bool = False) -> Artifact:
     """Give the one artifact that a REF names, for commands that a bare blob would make no sense to."""
+    try:
+        return _find_artifact(store, text, deleted=deleted)
+    except ArtifactNotFound as error:
+        try:
+            other = _find_artifact(store, text, deleted=not deleted).id
+        except (InvalidInput, NotFound):
+            raise error from None
+        said = "is not deleted" if deleted else f"is deleted: `holdfast restore {other}` brings it back"
+        raise ArtifactNotFound(f"{other} {said}", ref=text, deleted=not deleted) from None
+
+
+def _find_artifact(store: holdfast.Store, text: str, *, deleted: bool) -> Artifact:
     whole = store.tags.get(text.removeprefix("tag:")).hash if text.startswith("tag:") else _whole_hash(text)
     if whole is not None:
         return _one(text, list(store.find(hash=whole, deleted=deleted, limit=_SHOWN + 1)))

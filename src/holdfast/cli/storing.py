@@ -14,7 +14,7 @@ from holdfast.cli.output import State, confirm, display_name, escape, note, out,
 from holdfast.errors import InvalidInput, PermissionDenied, SourceNotFound
 
 if TYPE_CHECKING:
-    from holdfast.types import Artifact
+    from holdfast.types import Artifact, TreeReport
 
 
 @command("init", example="holdfast init ./store\nholdfast init ./models --chunking fixed --chunk-size 1MiB")
@@ -73,6 +73,7 @@ def init(state: State, location: str | None, **options: Any) -> None:
 @click.option(
     "--exclude", multiple=True, metavar="PATTERN", help="With -r: leave out what matches; may be repeated."
 )
+@click.option("--strict", is_flag=True, help="With -r: what cannot be read is an error, not left out.")
 def put(
     state: State,
     paths: tuple[str, ...],
@@ -84,6 +85,7 @@ def put(
     filename: str | None,
     created_by: str | None,
     exclude: tuple[str, ...],
+    strict: bool,
 ) -> None:
     """Store files, directories or standard input.
 
@@ -99,6 +101,11 @@ def put(
         "tags": tags, "links": links, "metadata": metadata(meta), "created_by": created_by
     }  # fmt: skip
     stored: dict[int, Artifact] = {}
+    left_out = 0
+
+    def on_report(report: TreeReport) -> None:
+        nonlocal left_out
+        left_out += len(report.skipped)
 
     from holdfast.cli.progress import Bar
 
@@ -118,8 +125,18 @@ def put(
         for i, path in enumerate(paths):
             if path in trees:
                 name = filename or os.path.basename(os.path.abspath(path)) or None
-                stored[i] = store.put_tree(path, filename=name, exclude=exclude, progress=bar, **common)
+                stored[i] = store.put_tree(
+                    path,
+                    filename=name,
+                    exclude=exclude,
+                    strict=strict,
+                    on_report=on_report,
+                    progress=bar,
+                    **common,
+                )
     state.artifacts(stored[i] for i in range(len(paths)))
+    if left_out:
+        note(f"warning: {plural(left_out, 'file')} left out (--strict makes that an error)")
 
 
 def _is_tree(path: str, recursive: bool) -> bool:
