@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 import threading
@@ -28,6 +29,8 @@ from tests.crash.world import (
     replay,
 )
 
+QUICK = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
 
 def _make_and_put(world: World, disk: FaultyDisk) -> None:
     with world.open(disk, create=True) as store:
@@ -37,7 +40,7 @@ def _make_and_put(world: World, disk: FaultyDisk) -> None:
 @pytest.mark.parametrize("fault", list(Fault))
 def test_making_a_store_breaks_at_every_step(fault: Fault) -> None:
     rng = random.Random(f"{SEED} {fault}")
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=QUICK) as directory:
         world = World(Path(directory))
         recorder = FaultyDisk(world.disk)
         _make_and_put(world, recorder)
@@ -46,7 +49,7 @@ def test_making_a_store_breaks_at_every_step(fault: Fault) -> None:
     for site in sites:
         with (
             replay(f"tests/crash/test_create.py::test_making_a_store_breaks_at_every_step[{fault}]"),
-            tempfile.TemporaryDirectory() as directory,
+            tempfile.TemporaryDirectory(dir=QUICK) as directory,
         ):
             world = World(Path(directory))
             disk = FaultyDisk(world.disk, fault, at=site.number)
@@ -108,7 +111,7 @@ def test_several_make_the_same_store_at_once(tmp_path: Path) -> None:
 
 
 def test_what_a_dying_disk_leaves_of_a_new_store_is_no_store() -> None:
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=QUICK) as directory:
         world = World(Path(directory))
         disk = FaultyDisk(world.disk, Fault.EIO, at=1, for_good=True)
         with pytest.raises(HoldfastError):
