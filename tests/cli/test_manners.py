@@ -96,7 +96,7 @@ def test_a_full_output_is_one_line(cli: Cli) -> None:
         done = subprocess.run(
             cli.command("cat", artifact), stdout=full, stderr=subprocess.PIPE, env=cli.environ()
         )
-    assert done.returncode == 1
+    assert done.returncode == 7
     assert done.stderr.count(b"\n") == 1
     assert b"space" in done.stderr
 
