@@ -128,6 +128,8 @@ def read_store_file(disk: Disk, root: str) -> StoreFile:
         if not found.is_dir:
             raise FormatError(f"{root} is not a directory, so it is not a store", path=root) from None
         if not _is_unfinished(disk, root):
+            if disk.stat(f"{root}/{STORE_FILE}") is not None:  # made just now
+                return read_store_file(disk, root)
             raise FormatError(
                 f"{root} is a directory, but not a Holdfast store ({STORE_FILE} is missing)", path=root
             ) from None
