@@ -27,7 +27,7 @@ from holdfast.chunking import Chunking
 from holdfast.errors import FormatError, NeedsReopen, PermissionDenied, StoreNotFound
 from holdfast.facts import KIND_DATA, KIND_MASK, SEGMENT_SUPERSEDED
 from holdfast.types import Durability, now_ms
-from holdfast.wire.record import Extent
+from holdfast.wire.record import SEGMENT_HEADER_BYTES, Extent
 
 
 class Row(Protocol):
@@ -181,8 +181,8 @@ class LogBackend:
         """Give (id, path, what is wrong) of segments that are gone, or shorter than what was stored in them."""
         lost = []
         for segment, (applied, state) in sorted(known.items()):
-            if state == SEGMENT_SUPERSEDED:
-                continue
+            if state == SEGMENT_SUPERSEDED or applied <= SEGMENT_HEADER_BYTES:
+                continue  # nothing of it was ever to be read
             path = segment_path(self.root, segment)
             found = self.disk.stat(path)
             if found is None:

@@ -107,8 +107,9 @@ class Recovery:
         segments = sorted(filter(None, map(parse_segment_name, names)))
         self.segments = len(segments)
         present = set(segments)
-        for segment, (_, state) in sorted(self._known.items()):
-            if state in (SEGMENT_OPEN, SEGMENT_SEALED) and segment not in present:
+        for segment, (applied, state) in sorted(self._known.items()):
+            held = applied > SEGMENT_HEADER_BYTES and state in (SEGMENT_OPEN, SEGMENT_SEALED)
+            if held and segment not in present:
                 self._damage("a segment that the catalog knows is missing", segment, 0)
         own = self._committer.writers.own() if self._committer else {}
         for segment in segments:
