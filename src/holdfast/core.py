@@ -12,7 +12,8 @@ from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.commit import Group
-from holdfast.backend.log.reader import BlobReader, StaleIndex
+from holdfast.backend.log.payloads import StaleIndex
+from holdfast.backend.log.reader import BlobReader
 from holdfast.catalog import ArtifactEntry, BlobRow, Catalog, CatalogUnusable
 from holdfast.errors import (
     ArtifactNotFound,

@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from typing import Final
 
 from holdfast.backend.log.disk import translate
-from holdfast.backend.log.reader import BlobReader, Place
+from holdfast.backend.log.payloads import Place
+from holdfast.backend.log.reader import BlobReader
 from holdfast.core import MENDABLE, Core, Watch
 from holdfast.errors import ArtifactNotFound, Conflict, HoldfastError, InvalidInput, NotFound, Unavailable
 from holdfast.trees import export_tree

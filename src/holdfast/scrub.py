@@ -13,7 +13,8 @@ from typing import Final
 from holdfast import _native
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.layout import segment_path
-from holdfast.backend.log.reader import OFFSET_MASK, LargeReader, matches
+from holdfast.backend.log.payloads import OFFSET_MASK, matches
+from holdfast.backend.log.reader import LargeReader
 from holdfast.backend.log.segment import SegmentIndex, check_segment_header, read_index, slice_entries
 from holdfast.bao import OutboardReader
 from holdfast.core import MENDABLE, Core

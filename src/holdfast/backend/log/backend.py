@@ -18,7 +18,8 @@ from holdfast.backend.log.layout import (
     segment_path,
 )
 from holdfast.backend.log.lock import StoreLock
-from holdfast.backend.log.reader import BlobReader, Index, LargeReader, Payloads, Place, SmallReader
+from holdfast.backend.log.payloads import Index, Payloads, Place
+from holdfast.backend.log.reader import BlobReader, LargeReader, SmallReader
 from holdfast.backend.log.recovery import Recovery
 from holdfast.backend.log.segment import read_index, slice_entries
 from holdfast.backend.log.session import Session, read_sessions

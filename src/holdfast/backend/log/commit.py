@@ -1,7 +1,7 @@
 """Groups: records that exist together or not at all, and the committer that shares one fsync among threads.
 
-A small group waits in memory and is written in one piece. A large one takes a segment of its own and streams
-into it, so groups never interleave within a segment. Order of an acknowledgement: append, fsync, apply, answer.
+A small group waits in memory and is written in one piece; a large one streams (`stream`). Order of an
+acknowledgement: append, fsync, apply, answer.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from typing import Final, NamedTuple
 
 from holdfast import _native
 from holdfast.backend.log.lock import StoreLock
+from holdfast.backend.log.records import Records, frame_records
 from holdfast.backend.log.replay import Payloads, from_memory, iter_facts, windowed
 from holdfast.backend.log.segment import SegmentWriter
+from holdfast.backend.log.stream import Stream
 from holdfast.backend.log.writers import Writers
 from holdfast.errors import BackendError, HoldfastError, NoSpace, PermissionDenied, Unavailable
-from holdfast.facts import SEGMENT_OPEN, SEGMENT_SEALED, Facts
+from holdfast.facts import SEGMENT_OPEN, Facts
 from holdfast.types import BytesLike, Durability, now_ms
 from holdfast.wire.record import (
     HEADER_BYTES,
-    MAX_EXTENTS,
     MAX_RECORD_BYTES,
-    SEGMENT_HEADER_BYTES,
     Commit,
     Extent,
     Kind,
@@ -38,31 +38,11 @@ from holdfast.wire.record import (
 BUFFER_BYTES: Final = 4 << 20
 """A group above this streams."""
 COMMIT_BYTES: Final = len(encode_commit(Commit(bytes(16), 0, 0, bytes(32), (Extent(0, 64, 64, 0),))))
-JOIN_BYTES: Final = 16 << 10
-"""Payloads below this on average are copied into one buffer; larger ones are written from where they lie."""
 
 Apply = Callable[[Iterable[Facts]], None]
 ReadEntries = Callable[[Extent], bytes]
 ReadAt = Callable[[int, int, int], bytes]
 """(segment, offset, length) -> bytes"""
-
-
-class Records(NamedTuple):
-    """Records of one group in columns, not yet in any segment."""
-
-    kinds: bytearray
-    flags: bytearray
-    hashes: bytearray
-    plain: list[int]
-    payloads: list[BytesLike]
-
-    @classmethod
-    def empty(cls) -> Records:
-        return cls(bytearray(), bytearray(), bytearray(), [], [])
-
-    def clear(self) -> None:
-        for column in self:
-            column.clear()
 
 
 class Committed(NamedTuple):
@@ -79,7 +59,7 @@ class Group:
         self._committer = committer
         self._records = Records.empty()
         self._bytes = 0
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
         self.done = False
         self.error: BaseException | None = None
         self._id = b""
@@ -98,7 +78,7 @@ class Group:
         self._bytes += sum(map(len, payloads)) + HEADER_BYTES * len(payloads)
         if self._bytes > self._committer.buffer_bytes:
             if self._stream is None:
-                self._stream = _Stream(self._committer)
+                self._stream = self._committer.stream()
             self._stream.write(records)
             records.clear()
             self._bytes = 0
@@ -161,155 +141,6 @@ class Group:
         return buffers, entries + entry, length + len(record), committed
 
 
-def frame_records(segment: int, offset: int, records: Records) -> tuple[list[BytesLike], bytes, int]:
-    """Frame records for a place: (buffers to write, index entries, total length)."""
-    kinds, flags, hashes = bytes(records.kinds), bytes(records.flags), records.hashes
-    size = sum(map(len, records.payloads))
-    if size < JOIN_BYTES * len(records.payloads):
-        joined, entries = _native.frame_joined(
-            segment, offset, kinds, flags, hashes, records.plain, records.payloads
-        )
-        return [joined], entries, len(joined)
-    headers, entries = _native.frame(segment, offset, kinds, flags, hashes, records.plain, records.payloads)
-    view = memoryview(headers)
-    buffers: list[BytesLike] = []
-    for i, payload in enumerate(records.payloads):
-        buffers += (view[i * HEADER_BYTES : (i + 1) * HEADER_BYTES], payload)
-    return buffers, entries, size + len(headers)
-
-
-class _Stream:
-    """A large group on its way into segments of its own."""
-
-    def __init__(self, committer: Committer) -> None:
-        self._committer = committer
-        self._writers = committer.writers
-        self.writer: SegmentWriter | None = self._writers.checkout(committer.buffer_bytes)
-        self._start = self.writer.offset
-        self._count = 0
-        self._digest = _native.BlobHasher()
-        self._sealing: Future[None] | None = None
-        self.finished = False
-        """Committed or aborted: from then on nothing is cut off."""
-        self.extents: list[Extent] = []
-        self.sealed: dict[int, tuple[int, int]] = {}
-
-    def write(self, records: Records) -> None:
-        """Append records, moving on to a new segment where one is full."""
-        first = 0
-        total = len(records.plain)
-        sizes = [HEADER_BYTES + len(payload) for payload in records.payloads]
-        while first < total:
-            writer = self._open_writer()
-            last, room = first, self._writers.segment_bytes - writer.offset
-            while last < total and (room >= sizes[last] or (last == first and self._is_fresh(writer))):
-                room -= sizes[last]
-                last += 1
-            if last > first:
-                part = Records(
-                    records.kinds[first:last],
-                    records.flags[first:last],
-                    records.hashes[32 * first : 32 * last],
-                    records.plain[first:last],
-                    records.payloads[first:last],
-                )
-                buffers, entries, length = frame_records(writer.segment, writer.offset, part)
-                writer.append(buffers, entries, length)
-                self._digest.update(entries)
-                self._count += last - first
-                first = last
-            if first < total:
-                self._fill_up()
-
-    def finish(self) -> Commit:
-        """Append the commit record and make everything durable, in this order: filled segments first."""
-        writer = self._open_writer()
-        self._close_extent(writer)
-        self._wait_for_seal()
-        digest, _ = self._digest.finish()
-        commit = Commit(
-            os.urandom(16), now_ms(), sum(e.records for e in self.extents), digest, tuple(self.extents)
-        )
-        if len(self.extents) > MAX_EXTENTS:
-            raise NoSpace(
-                f"one put may fill {MAX_EXTENTS} segments; use larger segments", extents=len(self.extents)
-            )
-        record, entry = frame_one(writer.segment, writer.offset, Kind.COMMIT, encode_commit(commit))
-        writer.append([record], entry, len(record))
-        self._committer.sync(writer)
-        return commit
-
-    def abort(self) -> None:
-        """Cut off what was streamed; segments that hold nothing else go. Without a commit nothing of it exists."""
-        if self.finished:
-            return
-        self.finished = True
-        writer, self.writer = self.writer, None
-        try:
-            self._wait_for_seal()
-        except HoldfastError:
-            pass
-        if writer is not None:
-            if not writer.given_up:
-                try:
-                    writer.truncate(self._start)
-                except HoldfastError:
-                    pass
-            self._writers.checkin(writer)
-        whole = {extent.segment for extent in self.extents if extent.start == SEGMENT_HEADER_BYTES}
-        for segment, (size, state) in self.sealed.items():
-            if segment in whole:
-                self._writers.discard(segment, size)
-            else:
-                self._writers.note(segment, size, state)
-
-    def release(self) -> None:
-        """Give the writer back after the commit was applied."""
-        writer, self.writer = self.writer, None
-        if writer is not None:
-            self._writers.checkin(writer)
-
-    def _open_writer(self) -> SegmentWriter:
-        if self.writer is None:
-            self.writer = self._writers.checkout(self._committer.buffer_bytes)
-            self._start = self.writer.offset
-        return self.writer
-
-    def _is_fresh(self, writer: SegmentWriter) -> bool:
-        return self._writers.has_room(writer, self._writers.segment_bytes)
-
-    def _close_extent(self, writer: SegmentWriter) -> None:
-        if self._count:
-            self.extents.append(Extent(writer.segment, self._start, writer.offset, self._count))
-            self._count = 0
-
-    def _fill_up(self) -> None:
-        """Seal the full segment in the background while the next one fills."""
-        writer = self._open_writer()
-        self._close_extent(writer)
-        self.writer = None
-        self._wait_for_seal()
-        self._sealing = self._committer.background.submit(self._seal, writer)
-
-    def _seal(self, writer: SegmentWriter) -> None:
-        try:
-            size = writer.seal()
-        except HoldfastError as error:
-            self._writers.forget(writer)
-            raise Unavailable(
-                f"segment {writer.segment} could not be made durable, and what went there cannot be asked for again:"
-                f" {error}. Nothing was stored; try again",
-                segment=writer.segment,
-            ) from error
-        self.sealed[writer.segment] = (size, SEGMENT_SEALED)
-        self._writers.release_sealed(writer)
-
-    def _wait_for_seal(self) -> None:
-        sealing, self._sealing = self._sealing, None
-        if sealing is not None:
-            sealing.result()
-
-
 class Committer:
     """Commits groups; those that come while an fsync runs share the next one."""
 
@@ -340,6 +171,10 @@ class Committer:
     def group(self) -> Group:
         """Begin a group."""
         return Group(self)
+
+    def stream(self) -> Stream:
+        """Begin to write a group that is too large to wait in memory."""
+        return Stream(self.writers, self.buffer_bytes, self.sync, self.background)
 
     def sync(self, writer: SegmentWriter) -> None:
         """Make a segment durable, where durability is wanted."""
@@ -396,7 +231,7 @@ class Committer:
             if any(writer.given_up for writer in used):
                 self.tell()
 
-    def finish_stream(self, stream: _Stream) -> None:
+    def finish_stream(self, stream: Stream) -> None:
         """Commit a streamed group."""
         try:
             commit = stream.finish()

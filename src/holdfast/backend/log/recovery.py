@@ -10,14 +10,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 from holdfast import _native
-from holdfast.backend.log.commit import Committer, Records, frame_records
+from holdfast.backend.log.commit import Committer
 from holdfast.backend.log.disk import Disk
+from holdfast.backend.log.groups import Groups, merged
 from holdfast.backend.log.layout import SEGMENTS, parse_segment_name, segment_path
-from holdfast.backend.log.replay import iter_facts, windowed
+from holdfast.backend.log.records import Records, frame_records
 from holdfast.backend.log.segment import (
     SegmentIndex,
     SegmentWriter,
@@ -27,9 +27,10 @@ from holdfast.backend.log.segment import (
     scan_records,
     slice_entries,
 )
-from holdfast.errors import BackendError, CorruptSegment
+from holdfast.backend.log.tidy import close_quiet, retire, seal_again
+from holdfast.errors import BackendError
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SEALED, SEGMENT_SUPERSEDED, Facts
-from holdfast.types import Problem, now_ms
+from holdfast.types import Problem
 from holdfast.wire.record import (
     ENTRY,
     ENTRY_BYTES,
@@ -41,12 +42,9 @@ from holdfast.wire.record import (
     Entry,
     Extent,
     Kind,
-    SegmentHeader,
     encode_commit,
-    encode_segment_header,
     frame_one,
     iter_entries,
-    parse_commit,
 )
 
 COPY_BYTES: Final = 4 << 20
@@ -75,7 +73,6 @@ class Recovery:
         *,
         rebuilding: bool,
     ) -> None:
-        self.problems: list[Problem] = []
         self.copied_bytes = 0
         self.segments = 0
         self._disk = disk
@@ -87,14 +84,18 @@ class Recovery:
         self._clean: list[tuple[int, int]] = []
         self._tails: list[_Tail] = []
         self._kept: set[int] = set()
-        self._named: set[int] = set()
         self._copied_before: set[bytes] = set()
         self._quiet: list[int] = []
         self._reseal: list[tuple[int, int]] = []
         self._copied: list[Commit] = []
         self._positions: dict[int, tuple[int, int]] = {}
         self._writer: SegmentWriter | None = None
-        self._entries_of = lru_cache(4)(self._load_entries)
+        self._groups = Groups(disk, root, self._own_entries)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The damage met so far."""
+        return self._groups.problems
 
     @property
     def has_work(self) -> bool:
@@ -110,7 +111,7 @@ class Recovery:
         for segment, (applied, state) in sorted(self._known.items()):
             held = applied > SEGMENT_HEADER_BYTES and state in (SEGMENT_OPEN, SEGMENT_SEALED)
             if held and segment not in present:
-                self._damage("a segment that the catalog knows is missing", segment, 0)
+                self._groups.damage("a segment that the catalog knows is missing", segment, 0)
         own = self._committer.writers.own() if self._committer else {}
         for segment in segments:
             applied, state = self._known.get(segment, (0, SEGMENT_OPEN))
@@ -128,7 +129,7 @@ class Recovery:
                 self._committer.sync(self._writer)
         finally:
             self._give_writer_back()
-        self._entries_of.cache_clear()
+        self._groups.entries_of.cache_clear()
 
     def facts(self) -> Iterator[Facts]:
         """Give what the catalog is to learn, in batches; the positions last."""
@@ -141,8 +142,8 @@ class Recovery:
         """Keep what commits elsewhere name: that was sealed once, and only its end is damaged."""
         for tail in self._tails:
             segment = tail.found.segment
-            if tail.dead and segment in self._named:
-                self._damage("the end of a sealed segment is damaged", segment, tail.found.size_bytes)
+            if tail.dead and segment in self._groups.named:
+                self._groups.damage("the end of a sealed segment is damaged", segment, tail.found.size_bytes)
                 self._kept.add(segment)
 
     def finish(self) -> None:
@@ -155,13 +156,15 @@ class Recovery:
         for tail in self._tails:
             if tail.dead and tail.found.segment not in self._kept:
                 with suppress(BackendError):
-                    self._retire(tail)
+                    retire(
+                        self._disk, self._root, self._store_id, tail.found.segment, tail.handle, tail.applied
+                    )
         for segment in self._quiet:
             with suppress(BackendError):
-                self._close_quiet(segment)
+                close_quiet(self._disk, self._root, segment)
         for segment, records_stop in self._reseal:
             with suppress(BackendError):
-                self._seal_again(segment, records_stop)
+                seal_again(self._disk, self._root, segment, records_stop)
 
     def close(self) -> None:
         """Give files and locks back."""
@@ -185,7 +188,7 @@ class Recovery:
                 return
             size = self._disk.size(handle)
             if size < applied:
-                self._damage("the segment is shorter than what was stored in it", segment, size)
+                self._groups.damage("the segment is shorter than what was stored in it", segment, size)
                 self._positions[segment] = (applied, SEGMENT_QUARANTINED)
                 return
             if size <= max(applied, SEGMENT_HEADER_BYTES):
@@ -205,8 +208,8 @@ class Recovery:
                 if index.sealed and index.problems and self._is_whole(handle, segment, path, index):
                     self._reseal.append((segment, index.records_stop))
                 else:
-                    self.problems.extend(index.problems)
-                self.problems.extend([problem] if problem is not None else [])
+                    self._groups.problems.extend(index.problems)
+                self._groups.problems.extend([problem] if problem is not None else [])
                 self._clean.append((segment, start))
                 self._positions[segment] = (
                     index.size_bytes,
@@ -216,6 +219,8 @@ class Recovery:
                 if not unclean:  # it was closed a moment ago, and somebody has adopted it
                     index = read_index(self._disk, handle, segment, path, start=start, deep=True)
                 self._tails.append(_Tail(index, start, dead, handle))
+                if applied <= SEGMENT_HEADER_BYTES:
+                    self._groups.scanned[segment] = index.entries
                 keep = True
         finally:
             if not keep:
@@ -235,6 +240,11 @@ class Recovery:
         )
         return not any(found.trouble for found in stretches)
 
+    def _own_entries(self) -> Mapping[int, SegmentWriter]:
+        if self._committer is None or self._rebuilding:
+            return {}
+        return self._committer.writers.own()
+
     def _look_at_own(self, writer: SegmentWriter) -> None:
         """Take a segment that we are writing as far as its last commit that we know to be durable."""
         segment, stop = writer.segment, SEGMENT_HEADER_BYTES
@@ -251,7 +261,7 @@ class Recovery:
         """See which groups of the tails an earlier rebuild has copied already: a clean segment has their commit."""
         wanted: set[bytes] = set()
         for tail in self._tails:
-            commits = self._iter_commits(tail.found.entries, tail.found.segment, tail.handle)
+            commits = self._groups.iter_commits(tail.found.entries, tail.found.segment, tail.handle)
             wanted.update(commit.id for commit, _ in commits if commit is not None)
         if not wanted:
             return
@@ -259,8 +269,8 @@ class Recovery:
             handle = self._disk.open(segment_path(self._root, segment), "r")
             try:
                 stop = self._positions[segment][0]
-                entries = slice_entries(self._entries_of(segment), start, stop)
-                for commit, _ in self._iter_commits(entries, segment, handle):
+                entries = slice_entries(self._groups.entries_of(segment), start, stop)
+                for commit, _ in self._groups.iter_commits(entries, segment, handle):
                     if commit is not None and commit.id in wanted:
                         self._copied_before.add(commit.id)
             finally:
@@ -270,7 +280,7 @@ class Recovery:
         """Copy each group that is wholly there; those without a whole commit never existed."""
         segment = tail.found.segment
         whole_after_broken = broken = False
-        for commit, _ in self._iter_commits(tail.found.entries, segment, tail.handle):
+        for commit, _ in self._groups.iter_commits(tail.found.entries, segment, tail.handle):
             parts = None if commit is None else self._members(commit, tail)
             if commit is None or parts is None:
                 broken = True
@@ -283,7 +293,7 @@ class Recovery:
             else:
                 self._copied.append(self._copy(commit, tail, parts))
         if whole_after_broken:
-            self._damage(
+            self._groups.damage(
                 "a group does not match its commit, and a later one does: kept for a look",
                 segment,
                 tail.applied,
@@ -301,7 +311,7 @@ class Recovery:
                 if extent.start < tail.applied:
                     return None
             else:
-                part = slice_entries(self._entries_of(extent.segment), extent.start, extent.stop)
+                part = slice_entries(self._groups.entries_of(extent.segment), extent.start, extent.stop)
             if len(part) != extent.records * ENTRY_BYTES:
                 return None
             parts.append(part)
@@ -371,166 +381,10 @@ class Recovery:
             first = last
         return bytes(entries)
 
-    def _retire(self, tail: _Tail) -> None:
-        """Cut a dead writer's segment to what was applied in place, and seal that; without any, remove it."""
-        segment = tail.found.segment
-        directory = f"{self._root}/{SEGMENTS}"
-        highest = max(parse_segment_name(name) or 0 for name in self._disk.listdir(directory))
-        if tail.applied <= SEGMENT_HEADER_BYTES and segment < highest:
-            self._disk.unlink(segment_path(self._root, segment))
-            self._disk.fsync_dir(directory)
-            return
-        if tail.applied <= SEGMENT_HEADER_BYTES:
-            header = encode_segment_header(SegmentHeader(segment, self._store_id, now_ms()))
-            self._disk.pwrite(tail.handle, [header], 0)
-        self._disk.truncate(tail.handle, tail.applied)
-        self._disk.fsync(tail.handle)
-        handle = self._disk.open(segment_path(self._root, segment), "a")
-        SegmentWriter(self._disk, self._root, segment, handle, tail.applied).seal()
-
-    def _seal_again(self, segment: int, records_stop: int) -> None:
-        """Write the index of a sealed segment anew from its records, which are all good."""
-        handle = self._disk.open(segment_path(self._root, segment), "a")
-        try:
-            if not self._disk.lock(handle):
-                return
-            self._disk.truncate(handle, records_stop)
-            writer = SegmentWriter(self._disk, self._root, segment, handle, records_stop)
-            handle = -1
-        finally:
-            if handle >= 0:
-                self._disk.close(handle)
-        writer.seal()
-
-    def _close_quiet(self, segment: int) -> None:
-        """Let a segment be adopted whose writer died with nothing under way; remove one that never held anything."""
-        path = segment_path(self._root, segment)
-        handle = self._disk.open(path, "a")
-        writer = None
-        try:
-            if not self._disk.lock(handle):
-                return
-            size = self._disk.size(handle)
-            if read_tail(self._disk, handle, segment, size).closed:
-                return
-            if size > SEGMENT_HEADER_BYTES:
-                writer = SegmentWriter(self._disk, self._root, segment, handle, size)
-        finally:
-            if writer is None:
-                self._disk.close(handle)
-        if writer is not None:
-            writer.close()
-            return
-        directory = f"{self._root}/{SEGMENTS}"
-        if segment < max(parse_segment_name(name) or 0 for name in self._disk.listdir(directory)):
-            self._disk.unlink(path)
-            self._disk.fsync_dir(directory)
-
     # -- facts
 
     def _all_facts(self) -> Iterator[Facts]:
         for segment, start in self._clean:
-            yield from self._segment_facts(segment, start)
+            yield from self._groups.segment_facts(segment, start, self._positions[segment][0])
         for commit in self._copied:
-            yield from self._commit_facts(commit)
-
-    def _segment_facts(self, segment: int, start: int) -> Iterator[Facts]:
-        """Give the facts of the groups that end in a clean segment, from `start` on."""
-        path = segment_path(self._root, segment)
-        handle = self._disk.open(path, "r")
-        try:
-            stop = self._positions[segment][0]
-            entries = slice_entries(self._entries_of(segment), start, stop)
-            group_start = start
-            for commit, at in self._iter_commits(entries, segment, handle):
-                if commit is None:
-                    self._damage("a commit record is damaged; its records are taken as they are", segment, at)
-                    yield from self._extent_facts(Extent(segment, group_start, at, 0), 0)
-                else:
-                    yield from self._commit_facts(commit)
-                group_start = at + HEADER_BYTES
-        finally:
-            self._disk.close(handle)
-
-    def _commit_facts(self, commit: Commit) -> Iterator[Facts]:
-        self._named.update(extent.segment for extent in commit.extents)
-        parts = [slice_entries(self._entries_of(e.segment), e.start, e.stop) for e in commit.extents]
-        whole = b"".join(parts)
-        if len(whole) != commit.records * ENTRY_BYTES or _native.blake3(whole) != commit.digest:
-            first = commit.extents[0] if commit.extents else Extent(0, 0, 0, 0)
-            self._damage(
-                "a committed group is damaged; what is left of it is taken", first.segment, first.start
-            )
-        for extent in commit.extents:
-            yield from self._extent_facts(extent, commit.time_ms)
-
-    def _extent_facts(self, extent: Extent, time_ms: int) -> Iterator[Facts]:
-        part = slice_entries(self._entries_of(extent.segment), extent.start, extent.stop)
-        if not part:
-            return
-        handle = self._disk.open(segment_path(self._root, extent.segment), "r")
-        try:
-            payloads = windowed(lambda length, offset: self._disk.pread(handle, length, offset))
-            yield from iter_facts(extent.segment, part, time_ms, payloads, self.problems)
-        finally:
-            self._disk.close(handle)
-
-    def _iter_commits(self, entries: bytes, segment: int, handle: int) -> Iterator[tuple[Commit | None, int]]:
-        """Give each commit record (None: damaged) and its offset."""
-        payloads = windowed(lambda length, offset: self._disk.pread(handle, length, offset))
-        kind = int(Kind.COMMIT)
-        for at in range(0, len(entries), ENTRY_BYTES):
-            if entries[at] == kind:
-                entry = Entry._make(ENTRY.unpack(entries[at : at + ENTRY_BYTES]))
-                payload = payloads(0, entry.offset + HEADER_BYTES, entry.stored_bytes)
-                good = len(payload) == entry.stored_bytes and _native.blake3(payload) == entry.hash
-                commit = parse_commit(payload) if good else None
-                yield commit, entry.offset
-
-    def _load_entries(self, segment: int) -> bytes:
-        """Give all entries of a segment, or those of a tail that was scanned already."""
-        for tail in self._tails:
-            if tail.found.segment == segment and tail.applied <= SEGMENT_HEADER_BYTES:
-                return tail.found.entries
-        writer = self._committer.writers.own().get(segment) if self._committer else None
-        if writer is not None and not self._rebuilding:
-            return writer.entries(SEGMENT_HEADER_BYTES, writer.synced)
-        path = segment_path(self._root, segment)
-        try:
-            handle = self._disk.open(path, "r")
-        except FileNotFoundError:
-            self._damage("a segment that a commit names is missing", segment, 0)
-            return b""
-        try:
-            return read_index(self._disk, handle, segment, path).entries
-        finally:
-            self._disk.close(handle)
-
-    def _damage(self, message: str, segment: int, offset: int) -> None:
-        self.problems.append(
-            Problem(
-                kind=CorruptSegment.kind,
-                message=message,
-                segment=segment,
-                offset_bytes=offset,
-                path=segment_path(self._root, segment),
-            )
-        )
-
-
-def merged(batches: Iterator[Facts]) -> Iterator[Facts]:
-    """Put small batches together, so that a million commits are not a million statements."""
-    whole = Facts()
-    rows = 0
-    for facts in batches:
-        for name in ("data", "blobs", "artifacts", "tombstones", "tags", "quarantine"):
-            more = getattr(facts, name)
-            if more:
-                getattr(whole, name).extend(more)
-                rows += len(more)
-        whole.segments.update(facts.segments)
-        if rows >= MERGE_ROWS:
-            yield whole
-            whole, rows = Facts(), 0
-    if rows or whole.segments:
-        yield whole
+            yield from self._groups.commit_facts(commit)

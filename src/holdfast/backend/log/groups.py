@@ -1,0 +1,147 @@
+"""Groups as they stand in segments: their commits, their index entries, their facts; and the damage met there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Final
+
+from holdfast import _native
+from holdfast.backend.log.disk import Disk
+from holdfast.backend.log.layout import segment_path
+from holdfast.backend.log.replay import iter_facts, windowed
+from holdfast.backend.log.segment import SegmentWriter, read_index, slice_entries
+from holdfast.errors import CorruptSegment
+from holdfast.facts import Facts
+from holdfast.types import Problem
+from holdfast.wire.record import (
+    ENTRY,
+    ENTRY_BYTES,
+    HEADER_BYTES,
+    SEGMENT_HEADER_BYTES,
+    Commit,
+    Entry,
+    Extent,
+    Kind,
+    parse_commit,
+)
+
+MERGE_ROWS: Final = 20_000
+
+
+class Groups:
+    """Reads groups for one recovery. `own` gives the segments whose durable entries are in memory."""
+
+    def __init__(self, disk: Disk, root: str, own: Callable[[], Mapping[int, SegmentWriter]]) -> None:
+        self.problems: list[Problem] = []
+        self.named: set[int] = set()
+        """The segments that commits name, of which facts were given."""
+        self.scanned: dict[int, bytes] = {}
+        """All entries of segments that were read already."""
+        self.entries_of = lru_cache(4)(self._load_entries)
+        self._disk = disk
+        self._root = root
+        self._own = own
+
+    def segment_facts(self, segment: int, start: int, stop: int) -> Iterator[Facts]:
+        """Give the facts of the groups that end in a clean segment, from `start` on."""
+        path = segment_path(self._root, segment)
+        handle = self._disk.open(path, "r")
+        try:
+            entries = slice_entries(self.entries_of(segment), start, stop)
+            group_start = start
+            for commit, at in self.iter_commits(entries, segment, handle):
+                if commit is None:
+                    self.damage("a commit record is damaged; its records are taken as they are", segment, at)
+                    yield from self.extent_facts(Extent(segment, group_start, at, 0), 0)
+                else:
+                    yield from self.commit_facts(commit)
+                group_start = at + HEADER_BYTES
+        finally:
+            self._disk.close(handle)
+
+    def commit_facts(self, commit: Commit) -> Iterator[Facts]:
+        """Give the facts of one group; what is left of it where it is damaged."""
+        self.named.update(extent.segment for extent in commit.extents)
+        parts = [slice_entries(self.entries_of(e.segment), e.start, e.stop) for e in commit.extents]
+        whole = b"".join(parts)
+        if len(whole) != commit.records * ENTRY_BYTES or _native.blake3(whole) != commit.digest:
+            first = commit.extents[0] if commit.extents else Extent(0, 0, 0, 0)
+            self.damage(
+                "a committed group is damaged; what is left of it is taken", first.segment, first.start
+            )
+        for extent in commit.extents:
+            yield from self.extent_facts(extent, commit.time_ms)
+
+    def extent_facts(self, extent: Extent, time_ms: int) -> Iterator[Facts]:
+        """Give the facts of a stretch of records."""
+        part = slice_entries(self.entries_of(extent.segment), extent.start, extent.stop)
+        if not part:
+            return
+        handle = self._disk.open(segment_path(self._root, extent.segment), "r")
+        try:
+            payloads = windowed(lambda length, offset: self._disk.pread(handle, length, offset))
+            yield from iter_facts(extent.segment, part, time_ms, payloads, self.problems)
+        finally:
+            self._disk.close(handle)
+
+    def iter_commits(self, entries: bytes, segment: int, handle: int) -> Iterator[tuple[Commit | None, int]]:
+        """Give each commit record (None: damaged) and its offset."""
+        payloads = windowed(lambda length, offset: self._disk.pread(handle, length, offset))
+        kind = int(Kind.COMMIT)
+        for at in range(0, len(entries), ENTRY_BYTES):
+            if entries[at] == kind:
+                entry = Entry._make(ENTRY.unpack(entries[at : at + ENTRY_BYTES]))
+                payload = payloads(0, entry.offset + HEADER_BYTES, entry.stored_bytes)
+                good = len(payload) == entry.stored_bytes and _native.blake3(payload) == entry.hash
+                commit = parse_commit(payload) if good else None
+                yield commit, entry.offset
+
+    def _load_entries(self, segment: int) -> bytes:
+        """Give all entries of a segment, or those of a tail that was scanned already."""
+        scanned = self.scanned.get(segment)
+        if scanned is not None:
+            return scanned
+        writer = self._own().get(segment)
+        if writer is not None:
+            return writer.entries(SEGMENT_HEADER_BYTES, writer.synced)
+        path = segment_path(self._root, segment)
+        try:
+            handle = self._disk.open(path, "r")
+        except FileNotFoundError:
+            self.damage("a segment that a commit names is missing", segment, 0)
+            return b""
+        try:
+            return read_index(self._disk, handle, segment, path).entries
+        finally:
+            self._disk.close(handle)
+
+    def damage(self, message: str, segment: int, offset: int) -> None:
+        """Add a problem."""
+        self.problems.append(
+            Problem(
+                kind=CorruptSegment.kind,
+                message=message,
+                segment=segment,
+                offset_bytes=offset,
+                path=segment_path(self._root, segment),
+            )
+        )
+
+
+def merged(batches: Iterator[Facts]) -> Iterator[Facts]:
+    """Put small batches together, so that a million commits are not a million statements."""
+    whole = Facts()
+    rows = 0
+    for facts in batches:
+        for name in ("data", "blobs", "artifacts", "tombstones", "tags", "quarantine"):
+            more = getattr(facts, name)
+            if more:
+                getattr(whole, name).extend(more)
+                rows += len(more)
+        whole.segments.update(facts.segments)
+        if rows >= MERGE_ROWS:
+            yield whole
+            whole, rows = Facts(), 0
+    if rows or whole.segments:
+        yield whole

@@ -1,0 +1,227 @@
+"""Payloads by their hash, verified before they are handed on; where one copy is bad another is tried."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from holdfast import _native
+from holdfast.backend.log.disk import Disk
+from holdfast.backend.log.handles import Handles
+from holdfast.backend.log.layout import segment_path
+from holdfast.errors import (
+    BackendError,
+    CorruptBlob,
+    HoldfastError,
+    IntegrityError,
+    MissingChunk,
+    Unavailable,
+)
+from holdfast.facts import FLAG_ZSTD
+from holdfast.types import Hash
+from holdfast.wire.record import ENTRY_BYTES, FLAG_SHA256, HEADER, HEADER_BYTES
+
+OFFSET_MASK: Final = (1 << 32) - 1
+HEADER_STORED: Final = 7
+HEADER_HASH: Final = 10
+"""Where a record header's fields have the stored length and the hash."""
+MAX_SUSPECTED: Final = 3
+"""How many doubtful places lead to a rebuild of the catalog, in the life of one open store; one puts all right."""
+
+
+class Place(NamedTuple):
+    """Where a payload lies: a row of the catalog without its key."""
+
+    location: int
+    stored_bytes: int
+    plain_bytes: int
+    flags: int
+
+
+class Index(Protocol):
+    """What reading needs from the catalog."""
+
+    def find_data(self, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, int, int, int]]: ...
+    def copies(self, hash: bytes) -> Sequence[tuple[int, int, int, int]]: ...
+    def is_current(self) -> bool: ...
+
+
+class StaleIndex(HoldfastError):
+    """The catalog says what storage does not: it is to be rebuilt, and the question asked again. Never for users.
+
+    `fault` is the error to raise where that cannot help.
+    """
+
+    kind = "stale_index"
+
+
+def place_text(location: int) -> str:
+    """Say where a record is, for messages."""
+    return f"segment {location >> 32}, offset {location & OFFSET_MASK}"
+
+
+class Payloads:
+    """Payloads by their hash: read, decompressed, verified; another copy is tried where one is bad."""
+
+    def __init__(self, disk: Disk, root: str, index: Callable[[], Index]) -> None:
+        self.handles = Handles(disk, root)
+        self._disk = disk
+        self._root = root
+        self._index = index
+        self._local = threading.local()
+        self._suspected: set[bytes] = set()
+
+    def suspect(self, hash_: bytes, error: IntegrityError) -> HoldfastError:
+        """Give the error to raise when the fault may be the catalog's: the first time for a hash it is asked anew."""
+        if hash_ in self._suspected or len(self._suspected) >= MAX_SUSPECTED:
+            return error
+        self._suspected.add(hash_)
+        return StaleIndex(f"{error}; or the catalog is wrong", fault=error)
+
+    def find(self, hash_: bytes) -> Place:
+        """Look a payload up; `MissingChunk` when the catalog has no row."""
+        row = self._index().find_data((hash_,)).get(hash_)
+        if row is None:
+            missing = MissingChunk(f"the payload {hash_.hex()} is named and not here", hash=Hash(hash_))
+            raise self.suspect(hash_, missing)
+        return Place._make(row)
+
+    def load(self, hash_: bytes) -> bytes:
+        """Give the verified payload of a hash."""
+        return self.read(hash_, self.find(hash_))
+
+    def read(self, hash_: bytes, place: Place) -> bytes:
+        """Give a verified payload from its place, or from another copy if that one is bad or has moved."""
+        try:
+            return self.read_at(hash_, place)
+        except (FileNotFoundError, IntegrityError) as error:
+            return self._read_elsewhere(hash_, place, error)
+
+    def read_at(self, hash_: bytes, place: Place) -> bytes:
+        """Give a verified payload from exactly this place."""
+        location, stored, plain, flags = place
+        data = self._pread(location, stored)
+        if flags & FLAG_ZSTD:
+            data = self.decompress(data, plain, hash_, location)
+        elif len(data) != plain:
+            raise self.corrupt(hash_, location, "is cut off")
+        if not matches(data, hash_, flags):
+            raise self.corrupt(hash_, location, "does not match its hash")
+        return data
+
+    def read_document(self, blob: bytes, location: int, stored: int) -> bytes:
+        """Give the payload of the record that describes a large blob, checked against the record's own header."""
+        segment, offset = location >> 32, location & OFFSET_MASK
+        try:
+            record = self._pread(location, stored, with_header=True)
+        except FileNotFoundError as error:
+            path = segment_path(self._root, segment)
+            gone = MissingChunk(
+                f"the record of blob {blob.hex()} should be in {place_text(location)}, and {path} is gone",
+                hash=Hash(blob),
+                segment=segment,
+                offset_bytes=offset,
+                path=path,
+            )
+            raise self.suspect(blob, gone) from error
+        entries, consumed, _ = _native.scan(record, segment, offset, deep=True)
+        payload = record[HEADER_BYTES:]
+        if (
+            consumed != HEADER_BYTES + stored
+            or _native.blake3(payload) != entries[ENTRY_BYTES - 32 : ENTRY_BYTES]
+        ):
+            raise self.suspect(blob, self.corrupt(blob, location, "does not match its record"))
+        return payload
+
+    def decompress(self, data: bytes | memoryview, plain_bytes: int, hash_: bytes, location: int) -> bytes:
+        """Undo compression; never makes more than the record says."""
+        try:
+            decompressor = self._local.decompressor
+        except AttributeError:
+            import zstandard
+
+            decompressor = self._local.decompressor = zstandard.ZstdDecompressor()
+            self._local.zstandard = zstandard
+        zstandard = self._local.zstandard
+        try:
+            if zstandard.frame_content_size(data) != plain_bytes:
+                raise self.corrupt(hash_, location, "says another size than it has")
+            plain: bytes = decompressor.decompress(data)
+        except zstandard.ZstdError:
+            raise self.corrupt(hash_, location, "cannot be decompressed") from None
+        return plain
+
+    def corrupt(self, hash_: bytes, location: int, why: str, offset_bytes: int | None = None) -> CorruptBlob:
+        """Make the error for damage at a place."""
+        segment, offset = location >> 32, location & OFFSET_MASK
+        return CorruptBlob(
+            f"the payload {hash_.hex()} in {place_text(location)} {why}: the bytes on disk are damaged",
+            hash=Hash(hash_),
+            segment=segment,
+            offset_bytes=offset if offset_bytes is None else offset_bytes,
+            path=segment_path(self._root, segment),
+        )
+
+    def _pread(self, location: int, stored: int, *, with_header: bool = False) -> bytes:
+        segment = location >> 32
+        offset = location & OFFSET_MASK
+        try:
+            if with_header:
+                return self.handles.read(segment, offset, stored + HEADER_BYTES)
+            return self.handles.read(segment, offset + HEADER_BYTES, stored)
+        except (FileNotFoundError, BackendError):
+            raise
+        except OSError as error:
+            path = segment_path(self._root, segment)
+            raise Unavailable(
+                f"cannot read {path} at {location & OFFSET_MASK}: {error}",
+                path=path,
+                segment=segment,
+                offset_bytes=location & OFFSET_MASK,
+                errno=error.errno,
+            ) from error
+
+    def _read_elsewhere(self, hash_: bytes, tried: Place, error: Exception) -> bytes:
+        """Look again: the segment may have been compacted away, or there may be a second copy."""
+        index = self._index()
+        rows = list(index.find_data((hash_,)).values()) + list(index.copies(hash_))
+        for row in rows:
+            place = Place._make(row)
+            if place == tried and not isinstance(error, FileNotFoundError):
+                continue
+            try:
+                return self.read_at(hash_, place)
+            except (FileNotFoundError, IntegrityError):
+                continue
+        if isinstance(error, FileNotFoundError):
+            path = segment_path(self._root, tried.location >> 32)
+            gone = MissingChunk(
+                f"the payload {hash_.hex()} should be in {place_text(tried.location)}, and {path} is gone",
+                hash=Hash(hash_),
+                segment=tried.location >> 32,
+                offset_bytes=tried.location & OFFSET_MASK,
+                path=path,
+            )
+            raise self.suspect(hash_, gone) from error
+        if isinstance(error, IntegrityError) and not self._is_record_of(hash_, tried):
+            raise self.suspect(hash_, error)
+        raise error
+
+    def _is_record_of(self, hash_: bytes, place: Place) -> bool:
+        """Whether the record at a place is, by its own header, the one that the catalog says is there."""
+        segment, offset = place.location >> 32, place.location & OFFSET_MASK
+        header = self.handles.read(segment, offset, HEADER_BYTES)
+        if _native.find_header(header, segment, offset, 0) != 0:
+            return False
+        fields = HEADER.unpack(header)
+        return bool(fields[HEADER_HASH] == hash_ and fields[HEADER_STORED] == place.stored_bytes)
+
+
+def matches(data: bytes | memoryview, hash_: bytes, flags: int) -> bool:
+    """Whether a plain payload hashes to its name."""
+    if flags & FLAG_SHA256:
+        import hashlib
+
+        return hashlib.sha256(data).digest() == hash_
+    return _native.blake3(data) == hash_
