@@ -29,7 +29,7 @@ from benches.corpora import place
 from benches.measure import Bench, Report
 from holdfast.chunking import Chunking
 from holdfast.compress import LEVEL
-from holdfast.store import DEFAULT_COMPRESSION, DEFAULT_SEGMENT_BYTES
+from holdfast.making import DEFAULT_COMPRESSION, DEFAULT_SEGMENT_BYTES
 
 ROWS: Final[dict[str, Callable[[Bench], Report]]] = {
     "put": large.put,

@@ -16,7 +16,7 @@ from holdfast.core import MENDABLE, Core
 from holdfast.errors import InvalidInput
 from holdfast.types import EPOCH, Artifact, BlobFormat, Hash, LabelCount, id_text, parse_id, to_datetime
 from holdfast.wire.document import Details, parse_details
-from holdfast.words import check_text, check_texts
+from holdfast.words import check_keywords, check_text, check_texts
 
 FORMATS: Final = (BlobFormat.RAW, BlobFormat.HASH_SEQ)
 Check = Callable[[Details], bool]
@@ -151,8 +151,7 @@ class Plan(NamedTuple):
 
 def plan_find(catalog: Catalog, filters: Filters) -> Plan:
     """Check the filters, and choose what the catalog's rows can tell; `InvalidInput` says which one will not do."""
-    if unknown := filters.keys() - Filters.__annotations__.keys():
-        raise TypeError(f"there is no filter {min(unknown)!r}")
+    check_keywords(filters, Filters)
     deleted = bool(filters.get("deleted"))
     groups: list[tuple[Label, ...]] = []
     checks: list[Check] = []

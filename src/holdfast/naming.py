@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
 
 from holdfast.backend.log.commit import Group
 from holdfast.catalog import ArtifactEntry
@@ -42,6 +42,23 @@ class Change(NamedTuple):
     remove_links: Iterable[str] = ()
     add_requires: Iterable[Hash | Artifact | str] = ()
     remove_requires: Iterable[Hash | Artifact | str] = ()
+
+
+class Changes(TypedDict, total=False):
+    """The keywords of `update`."""
+
+    filename: str | Keep | None
+    content_type: str | Keep | None
+    created_by: str | Keep | None
+    metadata: Mapping[str, Scalar] | Keep | None
+    add_metadata: Mapping[str, Scalar] | None
+    remove_metadata: Iterable[str]
+    add_tags: Iterable[str]
+    remove_tags: Iterable[str]
+    add_links: Iterable[str]
+    remove_links: Iterable[str]
+    add_requires: Iterable[Hash | Artifact | str]
+    remove_requires: Iterable[Hash | Artifact | str]
 
 
 class Naming:

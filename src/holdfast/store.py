@@ -7,45 +7,27 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
-from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import Any, Unpack
 
 from holdfast.artifacts import Artifacts, Writer
-from holdfast.backend.log.backend import LogBackend
-from holdfast.backend.log.disk import Disk, LocalDisk, is_network_filesystem
-from holdfast.backend.log.layout import (
-    CATALOG_FILE,
-    MAX_SEGMENT_BYTES,
-    MIN_SEGMENT_BYTES,
-    create_store,
-    read_store_file,
-)
 from holdfast.blobs import Blobs
 from holdfast.catalog.labels import LINK, TAG
-from holdfast.chunking import Chunking
-from holdfast.core import Core, Options, entered
+from holdfast.core import Core, entered
 from holdfast.directories import put_directory
 from holdfast.errors import (
     ArtifactNotFound,
     BlobNotFound,
-    Conflict,
-    InvalidConfig,
     InvalidInput,
-    StoreNotFound,
 )
 from holdfast.finding import Filters, Finding
-from holdfast.naming import Change, Naming
+from holdfast.making import How, open_core
+from holdfast.naming import Change, Changes, Naming
 from holdfast.reading import Reading
-from holdfast.recovery import CatalogKeeper
 from holdfast.scrub import scrub, verify
 from holdfast.tags import Tags
 from holdfast.types import (
-    KEEP,
     Artifact,
     BlobFormat,
-    Hash,
-    Keep,
     LabelCount,
     ProgressCallback,
     PutItem,
@@ -56,13 +38,9 @@ from holdfast.types import (
     Stats,
     TreeReport,
     VerifyReport,
-    now_ms,
 )
-from holdfast.words import Words
+from holdfast.words import Said, check_keywords, gather
 
-DEFAULT_SEGMENT_BYTES: Final = 64 << 20
-DEFAULT_COMPRESSION: Final = "zstd"
-LOCK_TIMEOUT_SECONDS: Final = 30.0
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
@@ -90,57 +68,13 @@ class Store:
         cls,
         path: str | os.PathLike[str],
         *,
-        create: bool = False,
-        exist_ok: bool = True,
-        read_only: bool = False,
-        disk: Disk | None = None,
-        catalog_path: Path | str | None = "",
-        chunking: Chunking | None = None,
-        compression: str | None = None,
-        segment_bytes: int = DEFAULT_SEGMENT_BYTES,
-        fsync: bool = True,
-        lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
-        options: Options | None = None,
         location: str | None = None,
         reopen: Mapping[str, Any] | None = None,
+        **how: Unpack[How],
     ) -> Store:
-        """Open a log store on any disk; `catalog_path` "" is the store's own, None keeps the catalog in memory."""
+        """Open a log store on any disk (`making.open_core` has the keywords)."""
         root = os.path.abspath(os.fspath(path))
-        if not MIN_SEGMENT_BYTES <= segment_bytes <= MAX_SEGMENT_BYTES:
-            raise InvalidConfig(
-                f"segment_size_bytes is {segment_bytes}; {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES} are allowed"
-            )
-        real = disk is None
-        used = LocalDisk() if disk is None else disk
-        if create:
-            _create(used, root, exist_ok, chunking, compression)
-        store = read_store_file(used, root)
-        _check_conflicts(root, store.chunking, store.compression, chunking, compression)
-        if real and not read_only and is_network_filesystem(root):
-            raise InvalidConfig(
-                f"{root} is on a network file system, where locks and fsync cannot be relied on: use a local disk,"
-                " or read_only",
-                path=root,
-            )
-        backend = LogBackend(
-            used,
-            root,
-            store,
-            read_only=read_only,
-            segment_bytes=segment_bytes,
-            fsync=fsync,
-            lock_timeout_seconds=lock_timeout_seconds,
-        )
-        where = Path(f"{root}/{CATALOG_FILE}") if catalog_path == "" else catalog_path
-        keeper = CatalogKeeper(backend, Path(where) if where is not None else None)
-        try:
-            backend.attach(keeper.current, keeper.known_segments, keeper.apply)
-            keeper.open()
-        except BaseException:
-            keeper.close()
-            backend.abandon()
-            raise
-        return cls(location or root, Core(backend, keeper, options or Options()), reopen)
+        return cls(location or root, open_core(root, **how), reopen)
 
     # -- storing
 
@@ -150,22 +84,17 @@ class Store:
         source: Source,
         *,
         filename: str | None = None,
-        content_type: str | None = None,
-        tags: Iterable[str] = (),
-        links: Iterable[str] = (),
-        requires: Iterable[Hash | Artifact | str] = (),
-        metadata: Mapping[str, Scalar] | None = None,
-        created_by: str | None = None,
         progress: ProgressCallback | None = None,
+        **words: Unpack[Said],
     ) -> Artifact:
         """Store one artifact; durable when it returns (its `durability` says how).
 
         `source`: a path (`str` is always a path), bytes-like, a binary file, or an iterable of bytes-like. What
-        was read is what is stored. Raises `EmptyData`, `TooLarge`, `SourceNotFound`, `InvalidInput`, and
-        `BackendError`; nothing of it is visible then. Memory is bounded whatever the size.
+        was read is what is stored. Keywords: `content_type`, `tags`, `links`, `requires` (artifacts and hashes that
+        live as long as this one), `metadata`, `created_by`. Raises `EmptyData`, `TooLarge`, `SourceNotFound`,
+        `InvalidInput`, and `BackendError`; nothing of it is visible then. Memory is bounded whatever the size.
         """
-        words = Words(filename, content_type, tags, links, requires, metadata, created_by)
-        return self._artifacts.put(source, words, progress)
+        return self._artifacts.put(source, gather(filename, words), progress)
 
     @entered
     def put_many(
@@ -174,20 +103,15 @@ class Store:
         *,
         max_items: int = 100_000,
         filename: str | None = None,
-        content_type: str | None = None,
-        tags: Iterable[str] = (),
-        links: Iterable[str] = (),
-        requires: Iterable[Hash | Artifact | str] = (),
-        metadata: Mapping[str, Scalar] | None = None,
-        created_by: str | None = None,
         progress: ProgressCallback | None = None,
+        **words: Unpack[Said],
     ) -> list[Artifact]:
         """Store many artifacts as one acknowledgement, all or nothing; in the order of the items.
 
-        Keywords are defaults, which an item's own replace. `TooLarge` above `max_items`.
+        Keywords, those of `put`, are defaults, which an item's own replace. `TooLarge` above `max_items`.
         """
-        words = Words(filename, content_type, tags, links, requires, metadata, created_by)
-        return self._artifacts.put_many(items, words, max_items=max_items, progress=progress)
+        common = gather(filename, words)
+        return self._artifacts.put_many(items, common, max_items=max_items, progress=progress)
 
     @entered
     def put_tree(
@@ -198,26 +122,21 @@ class Store:
         strict: bool = False,
         on_report: Callable[[TreeReport], None] | None = None,
         filename: str | None = None,
-        content_type: str | None = None,
-        tags: Iterable[str] = (),
-        links: Iterable[str] = (),
-        requires: Iterable[Hash | Artifact | str] = (),
-        metadata: Mapping[str, Scalar] | None = None,
-        created_by: str | None = None,
         progress: ProgressCallback | None = None,
+        **words: Unpack[Said],
     ) -> Artifact:
         """Store a directory as one artifact, whose blob is an iroh collection of its files.
 
         Executable bits, symbolic links and empty directories stand in a second blob that the artifact requires.
         The tree is what was read: a file that vanishes midway, or is a socket, pipe or device, is left out and
         told to `on_report` (and logged), or is an error if `strict`. `exclude`: patterns as in .gitignore.
+        Other keywords are those of `put`.
         """
-        words = Words(filename, content_type, tags, links, requires, metadata, created_by)
         return put_directory(
             self._core,
             self._artifacts,
             directory,
-            words,
+            gather(filename, words),
             exclude=exclude,
             strict=strict,
             on_report=on_report,
@@ -225,20 +144,9 @@ class Store:
         )
 
     @entered
-    def writer(
-        self,
-        filename: str | None = None,
-        *,
-        content_type: str | None = None,
-        tags: Iterable[str] = (),
-        links: Iterable[str] = (),
-        requires: Iterable[Hash | Artifact | str] = (),
-        metadata: Mapping[str, Scalar] | None = None,
-        created_by: str | None = None,
-    ) -> Writer:
-        """Store an artifact that is written piece by piece; see `Writer`."""
-        words = Words(filename, content_type, tags, links, requires, metadata, created_by)
-        return Writer(self._core, self._artifacts, words)
+    def writer(self, filename: str | None = None, **words: Unpack[Said]) -> Writer:
+        """Store an artifact that is written piece by piece; see `Writer`. Keywords are those of `put`."""
+        return Writer(self._core, self._artifacts, gather(filename, words))
 
     # -- finding and reading
 
@@ -258,54 +166,18 @@ class Store:
 
     @entered
     def find(
-        self,
-        *,
-        tag: str | Iterable[str] | None = None,
-        any_tag: Iterable[str] | None = None,
-        link: str | Iterable[str] | None = None,
-        any_link: Iterable[str] | None = None,
-        prefix: str | None = None,
-        content_type: str | None = None,
-        created_by: str | None = None,
-        filename: str | None = None,
-        hash: Hash | None = None,
-        created_after: datetime | None = None,
-        created_before: datetime | None = None,
-        modified_after: datetime | None = None,
-        modified_before: datetime | None = None,
-        min_size_bytes: int | None = None,
-        max_size_bytes: int | None = None,
-        deleted: bool = False,
-        limit: int | None = None,
-        after: Artifact | str | None = None,
+        self, *, limit: int | None = None, after: Artifact | str | None = None, **filters: Unpack[Filters]
     ) -> Iterator[Artifact]:
         """Give the artifacts for which all that is given holds, newest first, fetched in pages as it goes.
 
         `tag`, `link`: one, or several, all of which it has; `any_tag`, `any_link`: it has at least one of these.
         `prefix`: a tag begins with it. `filename` and `content_type` are patterns (`*.png`, `image/*`).
-        Times are aware; from `…_after` on and before `…_before`. Sizes include both ends.
+        `hash`, `created_by`: it is this one. `created_after`, `created_before`, `modified_after`, `modified_before`:
+        aware times, from `…_after` on and before `…_before`. `min_size_bytes` and `max_size_bytes` are both included.
         `deleted=True`: those that can still be restored. `after` goes on behind an artifact, here still or not.
 
         Tags and links are looked up; other filters go through all that the former leave.
         """
-        filters = Filters(
-            tag=tag,
-            any_tag=any_tag,
-            link=link,
-            any_link=any_link,
-            prefix=prefix,
-            content_type=content_type,
-            created_by=created_by,
-            filename=filename,
-            hash=hash,
-            created_after=created_after,
-            created_before=created_before,
-            modified_after=modified_after,
-            modified_before=modified_before,
-            min_size_bytes=min_size_bytes,
-            max_size_bytes=max_size_bytes,
-            deleted=deleted,
-        )
         return self._finding.find(filters, limit, after)
 
     @entered
@@ -358,45 +230,17 @@ class Store:
 
     @entered
     def update(
-        self,
-        ref: Artifact | str,
-        *,
-        filename: str | Keep | None = KEEP,
-        content_type: str | Keep | None = KEEP,
-        created_by: str | Keep | None = KEEP,
-        metadata: Mapping[str, Scalar] | Keep | None = KEEP,
-        add_metadata: Mapping[str, Scalar] | None = None,
-        remove_metadata: Iterable[str] = (),
-        add_tags: Iterable[str] = (),
-        remove_tags: Iterable[str] = (),
-        add_links: Iterable[str] = (),
-        remove_links: Iterable[str] = (),
-        add_requires: Iterable[Hash | Artifact | str] = (),
-        remove_requires: Iterable[Hash | Artifact | str] = (),
-        if_revision: int | None = None,
+        self, ref: Artifact | str, *, if_revision: int | None = None, **changes: Unpack[Changes]
     ) -> Artifact:
         """Change what is said about an artifact, in one step; durable when it returns. Gives it as it is then.
 
-        `KEEP` (the default) leaves a field as it is, None clears it. `metadata` replaces all keys;
-        `add_metadata` sets some, `remove_metadata` drops some. What is added twice or removed in vain is no
-        error; a call that changes nothing writes nothing, and the revision stays. `if_revision`: `Conflict`,
-        with both revisions as evidence, when the artifact is at another one.
+        `filename`, `content_type`, `created_by`, `metadata`: the new value; None clears it, `KEEP` (the default)
+        leaves it. `add_…` and `remove_…` of `tags`, `links`, `requires` and `metadata` change some. What is added
+        twice or removed in vain is no error; a call that changes nothing writes nothing, and the revision stays.
+        `if_revision`: `Conflict`, with both revisions as evidence, when the artifact is at another one.
         """
-        change = Change(
-            filename,
-            content_type,
-            created_by,
-            metadata,
-            add_metadata,
-            remove_metadata,
-            add_tags,
-            remove_tags,
-            add_links,
-            remove_links,
-            add_requires,
-            remove_requires,
-        )
-        return self._naming.update(ref, change, if_revision)
+        check_keywords(changes, Changes)
+        return self._naming.update(ref, Change(**changes), if_revision)
 
     @entered
     def tag(self, ref: Artifact | str, *tags: str) -> Artifact:
@@ -547,43 +391,6 @@ def _unpickle(location: str, options: dict[str, Any]) -> Store:
     import holdfast
 
     return holdfast.open(location, **options)
-
-
-def _create(
-    disk: Disk, root: str, exist_ok: bool, chunking: Chunking | None, compression: str | None
-) -> None:
-    try:
-        read_store_file(disk, root)
-    except StoreNotFound:
-        create_store(
-            disk,
-            root,
-            chunking=chunking or Chunking.choose(),
-            compression=DEFAULT_COMPRESSION if compression is None else compression,
-            now_ms=now_ms(),
-        )
-    else:
-        if not exist_ok:
-            raise Conflict(f"there is a store at {root} already", path=root)
-
-
-def _check_conflicts(
-    root: str,
-    has_chunking: dict[str, Any],
-    has_compression: str,
-    chunking: Chunking | None,
-    compression: str | None,
-) -> None:
-    """An option that was given and is not what the store was made with is an error, not a silent difference."""
-    if chunking is not None and chunking != Chunking.from_dict(has_chunking):
-        raise InvalidConfig(
-            f"the store at {root} was made with chunking {has_chunking}, which cannot be changed", path=root
-        )
-    if compression is not None and compression != has_compression:
-        raise InvalidConfig(
-            f"the store at {root} was made with compression {has_compression!r}, which cannot be changed",
-            path=root,
-        )
 
 
 def _after_fork_in_child() -> None:

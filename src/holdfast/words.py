@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
 
 from holdfast.core import Core
 from holdfast.errors import InvalidInput
@@ -25,6 +25,33 @@ class Words(NamedTuple):
     requires: Iterable[Hash | Artifact | str] = ()
     metadata: Mapping[str, Scalar] | None = None
     created_by: str | None = None
+
+
+class Said(TypedDict, total=False):
+    """The keywords, beside the filename, of whatever stores an artifact."""
+
+    content_type: str | None
+    tags: Iterable[str]
+    links: Iterable[str]
+    requires: Iterable[Hash | Artifact | str]
+    metadata: Mapping[str, Scalar] | None
+    created_by: str | None
+
+
+def gather(filename: str | None, said: Said) -> Words:
+    """Put together what a call says."""
+    check_keywords(said, Said)
+    return Words(filename, **said)
+
+
+def check_keywords(given: Mapping[str, Any], known: type) -> None:
+    """Raise `TypeError`, as any call does, for a keyword that is not one of those of the `TypedDict`."""
+    names = known.__annotations__.keys()
+    for name in given.keys() - names:
+        from difflib import get_close_matches  # slow to import, and nobody waits for this
+
+        near = get_close_matches(name, names, 1)
+        raise TypeError(f"there is no keyword {name!r}" + (f"; is {near[0]!r} meant?" if near else ""))
 
 
 def describe(core: Core, words: Words, default_name: str | None = None) -> Details:
