@@ -12,8 +12,10 @@ from typing import Final, NamedTuple, TypeAlias
 FLAG_BLOB: Final = 0x01
 """The payload of this data record is also a blob of its own."""
 FLAG_ZSTD: Final = 0x02
+FLAG_UNNAMED: Final = 0x40
+"""The blob role of this payload was found unreachable once; known to the catalog only, never part of a record."""
 FLAG_CONDEMNED: Final = 0x80
-"""Found unreachable once; known to the catalog only, never part of a record."""
+"""The payload was found unreachable once; known to the catalog only, never part of a record."""
 
 KIND_SHIFT: Final = 8
 """`flags` in a row is the record's kind above its flags: `kind << KIND_SHIFT | flags`."""
@@ -53,6 +55,8 @@ TagRow: TypeAlias = tuple[str, bytes, int, int, int, int]
 """name, hash, format, revision, modified_ms, deleted (0 or 1)"""
 QuarantineRow: TypeAlias = tuple[int, bytes, str]
 """location, hash, reason"""
+HoldRow: TypeAlias = tuple[bytes, bytes]
+"""owner, hash"""
 
 
 @dataclass(slots=True)
@@ -68,4 +72,5 @@ class Facts:
     tombstones: list[TombstoneRow] = field(default_factory=list)
     tags: list[TagRow] = field(default_factory=list)
     quarantine: list[QuarantineRow] = field(default_factory=list)
+    holds: list[HoldRow] = field(default_factory=list)
     segments: dict[int, tuple[int, int]] = field(default_factory=dict)

@@ -234,7 +234,8 @@ def test_a_catalog_without_names_gets_them_when_it_is_migrated(
     old.apply_all(groups)
     old._write(
         lambda cursor: cursor.execute(
-            "DROP TABLE labels; DROP TABLE requires; PRAGMA user_version=1"
+            "DROP TABLE labels; DROP TABLE requires; DROP TABLE holds; DROP TABLE touched;"
+            "DROP INDEX deleted_artifacts; ALTER TABLE blobs DROP COLUMN condemned; PRAGMA user_version=1"
         ).fetchall()
     )
     old.close()

@@ -17,6 +17,8 @@ from holdfast.catalog.queries import BATCH_KEYS, PAGE_ROWS
 from holdfast.errors import NeedsReopen
 from holdfast.facts import (
     FLAG_BLOB,
+    FLAG_CONDEMNED,
+    FLAG_UNNAMED,
     FLAG_ZSTD,
     KIND_BLOB,
     KIND_DATA,
@@ -379,3 +381,42 @@ def test_any_directory_name_will_do(name: str, tmp_path: Path) -> None:
     aside.apply(Facts(data=[data(1, 1)]))
     aside.publish(tmp_path / name / "catalog.db")
     assert [item.name for item in (tmp_path / name).iterdir()] == ["catalog.db"]
+
+
+def test_holds_are_facts_of_their_owner() -> None:
+    catalog = Catalog.open(None, STORE)
+    catalog.apply(Facts(holds=[(b"upload-1", b"h" * 32), (b"upload-2", b"h" * 32)]))
+    catalog.hold(b"upload-1", [b"i" * 32, b"h" * 32])
+    assert catalog.held(b"upload-1") == [b"h" * 32, b"i" * 32]
+    assert sum(line.startswith("hold\t") for line in catalog.dump()) == 3
+    catalog.release(b"upload-1")
+    assert (catalog.held(b"upload-1"), catalog.held(b"upload-2")) == ([], [b"h" * 32])
+
+
+def test_who_brings_condemned_bytes_again_makes_them_live() -> None:
+    """A payload and its blob role are condemned apart: bytes that come as a chunk do not bring the role back."""
+    catalog = Catalog.open(None, STORE)
+    hash_ = b"c" * 32
+    place, both = 1 << 32, FLAG_CONDEMNED | FLAG_UNNAMED
+    catalog.apply(Facts(data=[(hash_, place + 64, 5, None, KIND_DATA | FLAG_BLOB, 1)]))
+    catalog.apply(Facts(blobs=[(hash_, 99, 1, place + 200, 40, 3)]))
+
+    def condemn() -> None:
+        catalog._write(lambda cursor: cursor.execute(f"UPDATE data SET flags = flags | {both}"))
+        catalog._write(lambda cursor: cursor.execute("UPDATE blobs SET condemned = 1"))
+
+    def flags() -> int:
+        return catalog.find_data([hash_])[hash_][3] & both
+
+    for later in (place + 4096, place + 32):  # above the old place, and below it
+        condemn()
+        catalog.apply(Facts(data=[(hash_, later, 5, None, KIND_DATA, None)]))
+        assert flags() == FLAG_UNNAMED
+        condemn()
+        catalog.apply(Facts(data=[(hash_, later + 8, 5, None, KIND_DATA | FLAG_BLOB, 1)]))
+        assert flags() == 0
+    catalog.apply(Facts(blobs=[(hash_, 99, 1, place + 9000, 40, 3)]))
+    assert catalog._read(lambda reader: reader.all("SELECT condemned FROM blobs")) == [(0,)]
+    copies = catalog.copies(hash_)
+    assert copies
+    assert not any(copy[3] & both for copy in copies)

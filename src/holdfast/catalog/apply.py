@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import apsw
 
-from holdfast.catalog import labels
+from holdfast.catalog import holds, labels
 from holdfast.facts import (
     FLAG_BLOB,
     FLAG_CONDEMNED,
+    FLAG_UNNAMED,
     KIND_BLOB,
     ArtifactRow,
     DataRow,
@@ -26,7 +27,7 @@ from holdfast.facts import (
 MERGE_ROWS: Final = 1000
 """Rows are inserted in batches of this size; only a batch that met a known hash is merged row by row."""
 
-_OWN_FLAGS: Final = ~(FLAG_BLOB | FLAG_CONDEMNED)
+_OWN_FLAGS: Final = ~(FLAG_BLOB | FLAG_UNNAMED | FLAG_CONDEMNED)
 """Of a further copy: role and condemnation belong to the payload, so only its `data` row has them."""
 
 _INSERT_DATA: Final = "INSERT INTO data VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(hash) DO NOTHING"
@@ -34,7 +35,7 @@ _DEMOTE_DATA: Final = f"""
 INSERT INTO copies SELECT hash, location, stored, plain, flags & {_OWN_FLAGS} FROM data
 WHERE hash = ?1 AND location > ?2 ON CONFLICT DO NOTHING"""
 _LOWER_DATA: Final = f"""
-UPDATE data SET location = ?2, stored = ?3, plain = ?4, flags = ?5 | (flags & {FLAG_BLOB})
+UPDATE data SET location = ?2, stored = ?3, plain = ?4, flags = ?5 | (flags & {FLAG_BLOB | FLAG_UNNAMED})
 WHERE hash = ?1 AND location > ?2"""
 _COPY_DATA: Final = f"""
 INSERT INTO copies SELECT ?1, ?2, ?3, ?4, ?5 & {_OWN_FLAGS}
@@ -43,6 +44,10 @@ _ROLE_DATA: Final = f"""
 UPDATE data SET flags = flags | (?2 & {FLAG_BLOB}), created_ms = min(ifnull(created_ms, ?3), ifnull(?3, created_ms))
 WHERE hash = ?1
   AND (flags | (?2 & {FLAG_BLOB}) <> flags OR ?3 < created_ms OR (created_ms IS NULL AND ?3 IS NOT NULL))"""
+_PARDON_DATA: Final = f"""
+UPDATE data SET flags = flags & ~({FLAG_CONDEMNED} | ((?2 & {FLAG_BLOB}) * {FLAG_UNNAMED // FLAG_BLOB}))
+WHERE hash = ?1 AND flags & {FLAG_CONDEMNED | FLAG_UNNAMED}"""
+"""Whoever brings condemned bytes again makes them live; the blob role only if they came as a blob."""
 
 STAGED_DATA: Final = f"""
 INSERT INTO main.data SELECT hash, location, stored, plain, flags, created_ms FROM stage.new_data
@@ -55,7 +60,10 @@ INSERT INTO main.copies SELECT s.hash, s.location, s.stored, s.plain, s.flags & 
 FROM (SELECT * FROM stage.new_data ORDER BY hash) AS s CROSS JOIN main.data AS d
 WHERE d.hash = s.hash AND d.location <> s.location ON CONFLICT DO NOTHING"""
 
-_INSERT_BLOB: Final = "INSERT INTO blobs VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(hash) DO NOTHING"
+_BLOB_COLUMNS: Final = "hash, size, created_ms, location, stored, chunks"
+_INSERT_BLOB: Final = (
+    f"INSERT INTO blobs({_BLOB_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(hash) DO NOTHING"
+)
 _DEMOTE_BLOB: Final = f"""
 INSERT INTO copies SELECT hash, location, stored, NULL, {KIND_BLOB} FROM blobs
 WHERE hash = ?1 AND location > ?2 ON CONFLICT DO NOTHING"""
@@ -65,9 +73,10 @@ _COPY_BLOB: Final = f"""
 INSERT INTO copies SELECT ?1, ?2, ?3, NULL, {KIND_BLOB}
 WHERE EXISTS(SELECT 1 FROM blobs WHERE hash = ?1 AND location < ?2) ON CONFLICT DO NOTHING"""
 _TIME_BLOB: Final = "UPDATE blobs SET created_ms = ?2 WHERE hash = ?1 AND created_ms > ?2"
+_PARDON_BLOB: Final = "UPDATE blobs SET condemned = 0 WHERE hash = ? AND condemned"
 
-STAGED_BLOBS: Final = """
-INSERT INTO main.blobs SELECT hash, size, created_ms, location, stored, chunks FROM stage.new_blobs
+STAGED_BLOBS: Final = f"""
+INSERT INTO main.blobs({_BLOB_COLUMNS}) SELECT hash, size, created_ms, location, stored, chunks FROM stage.new_blobs
 WHERE true ORDER BY hash, location
 ON CONFLICT(hash) DO UPDATE SET created_ms = min(created_ms, excluded.created_ms)"""
 STAGED_BLOB_COPIES: Final = f"""
@@ -126,6 +135,8 @@ def apply_names(cursor: apsw.Cursor, facts: Facts) -> None:
         cursor.executemany(_TAG, facts.tags)
     if facts.quarantine:
         cursor.executemany(_QUARANTINE, facts.quarantine)
+    for owner, hash_ in facts.holds:
+        holds.hold(cursor, owner, (hash_,))
     if facts.segments:
         cursor.executemany(_SEGMENT, [(id, *row) for id, row in facts.segments.items()])
 
@@ -168,6 +179,7 @@ def _merge_data(cursor: apsw.Cursor, rows: Sequence[DataRow]) -> None:
     cursor.executemany(_LOWER_DATA, columns)
     cursor.executemany(_COPY_DATA, columns)
     cursor.executemany(_ROLE_DATA, [(row[0], row[4], row[5]) for row in rows])
+    cursor.executemany(_PARDON_DATA, [(row[0], row[4]) for row in rows])
 
 
 def _merge_blobs(cursor: apsw.Cursor, rows: Sequence[LargeBlobRow]) -> None:
@@ -175,3 +187,4 @@ def _merge_blobs(cursor: apsw.Cursor, rows: Sequence[LargeBlobRow]) -> None:
     cursor.executemany(_LOWER_BLOB, [(row[0], row[1], row[3], row[4], row[5]) for row in rows])
     cursor.executemany(_COPY_BLOB, [(row[0], row[3], row[4]) for row in rows])
     cursor.executemany(_TIME_BLOB, [(row[0], row[2]) for row in rows])
+    cursor.executemany(_PARDON_BLOB, [(row[0],) for row in rows])

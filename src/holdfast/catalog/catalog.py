@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import apsw
 
+from holdfast.catalog import holds
 from holdfast.catalog.apply import apply_facts
 from holdfast.catalog.base import CHECKPOINT_PAGES, CatalogFile
 from holdfast.catalog.dump import iter_dump
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from holdfast.catalog.aside import AsideCatalog
 
 T = TypeVar("T")
+_HELD = "SELECT hash FROM holds WHERE owner = ? ORDER BY hash"
 
 
 class Catalog(CatalogFile):
@@ -94,6 +96,18 @@ class Catalog(CatalogFile):
                 apply_facts(cursor, facts)
 
         self._write(change)
+
+    def hold(self, owner: bytes, hashes: Iterable[bytes]) -> None:
+        """Keep payloads for an owner: roots of every collection until `release`. See `holds.py`."""
+        self._write(lambda cursor: holds.hold(cursor, owner, hashes))
+
+    def release(self, owner: bytes) -> None:
+        """Keep nothing for an owner any more."""
+        self._write(lambda cursor: holds.release(cursor, owner))
+
+    def held(self, owner: bytes) -> list[bytes]:
+        """Give the payloads that an owner keeps."""
+        return self._read(lambda reader: [hash_ for (hash_,) in reader.all(_HELD, (owner,))])
 
     def set_meta(self, key: str, value: str | int | float | bytes | None) -> None:
         """Keep a hint, or (None) forget it. Nothing that must survive the loss of the catalog."""

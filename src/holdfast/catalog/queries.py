@@ -77,6 +77,8 @@ _KEYS: Final = {
     "labels": "kind",
     "requires": "name",
     "quarantine": "location",
+    "holds": "owner",
+    "touched": "hash",
 }
 
 LOWEST: Final = b""

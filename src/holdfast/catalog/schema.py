@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 
 import apsw
 
+from holdfast.catalog import holds
 from holdfast.catalog.labels import migrate_labels
 from holdfast.catalog.unusable import CatalogUnusable
 
@@ -49,9 +50,17 @@ CREATE TABLE tags(
 CREATE TABLE quarantine(location INTEGER PRIMARY KEY, hash BLOB NOT NULL, reason TEXT NOT NULL) STRICT;
 """
 
+_COLLECTING: Final = f"""
+ALTER TABLE blobs ADD COLUMN condemned INTEGER NOT NULL DEFAULT 0;
+{holds.TABLE}
+CREATE TABLE touched(hash BLOB PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX deleted_artifacts ON artifacts(deleted_ms) WHERE deleted_ms IS NOT NULL;
+"""
+"""What a collection needs: see `holds`, and docs/design.md, "Collection"."""
+
 Migration: TypeAlias = "str | Callable[[apsw.Connection], None]"
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_FIRST, migrate_labels)
+MIGRATIONS: Final[tuple[Migration, ...]] = (_FIRST, migrate_labels, _COLLECTING)
 """Number n (from 1) takes a catalog of schema n - 1 to schema n. Never edited once released, only added to."""
 
 
