@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.backend.log.disk import Disk, LocalDisk, filesystem_type, is_network_filesystem, translate
+from holdfast.backend.memory import MemoryDisk
 from holdfast.errors import HoldfastError, NoSpace, PermissionDenied, Unavailable
 from holdfast.testing.faults import Fault, FaultyDisk, SimulatedCrash
 from holdfast.testing.model_disk import ModelDisk
@@ -97,6 +98,55 @@ def test_an_unlinked_file_lives_until_it_is_closed(disk: Disk, place: str) -> No
     disk.pwrite(handle, [b"still here"], 0)
     disk.unlink(f"{place}/a")
     assert disk.pread(handle, 10, 0) == b"still here"
+    disk.close(handle)
+
+
+def test_punched_bytes_are_zero_and_the_length_stays(disk: Disk, place: str) -> None:
+    handle = disk.open(f"{place}/a", "x")
+    disk.pwrite(handle, [b"\1" * 50_000], 0)
+    disk.punch(handle, 4_000, 30_000)
+    disk.punch(handle, 45_000, 1 << 30)
+    disk.punch(handle, 10, 0)
+    assert disk.size(handle) == 50_000
+    expected = b"\1" * 4_000 + bytes(30_000) + b"\1" * 11_000 + bytes(5_000)
+    assert disk.pread(handle, 50_000, 0) == expected
+    disk.close(handle)
+
+
+def test_punching_gives_room_back(tmp_path: Path) -> None:
+    disk = LocalDisk()
+    handle = disk.open(f"{tmp_path}/a", "x")
+    disk.pwrite(handle, [b"\1" * (1 << 20)], 0)
+    disk.fsync(handle)
+    before = os.stat(tmp_path / "a").st_blocks
+    disk.punch(handle, 0, 1 << 20)
+    disk.fsync(handle)
+    assert os.stat(tmp_path / "a").st_blocks < before // 2
+    disk.close(handle)
+
+
+def test_the_disk_in_memory_does_the_same() -> None:
+    disk = MemoryDisk()
+    for i, test in enumerate(
+        (
+            test_bytes_come_back,
+            test_punched_bytes_are_zero_and_the_length_stays,
+            test_locks_belong_to_the_handle,
+        )
+    ):
+        disk.mkdir(f"/{i}")
+        test(disk, f"/{i}")
+
+
+def test_a_file_in_memory_takes_no_room_where_nobody_wrote() -> None:
+    disk = MemoryDisk()
+    disk.mkdir("/d")
+    handle = disk.open("/d/a", "x")
+    disk.pwrite(handle, [b"far"], 1 << 60)
+    assert disk.size(handle) == (1 << 60) + 3
+    assert disk.pread(handle, 10, (1 << 60) - 2) == b"\0\0far"
+    disk.punch(handle, 0, 1 << 61)
+    assert disk.pread(handle, 10, 1 << 60) == b"\0\0\0"
     disk.close(handle)
 
 

@@ -6,18 +6,61 @@ import itertools
 import threading
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Final
 
 from holdfast.backend.log.disk import FileStat, OpenMode
 from holdfast.errors import Unavailable
 from holdfast.types import BytesLike
 
+PAGE_BYTES: Final = 1 << 20
+
 
 class _Node:
+    """A file in pages; those that nobody wrote are zero and take no room."""
+
     def __init__(self, number: int) -> None:
         self.number = number
-        self.data = bytearray()
-        self.owner: int | None = None
-        """The handle that holds the exclusive lock."""
+        self.length = 0
+        self.pages: dict[int, bytearray] = {}
+        self.locks: dict[int, bool] = {}
+        """Who holds a lock, and whether it is exclusive."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        parts = []
+        stop = min(offset + length, self.length)
+        while offset < stop:
+            page, at = divmod(offset, PAGE_BYTES)
+            count = min(PAGE_BYTES - at, stop - offset)
+            part = bytes(memoryview(self.pages.get(page, b""))[at : at + count])
+            parts.append(part if len(part) == count else part + bytes(count - len(part)))
+            offset += count
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write(self, offset: int, data: BytesLike) -> None:
+        view = memoryview(data)
+        self.length = max(self.length, offset + len(view))
+        while view:
+            page, at = divmod(offset, PAGE_BYTES)
+            count = min(PAGE_BYTES - at, len(view))
+            into = self.pages.setdefault(page, bytearray())
+            if len(into) < at:
+                into.extend(bytes(at - len(into)))
+            into[at : at + count] = view[:count]
+            view = view[count:]
+            offset += count
+
+    def clear(self, start: int, stop: int) -> None:
+        """Let a range be zero; whole pages go."""
+        for page in [
+            page for page in self.pages if start < (page + 1) * PAGE_BYTES and page * PAGE_BYTES < stop
+        ]:
+            first, last = max(0, start - page * PAGE_BYTES), min(PAGE_BYTES, stop - page * PAGE_BYTES)
+            if last - first == PAGE_BYTES:
+                del self.pages[page]
+            else:
+                data = self.pages[page]
+                last = min(last, len(data))
+                data[first:last] = bytes(max(0, last - first))
 
 
 class MemoryDisk:
@@ -49,8 +92,8 @@ class MemoryDisk:
             del self._open[handle]
 
     def pread(self, handle: int, length: int, offset: int, /) -> bytes:
-        with self._mutex:  # a view that lives elsewhere would keep the file from growing
-            return bytes(self._node(handle).data[offset : offset + length])
+        with self._mutex:
+            return self._node(handle).read(offset, length)
 
     def preadv(self, handle: int, buffers: Sequence[bytearray | memoryview], offset: int, /) -> int:
         done = 0
@@ -61,12 +104,10 @@ class MemoryDisk:
         return done
 
     def pwrite(self, handle: int, buffers: Sequence[BytesLike], offset: int) -> None:
-        data = self._node(handle).data
+        node = self._node(handle)
         with self._mutex:
-            if len(data) < offset:
-                data.extend(bytes(offset - len(data)))
             for buffer in buffers:
-                data[offset : offset + len(buffer)] = buffer
+                node.write(offset, buffer)
                 offset += len(buffer)
 
     def fsync(self, handle: int) -> None:
@@ -74,26 +115,28 @@ class MemoryDisk:
 
     def truncate(self, handle: int, length: int) -> None:
         with self._mutex:
-            data = self._node(handle).data
-            del data[length:]
-            data.extend(bytes(length - len(data)))
+            node = self._node(handle)
+            node.clear(length, node.length)
+            node.length = length
+
+    def punch(self, handle: int, offset: int, length: int) -> None:
+        with self._mutex:
+            self._node(handle).clear(offset, offset + length)
 
     def size(self, handle: int) -> int:
-        return len(self._node(handle).data)
+        return self._node(handle).length
 
     def lock(self, handle: int, *, exclusive: bool = True, wait: bool = False) -> bool:
         with self._mutex:
-            node = self._node(handle)
-            if node.owner not in (None, handle):
+            locks = self._node(handle).locks
+            if any(other != handle and (exclusive or held) for other, held in locks.items()):
                 return False
-            node.owner = handle
+            locks[handle] = exclusive
             return True
 
     def unlock(self, handle: int) -> None:
         with self._mutex:
-            node = self._node(handle)
-            if node.owner == handle:
-                node.owner = None
+            self._node(handle).locks.pop(handle, None)
 
     def rename(self, source: str, target: str) -> None:
         with self._mutex:
@@ -127,7 +170,7 @@ class MemoryDisk:
             if path in self._directories:
                 return FileStat(0, 0, 0, True)
             node = self._files.get(path)
-            return None if node is None else FileStat(0, node.number, len(node.data), False)
+            return None if node is None else FileStat(0, node.number, node.length, False)
 
     def fsync_dir(self, path: str) -> None:
         self.listdir(path)

@@ -38,7 +38,7 @@ class Fault(StrEnum):
 
 CRASHES: Final = frozenset({Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.CRASH_MIDWAY})
 CHANGING: Final = frozenset(
-    {"create", "pwrite", "fsync", "truncate", "rename", "unlink", "mkdir", "rmdir", "fsync_dir", "close"}
+    {"create", "pwrite", "fsync", "truncate", "rename", "unlink", "mkdir", "rmdir", "fsync_dir", "close", "punch"}
 )
 """The calls that are sites. `create` is an `open` that made a file; `close` is of a handle that may write."""
 
@@ -214,6 +214,9 @@ class FaultyDisk:
 
     def truncate(self, handle: int, length: int) -> None:
         self._step("truncate", self._path(handle), lambda: self.inner.truncate(handle, length))
+
+    def punch(self, handle: int, offset: int, length: int) -> None:
+        self._step("punch", self._path(handle), lambda: self.inner.punch(handle, offset, length))
 
     def size(self, handle: int) -> int:
         return self._alive().size(handle)

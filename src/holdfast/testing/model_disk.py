@@ -209,6 +209,14 @@ class ModelDisk:
             _apply(node.live, step)
             node.steps.append(step)
 
+    def punch(self, handle: int, offset: int, length: int) -> None:
+        with self._changed:
+            node = self._writable(handle).node
+            data = bytes(max(0, min(length, len(node.live) - offset)))
+            if data:
+                _apply(node.live, _Write(offset, data))
+                node.steps.append(_Write(offset, data))
+
     def size(self, handle: int) -> int:
         with self._changed:
             return len(self._handle(handle).node.live)

@@ -10,7 +10,9 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from holdfast.errors import HoldfastError, NoSpace, PermissionDenied, Unavailable
@@ -59,6 +61,9 @@ class Disk(Protocol):
 
     def truncate(self, handle: int, length: int) -> None:
         """Set the length of the file."""
+
+    def punch(self, handle: int, offset: int, length: int) -> None:
+        """Give the room of a range back: it reads as zeros, the length stays. Does nothing where that is not known."""
 
     def size(self, handle: int) -> int:
         """Give the length of the file."""
@@ -178,6 +183,11 @@ class LocalDisk:
         except OSError as error:
             raise translate(error, self._paths.get(handle)) from error
 
+    def punch(self, handle: int, offset: int, length: int) -> None:
+        code = _find_fallocate()(handle, _PUNCH_HOLE | _KEEP_SIZE, offset, length) if length > 0 else 0
+        if code not in _CANNOT_PUNCH:
+            raise translate(OSError(code, os.strerror(code)), self._paths.get(handle))
+
     def size(self, handle: int) -> int:
         try:
             return os.fstat(handle).st_size
@@ -262,6 +272,25 @@ class LocalDisk:
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             except OSError:
                 pass
+
+
+_KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
+_CANNOT_PUNCH: Final = frozenset({0, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR})
+"""With these the hole is there, or cannot be had."""
+
+
+@cache
+def _find_fallocate() -> Callable[[int, int, int, int], int]:
+    """Give a call of Linux's `fallocate`, which `os` lacks, that gives its `errno`."""
+    if not sys.platform.startswith("linux"):
+        return lambda *_: errno.ENOSYS
+    import ctypes  # slow to import, and of use for partial blobs alone
+
+    library = ctypes.CDLL(None, use_errno=True)
+    found = getattr(library, "fallocate64", None) or library.fallocate  # musl: `off_t` always has 64 bits
+    found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return lambda *arguments: ctypes.get_errno() if found(*arguments) else 0
 
 
 def _fsync_data(handle: int) -> None:
