@@ -432,6 +432,10 @@ def _cut(window: BytesLike, carry: list[BytesLike], cutter: Cutter) -> _Cut:
         carry.append(view)
         return _Cut([], [], b"")
     at = lengths[0] - sum(map(len, carry))
+    if at < 0:  # the cutter looks at two bytes at a time: it saw the cut one byte after it, in this window
+        view = memoryview(b"".join((*carry, view)))
+        carry.clear()
+        at = lengths[0]
     first = memoryview(b"".join((*carry, view[:at]))) if carry else view[:at]
     rest = sum(lengths[1:])
     digests = _native.blake3(first) + _native.blake3_many(view[at : at + rest], lengths[1:])
