@@ -254,10 +254,14 @@ class Writer:
     def __init__(self, core: Core, artifacts: Artifacts, words: Words) -> None:
         self._core = core
         self._artifacts = artifacts
-        self._details = describe(core, words)
         core.check_room(1)
         self._adding = core.adding(checksum=True)
         self._group, ingest = self._adding.__enter__()
+        try:
+            self._details = describe(core, words)  # pinned: what it requires is to stay
+        except BaseException as error:
+            self._adding.__exit__(type(error), error, None)
+            raise
         self._stream: BlobStream | None = ingest.stream()
         self._pending: list[bytes] = []
         self._pending_bytes = 0

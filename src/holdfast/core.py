@@ -14,7 +14,7 @@ from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.commit import Group
 from holdfast.backend.log.payloads import StaleIndex
 from holdfast.backend.log.reader import BlobReader
-from holdfast.catalog import ArtifactEntry, BlobRow, Catalog, CatalogUnusable
+from holdfast.catalog import ArtifactEntry, BlobRow, Catalog, CatalogUnusable, Reusable
 from holdfast.errors import (
     ArtifactNotFound,
     BlobNotFound,
@@ -115,7 +115,7 @@ class Core:
             group = backend.group()
             ingest = Ingest(
                 group,
-                lambda: self.catalog,
+                lambda: Reusable(self.catalog),
                 backend.chunking,
                 self.pool,
                 compression=backend.compression,
@@ -174,13 +174,27 @@ class Core:
             raise BlobNotFound(f"there is no blob {digest.hex()}", hash=Hash(digest))
         return row
 
-    def resolve(self, ref: Ref) -> BlobRow:
-        """Give the blob that a reference names: a hash, an artifact or its id."""
+    def claim(self, hash: Hash | bytes, format: int = 0) -> BlobRow:
+        """Give the blob of a hash for an operation that relies on its staying, or `BlobNotFound`.
+
+        The caller has pinned (`backend.operation`). `format` 1: its children as a hash seq are relied on too.
+        """
+        if self.backend.read_only:
+            return self.blob(hash)
+        digest = hash.digest if isinstance(hash, Hash) else hash
+        row = self.catalog.claim(digest, format)
+        if row is None:
+            raise BlobNotFound(f"there is no blob {digest.hex()}", hash=Hash(digest))
+        return row
+
+    def resolve(self, ref: Ref, *, claim: bool = False) -> BlobRow:
+        """Give the blob that a reference names: a hash, an artifact or its id. `claim`: as that method does."""
+        find = self.claim if claim else self.blob
         if isinstance(ref, Hash):
-            return self.blob(ref)
+            return find(ref)
         entry = self.artifact(ref)
         try:
-            return self.blob(entry.hash)
+            return find(entry.hash)
         except BlobNotFound as error:
             missing = MissingChunk(
                 f"artifact {id_text(entry.id)} names blob {entry.hash.hex()}, which is not here",
@@ -196,8 +210,8 @@ class Core:
         self.keeper.replace(str(error))
 
     def reader(self, ref: Ref) -> BlobReader:
-        """Open the blob that a reference names."""
-        return self.backend.reader(self.resolve(ref))
+        """Open the blob that a reference names, for an operation that has pinned."""
+        return self.backend.reader(self.resolve(ref, claim=True))
 
 
 class _Room(Protocol):

@@ -121,7 +121,7 @@ class Naming:
                 holders=holders,
             )
 
-    def restore(self, ref: Artifact | str) -> Artifact:
+    def restore(self, ref: Artifact | str, *, force: bool = False) -> Artifact:
         core = self._core
         with core.changing() as group:
             try:
@@ -131,11 +131,12 @@ class Naming:
                 raise Conflict("the artifact is not deleted", id=str(ref)) from None
             core.check_room(1)
             try:
-                core.blob(entry.hash)
+                core.claim(entry.hash, entry.format)
             except BlobNotFound as error:
                 raise ArtifactNotFound(
                     f"the bytes of artifact {id_text(entry.id)} are gone", id=id_text(entry.id)
                 ) from error
+            self._check_required(entry, force)
             entry = entry._replace(
                 revision=entry.revision + 2,  # the tombstone has the one between
                 modified_ms=max(now_ms(), entry.modified_ms),
@@ -143,6 +144,24 @@ class Naming:
             )
             _append(group, entry)
         return view(core, entry)
+
+    def _check_required(self, entry: ArtifactEntry, force: bool) -> None:
+        """Rely on what an artifact requires; refuse, unless forced, to bring it back without that."""
+        core = self._core
+        for required in parse_details(entry.doc).requires:
+            try:
+                if required.startswith("blake3:"):
+                    core.claim(Hash.parse(required))
+                else:
+                    core.artifact(required)
+            except (ArtifactNotFound, BlobNotFound):
+                if not force:
+                    raise Conflict(
+                        f"artifact {id_text(entry.id)} requires {required}, which is not here: restore that first,"
+                        " or use force",
+                        id=id_text(entry.id),
+                        requires=required,
+                    ) from None
 
 
 def _append(group: Group, entry: ArtifactEntry) -> None:

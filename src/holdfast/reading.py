@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from holdfast.backend.log.disk import translate
@@ -13,6 +13,7 @@ from holdfast.backend.log.payloads import Place
 from holdfast.backend.log.reader import BlobReader
 from holdfast.core import MENDABLE, Core, Watch
 from holdfast.errors import ArtifactNotFound, Conflict, HoldfastError, InvalidInput, NotFound, Unavailable
+from holdfast.finding import FORMATS
 from holdfast.trees import export_tree
 from holdfast.types import Artifact, BlobFormat, Hash, ProgressCallback, Ref, check_range, parse_id
 from holdfast.wire.collection import (
@@ -31,7 +32,7 @@ READ_AHEAD_BYTES: Final = 512 << 10
 
 
 class MendingReader:
-    """Reads a blob; where the catalog proves wrong on the way, it is rebuilt and the reading goes on."""
+    """Reads a blob for who has pinned; where the catalog proves wrong on the way, it is rebuilt and it goes on."""
 
     def __init__(self, core: Core, ref: Ref) -> None:
         self._core = core
@@ -62,6 +63,38 @@ class MendingReader:
             raise Unavailable(
                 "the catalog was wrong about the size of a blob and has been rebuilt: try again"
             )
+
+
+class Pieces(Iterator[bytes]):
+    """A range of a blob in pieces. Pins what it reads before it looks it up, until its end or `close`."""
+
+    def __init__(self, core: Core, ref: Ref, offset_bytes: int, length_bytes: int | None) -> None:
+        self._core = core
+        self._stack = ExitStack()
+        self._stack.enter_context(core.backend.operation())
+        try:
+            reader = MendingReader(core, ref)
+            start, stop = check_range(offset_bytes, length_bytes, reader.size_bytes)
+        except BaseException:
+            self.close()
+            raise
+        self._pieces = reader.iter_bytes(start, stop)
+
+    def __next__(self) -> bytes:
+        try:
+            self._core.check()
+            return next(self._pieces)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Rely on it no more. Harmless when done twice."""
+        self._stack.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # at the end of the interpreter nothing is there to be told
+            self.close()
 
 
 class RawBlob(io.RawIOBase):
@@ -160,17 +193,7 @@ class Reading:
 
     def iter_bytes(self, ref: Ref, offset_bytes: int, length_bytes: int | None) -> Iterator[bytes]:
         """Give a range in pieces. What is wrong with the reference or the range is said at once."""
-        core = self._core
-        reader = MendingReader(core, ref)
-        start, stop = check_range(offset_bytes, length_bytes, reader.size_bytes)
-
-        def pieces() -> Iterator[bytes]:
-            with core.backend.operation():
-                for piece in reader.iter_bytes(start, stop):
-                    yield piece
-                    core.check()
-
-        return pieces()
+        return Pieces(self._core, ref, offset_bytes, length_bytes)
 
     def open(self, ref: Ref) -> io.BufferedReader:
         return io.BufferedReader(RawBlob(self._core, ref), BUFFER_BYTES)
@@ -182,6 +205,17 @@ class Reading:
         ref: Ref,
         path: str | os.PathLike[str],
         *,
+        overwrite: bool,
+        format: BlobFormat | str | None,
+        progress: ProgressCallback | None,
+    ) -> None:
+        with self._core.backend.operation():
+            self._export(ref, path, overwrite, format, progress)
+
+    def _export(
+        self,
+        ref: Ref,
+        path: str | os.PathLike[str],
         overwrite: bool,
         format: BlobFormat | str | None,
         progress: ProgressCallback | None,
@@ -204,17 +238,17 @@ class Reading:
         if wanted is BlobFormat.RAW:
             self._export_file(Hash(row.hash), path, overwrite, progress)
             return
+        core.claim(row.hash, FORMATS.index(wanted))
         if overwrite:
             self._check_replaced(path, row.hash, extras)
-        with core.backend.operation():
-            export_tree(
-                path,
-                lambda: self.iter_collection(row.hash),
-                extras,
-                self._iter_blob,
-                overwrite=overwrite,
-                progress=progress,
-            )
+        export_tree(
+            path,
+            lambda: self.iter_collection(row.hash),
+            extras,
+            self._iter_blob,
+            overwrite=overwrite,
+            progress=progress,
+        )
 
     def _check_target(self, path: str | os.PathLike[str]) -> None:
         """Refuse a target that would overwrite the store, a device, or the directory that somebody works in."""

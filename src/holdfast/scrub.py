@@ -118,11 +118,16 @@ def problem_of(error: HoldfastError, **more: object) -> Problem:
 
 def verify(core: Core, ref: Ref, progress: ProgressCallback | None) -> VerifyReport:
     """Read all of a blob against its root, and its outboard; of a tree all its files."""
-    report = Report("verify", progress)
-    hashes = [core.resolve(ref).hash]
+    with core.backend.operation():
+        return _verify(core, ref, Report("verify", progress))
+
+
+def _verify(core: Core, ref: Ref, report: Report) -> VerifyReport:
+    hashes = [core.resolve(ref, claim=True).hash]
     if not isinstance(ref, Hash):
         entry = core.artifact(ref)
         if entry.format:
+            core.claim(entry.hash, entry.format)
             try:
                 children = dict.fromkeys(hash_ for _, hash_ in Reading(core).iter_collection(entry.hash))
                 hashes += [child for child in children if child != entry.hash]
@@ -130,15 +135,14 @@ def verify(core: Core, ref: Ref, progress: ProgressCallback | None) -> VerifyRep
                 raise
             except HoldfastError as error:
                 report.add(problem_of(error))
-    with core.backend.operation():
-        for hash_ in hashes:
-            try:
-                _verify_blob(core, hash_, report)
-            except (BackendError, *MENDABLE):
-                raise
-            except HoldfastError as error:
-                report.add(problem_of(error, hash=Hash(hash_)))
-            report.blobs += 1
+    for hash_ in hashes:
+        try:
+            _verify_blob(core, hash_, report)
+        except (BackendError, *MENDABLE):
+            raise
+        except HoldfastError as error:
+            report.add(problem_of(error, hash=Hash(hash_)))
+        report.blobs += 1
     return report.finish()
 
 

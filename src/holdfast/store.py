@@ -289,9 +289,12 @@ class Store:
         self._naming.delete(refs, force=force)
 
     @entered
-    def restore(self, ref: Artifact | str) -> Artifact:
-        """Bring a deleted artifact back, with everything; `Conflict` when it is not deleted."""
-        return self._naming.restore(ref)
+    def restore(self, ref: Artifact | str, *, force: bool = False) -> Artifact:
+        """Bring a deleted artifact back, with everything; `ArtifactNotFound` when it was collected since.
+
+        `Conflict` when it is not deleted, or when what it requires is not here, unless `force`.
+        """
+        return self._naming.restore(ref, force=force)
 
     # -- the layer below
 

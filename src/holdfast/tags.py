@@ -42,7 +42,7 @@ class Tags:
         with core.changing() as group:
             old = core.catalog.find_tag(_checked(name))
             _check_revision(name, old, if_revision)
-            core.blob(hash)
+            core.claim(hash, wanted)
             if old is not None and not old.deleted and (old.hash, old.format) == (hash.digest, wanted):
                 return _view(old)
             entry = _append(group, name, hash.digest, wanted, old, deleted=False)
@@ -73,6 +73,7 @@ class Tags:
             taken = core.catalog.find_tag(to)
             if taken is not None and not taken.deleted and not overwrite:
                 raise Conflict(f"there is a tag {to!r:.100} already", name=to, revision=taken.revision)
+            core.claim(old.hash, old.format)
             entry = _append(group, to, old.hash, old.format, taken, deleted=False)
             _append(group, name, old.hash, old.format, old, deleted=True)
         return _view(entry)

@@ -122,7 +122,7 @@ def check_metadata(values: Mapping[str, Scalar] | None) -> dict[str, Scalar]:
 
 
 def check_requires(core: Core, values: Iterable[Hash | Artifact | str]) -> tuple[str, ...]:
-    """Write requirements as `blake3:HEX` or an id; all of them must be here."""
+    """Write requirements as `blake3:HEX` or an id; all of them must be here. The caller has pinned."""
     if not values:
         return ()
     if isinstance(values, (str, bytes, Hash, Artifact)):
@@ -130,11 +130,11 @@ def check_requires(core: Core, values: Iterable[Hash | Artifact | str]) -> tuple
     written = []
     for value in values:
         if isinstance(value, Hash):
-            core.blob(value)
+            core.claim(value)
             written.append(f"blake3:{value}")
         elif isinstance(value, str) and value.startswith("blake3:"):
             hash_ = Hash.parse(value)
-            core.blob(hash_)
+            core.claim(hash_)
             written.append(f"blake3:{hash_}")
         elif isinstance(value, (Artifact, str)):
             written.append(id_text(core.artifact(value).id))

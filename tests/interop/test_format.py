@@ -22,11 +22,11 @@ import holdfast
 from holdfast import _native
 from holdfast.backend.log.disk import LocalDisk
 from holdfast.backend.log.layout import SESSIONS, encode_store_file, parse_store_file
-from holdfast.backend.log.session import LEASES_OFFSET, Session, parse_session, read_sessions
+from holdfast.backend.log.session import LEASE_HASH_SEQ, LEASES_OFFSET, Session, parse_session, read_sessions
 from holdfast.chunking import Chunking
 from holdfast.errors import FormatError
 from holdfast.store import Store
-from holdfast.types import Artifact, Hash
+from holdfast.types import Artifact, Hash, now_ms
 from holdfast.wire.document import TagDocument, encode_tag, parse_tag
 from holdfast.wire.record import Kind, SegmentHeader, encode_segment_header, parse_segment_header
 from tests.interop import reader
@@ -413,12 +413,23 @@ def test_a_session_that_cannot_be_read_counts_as_busy(tmp_path: Path) -> None:
     data = path.read_bytes()[:LEASES_OFFSET]
     assert struct.unpack_from("<8s16sqI", data)[3] == os.getpid()
     assert not parse_session(path.name, data).pinned
-    with session.operation(b"c" * 16, 9):
-        (state,) = read_sessions(LocalDisk(), str(tmp_path))
-        assert (state.pinned, state.catalog_id, state.epoch, state.pid) == (True, b"c" * 16, 9, os.getpid())
+    before_ms = now_ms()
+    pin = session.begin(b"c" * 16, 9)
+    (state,) = read_sessions(LocalDisk(), str(tmp_path))
+    assert (state.pinned, state.catalog_id, state.epoch, state.pid) == (True, b"c" * 16, 9, os.getpid())
+    assert before_ms <= state.pinned_ms <= now_ms()
+    session.end(pin)
     slots = session.lease([b"h" * 32, b"i" * 32])
+    session.lease([b"s" * 32], LEASE_HASH_SEQ)
     session.release(slots[0])
-    assert path.read_bytes()[LEASES_OFFSET:] == b"\0" + b"h" * 32 + b"\1" + b"i" * 32
+    slotted = b"\0" + b"h" * 32 + b"\1" + b"i" * 32 + b"\2" + b"s" * 32
+    assert path.read_bytes()[LEASES_OFFSET:] == slotted
+    (state,) = read_sessions(LocalDisk(), str(tmp_path), leases=True)
+    assert (state.pinned, state.pinned_ms) == (False, 0)
+    assert state.leases == ((b"i" * 32, 0), (b"s" * 32, 1))
+    session.lease([b"n" * 32], 3)  # of a newer version
+    (state,) = read_sessions(LocalDisk(), str(tmp_path), leases=True)
+    assert state.leases is None
     for bad in (b"", data[:100], b"HFSES\0\0\2" + data[8:], data[:20] + b"?" + data[21:]):
         state = parse_session(path.name, bad)
         assert state.pinned

@@ -1,6 +1,6 @@
 """The catalog: a cache in SQLite of what storage says. See `catalog.py`."""
 
-from holdfast.catalog.catalog import Catalog
+from holdfast.catalog.catalog import Catalog, Reusable
 from holdfast.catalog.rows import ArtifactBlob, ArtifactEntry, BlobRow, Counts, Location, TagEntry
 from holdfast.catalog.search import Search
 from holdfast.catalog.unusable import CatalogUnusable
@@ -13,6 +13,7 @@ __all__ = [
     "CatalogUnusable",
     "Counts",
     "Location",
+    "Reusable",
     "Search",
     "TagEntry",
 ]

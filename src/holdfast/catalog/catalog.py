@@ -31,12 +31,14 @@ from holdfast.catalog.search import (
     prefix_end,
 )
 from holdfast.catalog.unusable import MET, CatalogUnusable, translate
-from holdfast.facts import Facts
+from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, FLAG_UNNAMED, Facts
 
 if TYPE_CHECKING:
     from holdfast.catalog.aside import AsideCatalog
 
 T = TypeVar("T")
+_HAS_BLOB = f"""
+SELECT 1 FROM blobs WHERE hash = ?1 UNION ALL SELECT 1 FROM data WHERE hash = ?1 AND flags & {FLAG_BLOB}"""
 _HELD = "SELECT hash FROM holds WHERE owner = ? ORDER BY hash"
 
 
@@ -168,6 +170,23 @@ class Catalog(CatalogFile):
     def find_blob(self, hash: bytes) -> BlobRow | None:
         """Give a complete blob, small or large."""
         return self._read(lambda reader: reader.blob(hash))
+
+    def claim(self, hash: bytes, format: int = 0) -> BlobRow | None:
+        """Give a blob that the caller, who has pinned, relies on from here on without bringing its bytes.
+
+        While no collection runs this is a look-up: one that begins later waits for the pin. Else it is one
+        transaction with a note for the collector, who pardons the blob, and (`format` 1) its children.
+        """
+        # In this order: a collection that ended between the two looks has dropped what it dropped.
+        if not self._read(Reader.is_collecting) or self._read(lambda reader: reader.is_touched(hash, format)):
+            return self.find_blob(hash)
+
+        def touch(cursor: apsw.Cursor) -> None:
+            if cursor.execute(_HAS_BLOB, (hash,)).fetchall():
+                cursor.execute("INSERT INTO touched VALUES(?, ?) ON CONFLICT DO NOTHING", (hash, format))
+
+        self._write(touch)
+        return self.find_blob(hash)
 
     def find_blobs(self, hashes: Sequence[bytes]) -> dict[bytes, BlobRow]:
         """Give those of the blobs that are here."""
@@ -325,3 +344,27 @@ class Catalog(CatalogFile):
         (fault,) = self._read(lambda reader: reader.all("PRAGMA quick_check(1)"))
         if fault != ("ok",):
             raise CatalogUnusable(f"it is damaged ({fault[0]})", path=str(self.path))
+
+
+class Reusable:
+    """What a put may rely on instead of bringing it: what the catalog has, but for what is condemned."""
+
+    __slots__ = ("_catalog",)
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def find_data(self, hashes: Sequence[bytes]) -> dict[bytes, Location]:
+        """Give the payloads that are here to stay; one whose blob role is condemned is not a blob."""
+        found = self._catalog.find_data(hashes)
+        for hash_, (location, stored, plain, flags) in list(found.items()):
+            if flags & FLAG_CONDEMNED:
+                del found[hash_]
+            elif flags & FLAG_UNNAMED:
+                found[hash_] = (location, stored, plain, flags & ~(FLAG_BLOB | FLAG_UNNAMED))
+        return found
+
+    def find_blobs(self, hashes: Sequence[bytes]) -> dict[bytes, BlobRow]:
+        """Give the blobs that are here to stay."""
+        found = self._catalog.find_blobs(hashes)
+        return {hash_: row for hash_, row in found.items() if not row.flags & (FLAG_CONDEMNED | FLAG_UNNAMED)}

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import apsw
 
 from holdfast.catalog.rows import ArtifactBlob, ArtifactEntry, BlobRow, Counts, Location, TagEntry
-from holdfast.facts import FLAG_BLOB, KIND_BLOB, KIND_DATA, KIND_MASK
+from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, KIND_BLOB, KIND_DATA, KIND_MASK
 
 PAGE_ROWS: Final = 1000
 """Rows in a page of an iteration: no statement and no transaction outlives a page."""
@@ -28,7 +28,8 @@ _SMALL: Final = f"""
 SELECT hash, ifnull(plain, stored) AS size, ifnull(created_ms, 0), location, stored, ifnull(plain, stored), flags, 1
 FROM data AS rows WHERE flags & {FLAG_BLOB}"""
 _LARGE: Final = f"""
-SELECT hash, size, created_ms, location, stored, stored, {KIND_BLOB}, chunks FROM blobs AS rows
+SELECT hash, size, created_ms, location, stored, stored, {KIND_BLOB} | condemned * {FLAG_CONDEMNED}, chunks
+FROM blobs AS rows
 WHERE NOT EXISTS(SELECT 1 FROM data WHERE data.hash = rows.hash AND data.flags & {FLAG_BLOB})"""
 _BLOB: Final = f"{_SMALL} AND hash = ?1 UNION ALL {_LARGE} AND hash = ?1"
 _BLOBS_RANGE: Final = f"""
@@ -124,6 +125,14 @@ class Reader:
             for row in self.cursor.execute(_BLOBS_MANY, (keys,)):
                 found[cast("bytes", row[0])] = BlobRow._make(row)
         return found
+
+    def is_collecting(self) -> bool:
+        """Say whether rows may be condemned."""
+        return bool(self.all("SELECT value FROM meta WHERE key = 'collecting'")[0][0])
+
+    def is_touched(self, hash: bytes, format: int) -> bool:
+        """Say whether the running collection has been told that somebody relies on a blob."""
+        return bool(self.all("SELECT 1 FROM touched WHERE hash = ? AND format = ?", (hash, format)))
 
     def blobs_range(self, low: bytes, high: bytes, after: bytes, limit: int) -> list[BlobRow]:
         """Give blobs in the order of their hashes, low and high included, above `after`."""

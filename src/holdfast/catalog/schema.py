@@ -53,7 +53,7 @@ CREATE TABLE quarantine(location INTEGER PRIMARY KEY, hash BLOB NOT NULL, reason
 _COLLECTING: Final = f"""
 ALTER TABLE blobs ADD COLUMN condemned INTEGER NOT NULL DEFAULT 0;
 {holds.TABLE}
-CREATE TABLE touched(hash BLOB PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE touched(hash BLOB NOT NULL, format INTEGER NOT NULL, PRIMARY KEY(hash, format)) STRICT, WITHOUT ROWID;
 CREATE INDEX deleted_artifacts ON artifacts(deleted_ms) WHERE deleted_ms IS NOT NULL;
 """
 """What a collection needs: see `holds`, and docs/design.md, "Collection"."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Protocol
 
 from holdfast.backend.log.commit import Apply, Committer, Group
@@ -22,7 +22,7 @@ from holdfast.backend.log.payloads import Index, Payloads, Place
 from holdfast.backend.log.reader import BlobReader, LargeReader, SmallReader
 from holdfast.backend.log.recovery import Recovery
 from holdfast.backend.log.segment import read_index, slice_entries
-from holdfast.backend.log.session import Session, read_sessions
+from holdfast.backend.log.session import Session, SessionState, read_sessions
 from holdfast.backend.log.writers import Writers
 from holdfast.chunking import Chunking
 from holdfast.errors import FormatError, NeedsReopen, PermissionDenied, StoreNotFound
@@ -82,6 +82,7 @@ class LogBackend:
         self._catalog: Callable[[], CatalogPort] | None = None
         self._lock = None if read_only else StoreLock(disk, root, lock_timeout_seconds)
         self._session: Session | None = None
+        self._late_pins: list[tuple[bytes, int]] = []
         self._committer: Committer | None = None
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="holdfast-read")
         self.payloads = Payloads(disk, root, self._require_catalog)
@@ -127,7 +128,29 @@ class LogBackend:
         if session is None:
             return nullcontext()
         catalog = self._require_catalog()
-        return session.operation(catalog.id, catalog.epoch)
+        return self._pinned(session, catalog.id, catalog.epoch)
+
+    @contextmanager
+    def _pinned(self, session: Session, catalog_id: bytes, epoch: int) -> Iterator[None]:
+        key = session.begin(catalog_id, epoch)
+        try:
+            yield
+        finally:
+            self._late_pins.append(key)
+            self.end_pins()
+
+    def end_pins(self) -> None:
+        """End the pins of operations that are over; a group that could not be applied yet relies on its look-ups still."""
+        if self._session is None or self.committer.has_unapplied:
+            return
+        with suppress(IndexError):  # another thread may take the last one
+            while self._late_pins:
+                self._session.end(self._late_pins.pop())
+
+    def sessions(self, *, leases: bool = False) -> list[SessionState]:
+        """Give the sessions of living processes, our own included."""
+        with self.lock():
+            return read_sessions(self.disk, self.root, leases=leases)
 
     @property
     def session(self) -> Session:

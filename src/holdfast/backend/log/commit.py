@@ -167,6 +167,12 @@ class Committer:
         self._queue: list[Group] = []
         self._leading = False
         self._unapplied: deque[tuple[Committed, dict[int, tuple[int, int]]]] = deque()
+        self._applying = False
+
+    @property
+    def has_unapplied(self) -> bool:
+        """Whether there are durable groups that the catalog does not know yet."""
+        return bool(self._unapplied) or self._applying
 
     def group(self) -> Group:
         """Begin a group."""
@@ -263,19 +269,21 @@ class Committer:
         with self._lock.held():
             positions = self.writers.take_news()  # first: it may speak of what a group on its way has filled
             waiting = []
-            while self._unapplied:
-                waiting.append(self._unapplied.popleft())
-            for _, ends in waiting:
-                merge_positions(positions, ends)
-            if not positions:
-                return
+            self._applying = True
             try:
-                self._apply(self._all_facts(waiting, positions))
+                while self._unapplied:
+                    waiting.append(self._unapplied.popleft())
+                for _, ends in waiting:
+                    merge_positions(positions, ends)
+                if positions:
+                    self._apply(self._all_facts(waiting, positions))
             except BaseException:
                 self._unapplied.extendleft(reversed(waiting))
                 for segment, (applied, state) in positions.items():
                     self.writers.note(segment, applied, state)
                 raise
+            finally:
+                self._applying = False
 
     def tell(self) -> None:
         """Let the catalog know at once which segments were given up, where that works: nobody is to adopt them."""

@@ -10,23 +10,25 @@ import os
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from holdfast import _native
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import SESSIONS
 from holdfast.errors import Unavailable
-from holdfast.types import HASH_BYTES, id_text, new_ids
+from holdfast.types import HASH_BYTES, id_text, new_ids, now_ms
 
 SESSION_MAGIC: Final = b"HFSES\0\0\1"
 _HEADER: Final = struct.Struct("<8s16sqI100sI")
-_PIN: Final = struct.Struct("<BxxxI16sQ")
+_PIN: Final = struct.Struct("<BxxxI16sQq")
 PIN_OFFSET: Final = 144
 LEASES_OFFSET: Final = 192
 SLOT_BYTES: Final = 1 + HASH_BYTES
-"""A lease's slot: 1 and the hash, or 0."""
+LEASE_RAW: Final = 1
+LEASE_HASH_SEQ: Final = 2
+"""What a lease's slot begins with, before the hash; 0: it is free."""
+READ_BYTES: Final = SLOT_BYTES << 15
 
 
 class SessionState(NamedTuple):
@@ -42,6 +44,10 @@ class SessionState(NamedTuple):
     pinned: bool
     catalog_id: bytes
     epoch: int
+    pinned_ms: int = 0
+    """When the oldest operation that still runs began; 0: not known."""
+    leases: tuple[tuple[bytes, int], ...] | None = ()
+    """(hash, 1 if it is followed as a hash seq else 0) of each, where they were asked for; None: they cannot be read."""
 
 
 class Session:
@@ -74,17 +80,11 @@ class Session:
             disk.close(self.handle)
             raise
 
-    @contextmanager
-    def operation(self, catalog_id: bytes, epoch: int) -> Iterator[None]:
-        """Pin while something relies on what the catalog `catalog_id` says in `epoch`; the oldest pin shows."""
-        key = self.begin(catalog_id, epoch)
-        try:
-            yield
-        finally:
-            self.end(key)
-
     def begin(self, catalog_id: bytes, epoch: int) -> tuple[bytes, int]:
-        """Write the pin before anything is looked up; `end` with what this gives."""
+        """Pin what the catalog `catalog_id` says in `epoch`, before anything is looked up; the oldest pin shows.
+
+        `end` with what this gives.
+        """
         key = (catalog_id, epoch)
         with self._mutex:
             if self._pinned is None:
@@ -101,8 +101,9 @@ class Session:
                 if self._pinned == key:  # insertion order: what is first now began the longest ago
                     self._write_pin(next(iter(self._pins), None))
 
-    def lease(self, hashes: Iterable[bytes]) -> list[int]:
+    def lease(self, hashes: Iterable[bytes], kind: int = LEASE_RAW) -> list[int]:
         """Write leases; gives their slots."""
+        mark = bytes((kind,))
         with self._mutex:
             slots: list[int] = []
             fresh = bytearray()
@@ -110,11 +111,11 @@ class Session:
             for hash_ in hashes:
                 if self._free:
                     slot = self._free.pop()
-                    self._disk.pwrite(self.handle, [b"\1" + hash_], LEASES_OFFSET + slot * SLOT_BYTES)
+                    self._disk.pwrite(self.handle, [mark + hash_], LEASES_OFFSET + slot * SLOT_BYTES)
                 else:
                     slot = self._next_slot
                     self._next_slot += 1
-                    fresh += b"\1" + hash_
+                    fresh += mark + hash_
                 slots.append(slot)
             if fresh:
                 self._disk.pwrite(self.handle, [fresh], LEASES_OFFSET + first * SLOT_BYTES)
@@ -142,13 +143,16 @@ class Session:
     def _write_pin(self, key: tuple[bytes, int] | None) -> None:
         if self.handle >= 0:
             catalog_id, epoch = key or (bytes(16), 0)
-            pin = _PIN.pack(key is not None, 0, catalog_id, epoch)
+            pin = _PIN.pack(key is not None, 0, catalog_id, epoch, 0 if key is None else now_ms())
             self._disk.pwrite(self.handle, [pin], PIN_OFFSET)
         self._pinned = key
 
 
-def read_sessions(disk: Disk, root: str) -> list[SessionState]:
-    """Give the sessions of living processes; files of dead ones are removed."""
+def read_sessions(disk: Disk, root: str, *, leases: bool = False) -> list[SessionState]:
+    """Give the sessions of living processes, our own included; files of dead ones are removed.
+
+    The caller holds the store's lock: a session that is just being made must not be taken for a dead one's.
+    """
     states: list[SessionState] = []
     if disk.stat(f"{root}/{SESSIONS}") is None:  # empty directories are what copies of a store lack
         disk.mkdir(f"{root}/{SESSIONS}")
@@ -163,7 +167,8 @@ def read_sessions(disk: Disk, root: str) -> list[SessionState]:
             if disk.lock(handle):
                 disk.unlink(path)
                 continue
-            states.append(parse_session(name, disk.pread(handle, LEASES_OFFSET, 0)))
+            state = parse_session(name, disk.pread(handle, LEASES_OFFSET, 0))
+            states.append(state._replace(leases=_read_leases(disk, handle, state)) if leases else state)
         finally:
             disk.close(handle)
     return states
@@ -174,7 +179,23 @@ def parse_session(name: str, data: bytes) -> SessionState:
     if len(data) == LEASES_OFFSET:
         magic, _, started_ms, pid, host, crc = _HEADER.unpack_from(data)
         if magic == SESSION_MAGIC and _native.crc32c(data[: _HEADER.size - 4]) == crc:
-            pinned, _, catalog_id, epoch = _PIN.unpack_from(data, PIN_OFFSET)
+            pinned, _, catalog_id, epoch, pinned_ms = _PIN.unpack_from(data, PIN_OFFSET)
             text = host.rstrip(b"\0").decode(errors="replace")
-            return SessionState(name, pid, text, started_ms, bool(pinned), catalog_id, epoch)
+            return SessionState(name, pid, text, started_ms, bool(pinned), catalog_id, epoch, pinned_ms)
     return SessionState(name, 0, "", 0, True, bytes(16), 0)
+
+
+def _read_leases(disk: Disk, handle: int, state: SessionState) -> tuple[tuple[bytes, int], ...] | None:
+    if not state.pid:
+        return None
+    found = []
+    at = LEASES_OFFSET
+    while data := disk.pread(handle, READ_BYTES, at):
+        for start in range(0, len(data) - SLOT_BYTES + 1, SLOT_BYTES):
+            kind = data[start]
+            if kind > LEASE_HASH_SEQ:
+                return None
+            if kind:
+                found.append((data[start + 1 : start + SLOT_BYTES], kind - LEASE_RAW))
+        at += len(data)
+    return tuple(found)
