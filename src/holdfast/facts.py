@@ -32,7 +32,10 @@ SEGMENT_QUARANTINED: Final = 3
 
 
 class ArtifactRow(NamedTuple):
-    """One state of an artifact. `format`: 0 raw, 1 hash seq; `doc`: JSON of what is not at its default."""
+    """One state of an artifact. `format`: 0 raw, 1 hash seq; `doc`: JSON of what is not at its default.
+
+    `location` of its record; where several say the same, the lowest counts. So for tombstones and tags.
+    """
 
     id: bytes
     revision: int
@@ -43,16 +46,17 @@ class ArtifactRow(NamedTuple):
     modified_ms: int
     chunks: int
     doc: bytes
+    location: int = 0
 
 
 DataRow: TypeAlias = tuple[bytes, int, int, int | None, int, int | None]
 """hash, location, stored, plain (None: as stored), flags with kind, created_ms (only for the BLOB role)"""
 LargeBlobRow: TypeAlias = tuple[bytes, int, int, int, int, int]
 """hash, size, created_ms, location, stored, chunks"""
-TombstoneRow: TypeAlias = tuple[bytes, int, int]
-"""id, revision, deleted_ms"""
-TagRow: TypeAlias = tuple[str, bytes, int, int, int, int]
-"""name, hash, format, revision, modified_ms, deleted (0 or 1)"""
+TombstoneRow: TypeAlias = tuple[bytes, int, int, int]
+"""id, revision, deleted_ms, location"""
+TagRow: TypeAlias = tuple[str, bytes, int, int, int, int, int]
+"""name, hash, format, revision, modified_ms, deleted (0 or 1), location"""
 QuarantineRow: TypeAlias = tuple[int, bytes, str]
 """location, hash, reason"""
 HoldRow: TypeAlias = tuple[bytes, bytes]
@@ -63,7 +67,8 @@ HoldRow: TypeAlias = tuple[bytes, bytes]
 class Facts:
     """Rows by kind. A location is `segment << 32 | offset` of the record's header.
 
-    `segments` maps an id to (applied bytes, state); both only grow.
+    `segments` maps an id to (applied bytes, state); both only grow. `spilled` names segments that end in records
+    of a group whose commit stands elsewhere; `retired` has runs (first, stop) of those that were compacted away.
     """
 
     data: list[DataRow] = field(default_factory=list)
@@ -74,3 +79,5 @@ class Facts:
     quarantine: list[QuarantineRow] = field(default_factory=list)
     holds: list[HoldRow] = field(default_factory=list)
     segments: dict[int, tuple[int, int]] = field(default_factory=dict)
+    spilled: list[int] = field(default_factory=list)
+    retired: list[tuple[int, int]] = field(default_factory=list)

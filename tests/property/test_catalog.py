@@ -59,14 +59,19 @@ def facts(draw: st.DrawFn) -> Facts:
                 draw(times),
                 1,
                 draw(documents),
+                draw(small),
             )
         )
-    out.tombstones += draw(st.lists(st.tuples(ids, times, times), max_size=3))
+    out.tombstones += draw(st.lists(st.tuples(ids, times, times, small), max_size=3))
     out.tags += draw(
-        st.lists(st.tuples(st.text(max_size=1), hashes, small, times, times, st.integers(0, 1)), max_size=3)
+        st.lists(
+            st.tuples(st.text(max_size=1), hashes, small, times, times, st.integers(0, 1), small), max_size=3
+        )
     )
     out.quarantine += draw(st.lists(st.tuples(small, hashes, st.sampled_from("ab")), max_size=2))
     out.segments.update(draw(st.dictionaries(small, st.tuples(small, st.integers(0, 3)), max_size=2)))
+    out.spilled += draw(st.lists(small, max_size=2))
+    out.retired += [(n, n + 1) for n in draw(st.lists(small, max_size=1))]
     return out
 
 
@@ -74,6 +79,8 @@ def tables(catalog: Catalog) -> dict[str, list[Any]]:
     """Every row of every table, locations too, but for the identity."""
     names = [
         "segments",
+        "spilled",
+        "retired",
         "data",
         "copies",
         "blobs",
@@ -103,6 +110,8 @@ def merged(groups: list[Facts]) -> Facts:
         out.tombstones += group.tombstones
         out.tags += group.tags
         out.quarantine += group.quarantine
+        out.spilled += group.spilled
+        out.retired += group.retired
         for id, (applied, state) in group.segments.items():
             known = out.segments.get(id, (0, 0))
             out.segments[id] = max(known[0], applied), max(known[1], state)
@@ -239,8 +248,9 @@ def test_a_catalog_without_names_gets_them_when_it_is_migrated(
         ).fetchall()
     )
     old.close()
-    new = Catalog.open(path, STORE)
+    before_places = MIGRATIONS[:3]  # the next one refuses rows that do not say where they lie
+    new = Catalog.open(path, STORE, migrations=before_places)
     assert tables(new) == tables(want)
     assert list(new.dump()) == list(want.dump())
-    assert new._read(lambda reader: reader.connection.pragma("user_version")) == len(MIGRATIONS)
+    assert new._read(lambda reader: reader.connection.pragma("user_version")) == len(before_places)
     new.close()

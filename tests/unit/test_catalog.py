@@ -119,7 +119,7 @@ def test_an_artifact_leads_to_its_small_blob_in_one_query(catalog: Catalog) -> N
             data=[data(1, 10, plain=400, flags=BLOB | FLAG_ZSTD, ms=5), data(2, 20)],
             blobs=[(key(2), 50_000, 7, 20, 300, 3)],
             artifacts=[artifact(1), artifact(2), artifact(3)],
-            tombstones=[((3).to_bytes(16), 2, 99)],
+            tombstones=[((3).to_bytes(16), 2, 99, 0)],
         )
     )
     find = catalog.find_artifact_blob
@@ -131,7 +131,7 @@ def test_an_artifact_leads_to_its_small_blob_in_one_query(catalog: Catalog) -> N
 
 def test_a_tombstone_hides_lower_revisions_whichever_comes_first(catalog: Catalog) -> None:
     id = (1).to_bytes(16)
-    catalog.apply(Facts(tombstones=[(id, 2, 99)]))
+    catalog.apply(Facts(tombstones=[(id, 2, 99, 0)]))
     assert catalog.find_artifact(id) is None
     catalog.apply(Facts(artifacts=[artifact(1)]))
     deleted = catalog.find_artifact(id)
@@ -139,15 +139,17 @@ def test_a_tombstone_hides_lower_revisions_whichever_comes_first(catalog: Catalo
     assert deleted.deleted_ms == 99
     catalog.apply(Facts(artifacts=[artifact(1, 3)]))
     restored = catalog.find_artifact(id)
-    assert restored == (*artifact(1, 3), None)
-    catalog.apply(Facts(tombstones=[(id, 4, 100)], artifacts=[artifact(1, 2)]))
+    assert restored == (*artifact(1, 3)[:-1], None)
+    catalog.apply(Facts(tombstones=[(id, 4, 100, 0)], artifacts=[artifact(1, 2)]))
     again = catalog.find_artifact(id)
-    assert again == (*artifact(1, 3), 100)
+    assert again == (*artifact(1, 3)[:-1], 100)
 
 
 def test_tags_and_segments_only_move_forward(catalog: Catalog) -> None:
-    catalog.apply(Facts(tags=[("b", key(1), 0, 2, 7, 0), ("a", key(1), 1, 1, 7, 1)], segments={1: (500, 1)}))
-    catalog.apply(Facts(tags=[("b", key(2), 0, 1, 9, 0)], segments={1: (400, 0), 2: (10, 0)}))
+    catalog.apply(
+        Facts(tags=[("b", key(1), 0, 2, 7, 0, 0), ("a", key(1), 1, 1, 7, 1, 0)], segments={1: (500, 1)})
+    )
+    catalog.apply(Facts(tags=[("b", key(2), 0, 1, 9, 0, 0)], segments={1: (400, 0), 2: (10, 0)}))
     assert catalog.find_tag("b") == ("b", key(1), 0, 2, 7, 0)
     assert catalog.find_tag("c") is None
     assert [tag.name for tag in catalog.iter_tags()] == ["a", "b"]
@@ -156,7 +158,7 @@ def test_tags_and_segments_only_move_forward(catalog: Catalog) -> None:
 
 def test_artifacts_come_newest_first_in_pages(catalog: Catalog) -> None:
     count = PAGE_ROWS * 2 + 1
-    dead = [(n.to_bytes(16), 2, 9) for n in range(0, count, 10)]
+    dead = [(n.to_bytes(16), 2, 9, 0) for n in range(0, count, 10)]
     catalog.apply(Facts(artifacts=[artifact(n) for n in range(count)], tombstones=dead))
     every = [int.from_bytes(row.id) for row in catalog.iter_artifacts(deleted=None)]
     assert every == list(range(count))[::-1]
@@ -214,8 +216,8 @@ def test_counts_are_those_of_the_rows(catalog: Catalog) -> None:
             ],
             blobs=[(key(5), 5_000, 1, 40, 77, 2)],
             artifacts=[artifact(1), artifact(2), artifact(3)],
-            tombstones=[((3).to_bytes(16), 2, 9)],
-            tags=[("a", key(1), 0, 1, 1, 0), ("b", key(1), 0, 1, 1, 1)],
+            tombstones=[((3).to_bytes(16), 2, 9, 0)],
+            tags=[("a", key(1), 0, 1, 1, 0, 0), ("b", key(1), 0, 1, 1, 1, 0)],
             quarantine=[(30, key(3), "bad checksum")],
             segments={1: (1, 0)},
         )
@@ -279,7 +281,7 @@ def test_hints_are_kept_and_forgotten_and_no_fact(catalog: Catalog) -> None:
 @pytest.mark.parametrize("where", ["file", "memory"])
 def test_an_apply_is_wholly_done_or_not_at_all(where: str, tmp_path: Path) -> None:
     catalog = Catalog.open(tmp_path / "catalog.db" if where == "file" else None, STORE)
-    bad = Facts(data=[data(1, 10)], tags=[("a", None, 0, 1, 1, 0)])  # type: ignore[list-item]
+    bad = Facts(data=[data(1, 10)], tags=[("a", None, 0, 1, 1, 0, 0)])  # type: ignore[list-item]
     with pytest.raises(apsw.ConstraintError):
         catalog.apply(bad)
     assert catalog.find_data([key(1)]) == {}
@@ -291,7 +293,7 @@ def test_an_apply_is_wholly_done_or_not_at_all(where: str, tmp_path: Path) -> No
 def test_an_aside_catalog_that_failed_is_never_published(tmp_path: Path) -> None:
     aside = Catalog.create_aside(tmp_path / "catalog.db", STORE)
     with pytest.raises(apsw.ConstraintError):
-        aside.apply(Facts(tags=[("a", None, 0, 1, 1, 0)]))  # type: ignore[list-item]
+        aside.apply(Facts(tags=[("a", None, 0, 1, 1, 0, 0)]))  # type: ignore[list-item]
     with pytest.raises(CatalogUnusable):
         aside.publish(tmp_path / "catalog.db")
     aside.discard()

@@ -37,7 +37,7 @@ def some_facts(start: int = 0, count: int = COUNT) -> Facts:
         artifacts=[
             ArtifactRow(n.to_bytes(16), 1, hash_of(n), 100, 0, n, n, 1, b'{"filename":"x"}') for n in numbers
         ],
-        tags=[(f"tag-{n}", hash_of(n), 0, 1, n, 0) for n in numbers[:50]],
+        tags=[(f"tag-{n}", hash_of(n), 0, 1, n, 0, 0) for n in numbers[:50]],
         segments={1: (start + count, 0)},
     )
 
@@ -99,6 +99,26 @@ def test_an_older_catalog_is_migrated_and_keeps_its_rows(path: Path) -> None:
     assert apsw.Connection(str(path.with_name("other.db"))).execute("SELECT x FROM extra").fetchall() == [
         (1,)
     ]
+
+
+def test_a_catalog_whose_rows_do_not_say_where_documents_lie_is_rebuilt(path: Path) -> None:
+    for rows in (Facts(), Facts(tags=[("name", bytes(32), 0, 1, 1, 0, 0)])):
+        path.unlink(missing_ok=True)
+        catalog = Catalog.open(path, STORE)
+        catalog.apply(rows)
+        catalog._write(
+            lambda cursor: cursor.execute(
+                "ALTER TABLE artifacts DROP COLUMN location; ALTER TABLE tombstones DROP COLUMN location;"
+                "ALTER TABLE tags DROP COLUMN location; ALTER TABLE segments DROP COLUMN content;"
+                "DROP TABLE spilled; DROP TABLE retired; PRAGMA user_version=3"
+            ).fetchall()
+        )
+        catalog.close()
+        if rows.tags:
+            with pytest.raises(CatalogUnusable, match="documents"):
+                Catalog.open(path, STORE)
+        else:
+            Catalog.open(path, STORE).close()
 
 
 def test_a_migration_that_fails_leaves_the_catalog_as_it_was(path: Path) -> None:

@@ -84,35 +84,47 @@ INSERT INTO main.copies SELECT s.hash, s.location, s.stored, NULL, {KIND_BLOB}
 FROM (SELECT * FROM stage.new_blobs ORDER BY hash) AS s CROSS JOIN main.blobs AS d
 WHERE d.hash = s.hash AND d.location <> s.location ON CONFLICT DO NOTHING"""
 
+_ARTIFACT_COLUMNS: Final = ", ".join(ArtifactRow._fields)
 _ARTIFACT_ORDER: Final = "revision, modified_ms, hash, size, format, created_ms, chunks, doc"
 _ARTIFACT: Final = f"""
-INSERT INTO artifacts VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
+INSERT INTO artifacts({_ARTIFACT_COLUMNS}, deleted_ms) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10,
   (SELECT deleted_ms FROM tombstones WHERE id = ?1 AND revision > ?2))
 ON CONFLICT(id) DO UPDATE SET revision = excluded.revision, hash = excluded.hash, size = excluded.size,
   format = excluded.format, created_ms = excluded.created_ms, modified_ms = excluded.modified_ms,
-  chunks = excluded.chunks, doc = excluded.doc, deleted_ms = excluded.deleted_ms
-WHERE ({", ".join("excluded." + column for column in _ARTIFACT_ORDER.split(", "))})
-  > ({", ".join("artifacts." + column for column in _ARTIFACT_ORDER.split(", "))})"""
+  chunks = excluded.chunks, doc = excluded.doc, location = excluded.location, deleted_ms = excluded.deleted_ms
+WHERE ({", ".join("excluded." + column for column in _ARTIFACT_ORDER.split(", "))}, -excluded.location)
+  > ({", ".join("artifacts." + column for column in _ARTIFACT_ORDER.split(", "))}, -artifacts.location)"""
 _TOMBSTONE: Final = """
-INSERT INTO tombstones VALUES(?, ?, ?)
-ON CONFLICT(id) DO UPDATE SET revision = excluded.revision, deleted_ms = excluded.deleted_ms
-WHERE (excluded.revision, excluded.deleted_ms) > (tombstones.revision, tombstones.deleted_ms)"""
+INSERT INTO tombstones VALUES(?, ?, ?, ?)
+ON CONFLICT(id) DO UPDATE SET revision = excluded.revision, deleted_ms = excluded.deleted_ms,
+  location = excluded.location
+WHERE (excluded.revision, excluded.deleted_ms, -excluded.location)
+  > (tombstones.revision, tombstones.deleted_ms, -tombstones.location)"""
 _BURY: Final = """
 UPDATE artifacts SET deleted_ms = (SELECT deleted_ms FROM tombstones WHERE id = ?1)
 WHERE id = ?1 AND revision < (SELECT revision FROM tombstones WHERE id = ?1)"""
 _TAG: Final = """
-INSERT INTO tags VALUES(?, ?, ?, ?, ?, ?)
+INSERT INTO tags VALUES(?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT(name) DO UPDATE SET hash = excluded.hash, format = excluded.format, revision = excluded.revision,
-  modified_ms = excluded.modified_ms, deleted = excluded.deleted
-WHERE (excluded.revision, excluded.modified_ms, excluded.deleted, excluded.hash, excluded.format)
-  > (tags.revision, tags.modified_ms, tags.deleted, tags.hash, tags.format)"""
+  modified_ms = excluded.modified_ms, deleted = excluded.deleted, location = excluded.location
+WHERE (excluded.revision, excluded.modified_ms, excluded.deleted, excluded.hash, excluded.format, -excluded.location)
+  > (tags.revision, tags.modified_ms, tags.deleted, tags.hash, tags.format, -tags.location)"""
 _QUARANTINE: Final = """
 INSERT INTO quarantine VALUES(?, ?, ?)
 ON CONFLICT(location) DO UPDATE SET hash = excluded.hash, reason = excluded.reason
 WHERE (excluded.hash, excluded.reason) < (quarantine.hash, quarantine.reason)"""
 _SEGMENT: Final = """
-INSERT INTO segments VALUES(?, ?, ?)
+INSERT INTO segments(id, applied, state) SELECT ?1, ?2, ?3
+WHERE NOT EXISTS(SELECT 1 FROM retired WHERE first <= ?1 AND stop > ?1)
 ON CONFLICT(id) DO UPDATE SET applied = max(applied, excluded.applied), state = max(state, excluded.state)"""
+_SPILLED: Final = """
+INSERT INTO spilled SELECT ?1 WHERE NOT EXISTS(SELECT 1 FROM retired WHERE first <= ?1 AND stop > ?1)
+ON CONFLICT DO NOTHING"""
+_NO_QUARANTINE: Final = """
+DELETE FROM quarantine
+WHERE EXISTS(SELECT 1 FROM retired WHERE first <= location >> 32 AND stop > location >> 32)"""
+_OVERLAPPING: Final = "SELECT min(first), max(stop) FROM retired WHERE first <= ? AND stop >= ?"
+_NO_OVERLAPPING: Final = "DELETE FROM retired WHERE first <= ? AND stop >= ?"
 
 
 def apply_facts(cursor: apsw.Cursor, facts: Facts) -> None:
@@ -139,6 +151,23 @@ def apply_names(cursor: apsw.Cursor, facts: Facts) -> None:
         holds.hold(cursor, owner, (hash_,))
     if facts.segments:
         cursor.executemany(_SEGMENT, [(id, *row) for id, row in facts.segments.items()])
+    if facts.spilled:
+        cursor.executemany(_SPILLED, [(segment,) for segment in facts.spilled])
+    if facts.retired:
+        _apply_retired(cursor, facts.retired)
+    if facts.retired or facts.quarantine:  # what stood in a segment that is gone is nobody's damage
+        cursor.execute(_NO_QUARANTINE)
+
+
+def _apply_retired(cursor: apsw.Cursor, runs: Sequence[tuple[int, int]]) -> None:
+    """Forget what is known of retired segments, and keep their ids as runs that do not touch."""
+    for first, stop in runs:
+        ((low, high),) = cursor.execute(_OVERLAPPING, (stop, first)).fetchall()
+        cursor.execute(_NO_OVERLAPPING, (stop, first))
+        run = (first if low is None else min(first, low), stop if high is None else max(stop, high))
+        cursor.execute("INSERT INTO retired VALUES(?, ?)", run)
+        cursor.execute("DELETE FROM segments WHERE id >= ? AND id < ?", (first, stop))
+        cursor.execute("DELETE FROM spilled WHERE segment >= ? AND segment < ?", (first, stop))
 
 
 def _apply_artifacts(cursor: apsw.Cursor, rows: Sequence[ArtifactRow]) -> None:

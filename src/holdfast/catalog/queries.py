@@ -80,6 +80,8 @@ _KEYS: Final = {
     "quarantine": "location",
     "holds": "owner",
     "touched": "hash",
+    "spilled": "segment",
+    "retired": "first",
 }
 
 LOWEST: Final = b""

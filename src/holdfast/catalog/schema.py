@@ -60,7 +60,24 @@ CREATE INDEX deleted_artifacts ON artifacts(deleted_ms) WHERE deleted_ms IS NOT 
 
 Migration: TypeAlias = "str | Callable[[apsw.Connection], None]"
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_FIRST, migrate_labels, _COLLECTING)
+
+def _migrate_places(connection: apsw.Connection) -> None:
+    """Let rows of documents say where their records lie, and segments how much of them counts: for compaction.
+
+    A catalog that has rows without a place is of no use for that: it is rebuilt.
+    """
+    for table in ("artifacts", "tombstones", "tags"):
+        if connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall():
+            raise CatalogUnusable("it is older, and does not say where documents lie")
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN location INTEGER NOT NULL DEFAULT 0").fetchall()
+    connection.execute(
+        "ALTER TABLE segments ADD COLUMN content INTEGER;"
+        "CREATE TABLE spilled(segment INTEGER PRIMARY KEY) STRICT;"
+        "CREATE TABLE retired(first INTEGER PRIMARY KEY, stop INTEGER NOT NULL) STRICT"
+    ).fetchall()
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (_FIRST, migrate_labels, _COLLECTING, _migrate_places)
 """Number n (from 1) takes a catalog of schema n - 1 to schema n. Never edited once released, only added to."""
 
 

@@ -7,7 +7,8 @@ A decoder gets bytes whose hash was verified, but from whoever wrote the store: 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import msgspec
@@ -25,6 +26,8 @@ _TOMBSTONE: Final = struct.Struct("<BBI16sq")
 _TAG: Final = struct.Struct("<BBBI32sqH")
 _BLOB: Final = struct.Struct("<BBH32sQQ")
 _QUARANTINE: Final = struct.Struct("<BBII32sH")
+_RETIRED: Final = struct.Struct("<B3s")
+_RUN: Final = struct.Struct("<II")
 
 
 class Details(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -233,6 +236,29 @@ def parse_quarantine(payload: bytes) -> QuarantineDocument:
     if len(reason) != length:
         raise FormatError("a quarantine record has another length than it says")
     return QuarantineDocument(segment, offset, hash_, reason.decode(errors="replace"))
+
+
+def encode_retired(segments: Iterable[int]) -> bytes:
+    """Give the payload of a record that names segments which were compacted away, as rising half-open runs."""
+    runs: list[list[int]] = []
+    for segment in sorted(set(segments)):
+        if runs and runs[-1][1] == segment:
+            runs[-1][1] += 1
+        else:
+            runs.append([segment, segment + 1])
+    return _RETIRED.pack(DOCUMENT_VERSION, bytes(3)) + b"".join(_RUN.pack(*run) for run in runs)
+
+
+def parse_retired(payload: bytes) -> list[range]:
+    """Read the runs of segments that a record says were compacted away."""
+    _check(payload, _RETIRED, "retired")
+    rest = payload[_RETIRED.size :]
+    if len(rest) % _RUN.size:
+        raise FormatError("a record of retired segments has another length than it can have")
+    runs = [range(first, stop) for first, stop in _RUN.iter_unpack(rest)]
+    if any(run.start >= run.stop for run in runs) or any(a.stop > b.start for a, b in pairwise(runs)):
+        raise FormatError("a record of retired segments has runs that do not rise")
+    return runs
 
 
 def _check(payload: bytes, layout: struct.Struct, what: str) -> None:

@@ -54,6 +54,7 @@ class Kind(IntEnum):
     COMMIT = 0x8C
     CLOSE = 0x8D
     FOOTER = 0x8E
+    RETIRED = 0x0F
 
 
 KNOWN_KINDS: Final = frozenset(int(kind) for kind in Kind)
@@ -67,6 +68,7 @@ DOCUMENT_KINDS: Final = frozenset(
         int(Kind.TOMBSTONE),
         int(Kind.QUARANTINE),
         int(Kind.REPAIR),
+        int(Kind.RETIRED),
     }
 )
 """Records whose payload states a fact."""

@@ -134,7 +134,17 @@ def merged(batches: Iterator[Facts]) -> Iterator[Facts]:
     whole = Facts()
     rows = 0
     for facts in batches:
-        for name in ("data", "blobs", "artifacts", "tombstones", "tags", "quarantine"):
+        for name in (
+            "data",
+            "blobs",
+            "artifacts",
+            "tombstones",
+            "tags",
+            "quarantine",
+            "holds",
+            "spilled",
+            "retired",
+        ):
             more = getattr(facts, name)
             if more:
                 getattr(whole, name).extend(more)

@@ -14,6 +14,7 @@ from holdfast.wire.document import (
     parse_artifact,
     parse_blob_head,
     parse_quarantine,
+    parse_retired,
     parse_tag,
     parse_tombstone,
 )
@@ -119,15 +120,19 @@ def _newer(segment: int, offset: int, what: str) -> FormatError:
 
 def _add_document(facts: Facts, kind: int, payload: bytes, location: int, time_ms: int) -> None:
     if kind == Kind.ARTIFACT:
-        facts.artifacts.append(ArtifactRow._make(parse_artifact(payload)))
+        facts.artifacts.append(ArtifactRow._make((*parse_artifact(payload), location)))
     elif kind == Kind.BLOB:
         hash_, size, chunks = parse_blob_head(payload)
         facts.blobs.append((hash_, size, time_ms, location, len(payload), chunks))
     elif kind == Kind.TOMBSTONE:
-        facts.tombstones.append(parse_tombstone(payload))
+        facts.tombstones.append((*parse_tombstone(payload), location))
     elif kind == Kind.TAG:
         tag = parse_tag(payload)
-        facts.tags.append((tag.name, tag.hash, tag.format, tag.revision, tag.modified_ms, int(tag.deleted)))
+        facts.tags.append(
+            (tag.name, tag.hash, tag.format, tag.revision, tag.modified_ms, int(tag.deleted), location)
+        )
+    elif kind == Kind.RETIRED:
+        facts.retired.extend((run.start, run.stop) for run in parse_retired(payload))
     elif kind == Kind.REPAIR:
         parse_quarantine(payload)  # checked, so that a newer version's is refused; nothing is repaired yet
     elif kind == Kind.QUARANTINE:
