@@ -17,6 +17,7 @@ __version__: str
 
 if TYPE_CHECKING:
     from holdfast.artifacts import Writer as Writer
+    from holdfast.bitfield import Bitfield as Bitfield
     from holdfast.blobs import Blobs as Blobs
     from holdfast.blobs import Lease as Lease
     from holdfast.errors import ArtifactNotFound as ArtifactNotFound
@@ -76,6 +77,7 @@ _ELSEWHERE: Final = {
     "create": "opening",
     "open": "opening",
     "Writer": "artifacts",
+    "Bitfield": "bitfield",
     "Blobs": "blobs",
     "ChunkRanges": "ranges",
     "Lease": "blobs",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Iterable, Iterator
+from heapq import merge
 
 from holdfast.artifacts import SourceBatch
 from holdfast.backend.log.commit import Group
+from holdfast.backend.log.partial_state import PartialState
 from holdfast.catalog import BlobRow
 from holdfast.core import Core, Watch, entered
-from holdfast.errors import EmptyData, InvalidHash
+from holdfast.errors import BlobNotFound, EmptyData, InvalidHash
 from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.ingest import Stored
+from holdfast.partials import PartialBlobs, checked, iter_partials, look, partial_info, status_of
 from holdfast.reading import Reading
 from holdfast.sources import iter_windows
 from holdfast.types import (
@@ -52,12 +56,13 @@ class Lease:
         return f"Lease({self.hash}, {'held' if self._slot is not None else 'released'})"
 
 
-class Blobs:
+class Blobs(PartialBlobs):
     """`store.blobs`: puts, looks at and reads blobs by hash."""
 
     def __init__(self, core: Core, reading: Reading) -> None:
         self._core = core
         self._reading = reading
+        self._held = deque()
 
     @entered
     def put(self, source: Source, *, progress: ProgressCallback | None = None) -> Lease:
@@ -91,25 +96,39 @@ class Blobs:
 
     @entered
     def info(self, hash: Hash) -> BlobInfo:
-        """Say what the store knows of a blob; `BlobNotFound`."""
-        core = self._core
-        row = core.blob(_checked(hash))
-        return self._view(row, self._stored_bytes(row))
+        """Say what the store knows of a blob, complete or partial; `BlobNotFound`."""
+        digest = checked(hash).digest
+        info = self._described(digest)
+        if info is None:
+            raise BlobNotFound(f"there is no blob {digest.hex()}", hash=hash)
+        return info
+
+    def _described(self, digest: bytes) -> BlobInfo | None:
+        found = look(self._core, digest)
+        if isinstance(found, PartialState):
+            return partial_info(digest, found)
+        return None if found is None else self._view(found, self._stored_bytes(found))
 
     @entered
     def status(self, hash: Hash) -> BlobStatus:
         """Say how much of a blob is here."""
-        row = self._core.catalog.find_blob(_checked(hash).digest)
-        return BlobStatus.MISSING if row is None else BlobStatus.COMPLETE
+        return status_of(look(self._core, checked(hash).digest))
 
     @entered
-    def list(self, prefix: str = "") -> Iterator[BlobInfo]:
+    def list(self, prefix: str = "", *, partial: bool = False) -> Iterator[BlobInfo]:
         """Give all blobs whose hash begins with these hex digits, in order; pages are fetched as it goes.
 
         `stored_bytes` of a large blob counts the record that describes it alone here: `info` adds its chunks.
+        `partial`: give those too of which only a part is here.
         """
-        core = self._core
         low, high = _prefix_bounds(prefix)
+        complete = self._complete(low, high)
+        if not partial:
+            return complete
+        return merge(complete, iter_partials(self._core, low, high), key=lambda info: info.hash.digest)
+
+    def _complete(self, low: bytes, high: bytes) -> Iterator[BlobInfo]:
+        core = self._core
         after: bytes | None = None
         while True:
             page = core.catalog.blobs_with_prefix(low, high, after, PAGE)
@@ -122,19 +141,19 @@ class Blobs:
     @entered
     def read(self, hash: Hash, offset_bytes: int = 0, length_bytes: int | None = None) -> bytes:
         """Give a range of a blob, verified."""
-        return self._reading.read(_checked(hash), offset_bytes, length_bytes)
+        return self._reading.read(checked(hash), offset_bytes, length_bytes)
 
     @entered
     def iter_bytes(
         self, hash: Hash, offset_bytes: int = 0, length_bytes: int | None = None
     ) -> Iterator[bytes]:
         """Give a range of a blob in verified pieces."""
-        return self._reading.iter_bytes(_checked(hash), offset_bytes, length_bytes)
+        return self._reading.iter_bytes(checked(hash), offset_bytes, length_bytes)
 
     @entered
     def open(self, hash: Hash) -> io.BufferedReader:
         """Open a blob as a seekable file."""
-        return self._reading.open(_checked(hash))
+        return self._reading.open(checked(hash))
 
     def _view(self, row: BlobRow, stored_bytes: int) -> BlobInfo:
         return BlobInfo(
@@ -159,12 +178,6 @@ class Blobs:
 
 
 PAGE = 1_000
-
-
-def _checked(hash: Hash) -> Hash:
-    if not isinstance(hash, Hash):
-        raise InvalidHash(f"a Hash is needed, not {type(hash).__name__}: Hash.parse reads text")
-    return hash
 
 
 def _prefix_bounds(prefix: str) -> tuple[bytes, bytes]:

@@ -12,6 +12,7 @@ from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.commit import Group
+from holdfast.backend.log.partial_reader import PartialReader
 from holdfast.backend.log.payloads import StaleIndex
 from holdfast.backend.log.reader import BlobReader
 from holdfast.catalog import ArtifactEntry, BlobRow, Catalog, CatalogUnusable, Reusable
@@ -34,6 +35,9 @@ MENDABLE: Final = (CatalogUnusable, StaleIndex)
 """What a rebuild of the catalog may put right."""
 
 
+DAY_SECONDS: Final = 86_400.0
+
+
 class Options(NamedTuple):
     """Limits and defaults of one open store."""
 
@@ -42,6 +46,8 @@ class Options(NamedTuple):
     default_content_type: str | None = None
     allow_empty: bool = False
     checksum: str = "none"
+    partial_age_seconds: float = DAY_SECONDS * 7
+    """How long a partial blob to which nothing is added is kept."""
 
 
 class Core:
@@ -210,8 +216,28 @@ class Core:
         self.keeper.replace(str(error))
 
     def reader(self, ref: Ref) -> BlobReader:
-        """Open the blob that a reference names, for an operation that has pinned."""
-        return self.backend.reader(self.resolve(ref, claim=True))
+        """Open the blob that a reference names; by its hash, also one that is partial. The caller has pinned."""
+        try:
+            return self.backend.reader(self.resolve(ref, claim=True))
+        except BlobNotFound:
+            if not isinstance(ref, Hash):
+                raise
+            partial = self.partial_reader(ref.digest)
+        # It may have been completed between two looks.
+        return partial or self.backend.reader(self.resolve(ref, claim=True))
+
+    def partial_reader(self, digest: bytes) -> PartialReader | None:
+        """Open a partial blob; None if there is none."""
+
+        def whole() -> BlobReader | None:
+            row = self.catalog.claim(digest) if not self.backend.read_only else self.catalog.find_blob(digest)
+            return None if row is None else self.backend.reader(row)
+
+        backend = self.backend
+        state = backend.partials.find(digest)
+        if state is None:
+            return None
+        return PartialReader(backend.partials, backend.payloads, digest, state, whole)
 
 
 class _Room(Protocol):
@@ -271,6 +297,8 @@ _REPEATABLE: Final = frozenset(
         "scrub",
         "stats",
         "status",
+        "bitfield",
+        "missing_ranges",
         "get",
     }
 )

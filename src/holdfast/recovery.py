@@ -193,6 +193,7 @@ class CatalogKeeper:
         counts = self._catalog.counts()
         return RecoveryStats(
             complete_blobs=counts.blobs,
+            partial_blobs=sum(self._catalog.find_blob(hash_) is None for hash_ in backend.partials.hashes()),
             chunks=counts.chunks,
             artifacts=counts.artifacts,
             tags=counts.tags,

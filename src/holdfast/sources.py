@@ -172,7 +172,7 @@ def _piece_windows(pieces: Iterator[Any]) -> Iterator[BytesLike]:
     gathered: list[bytes] = []
     size = 0
     for piece in pieces:
-        data = _as_bytes(piece)
+        data = as_bytes(piece)
         while size + len(data) >= WINDOW_BYTES:
             room = WINDOW_BYTES - size
             if not gathered and len(data) == WINDOW_BYTES:
@@ -188,7 +188,8 @@ def _piece_windows(pieces: Iterator[Any]) -> Iterator[BytesLike]:
         yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
 
 
-def _as_bytes(piece: Any) -> bytes:
+def as_bytes(piece: Any) -> bytes:
+    """Take a piece of a caller's source for bytes of our own; `InvalidInput` for anything else."""
     if isinstance(piece, bytes):
         return piece
     if isinstance(piece, (bytearray, memoryview)):

@@ -164,7 +164,10 @@ class LabelCount(Value, frozen=True, kw_only=True):
 
 
 class BlobInfo(Value, frozen=True, kw_only=True):
-    """What the store knows of a blob. `stored_bytes` is its payloads on disk, chunks that others share included."""
+    """What the store knows of a blob. `stored_bytes` is its payloads on disk, chunks that others share included.
+
+    Of a partial one it is what is here; its `size_bytes` is a claim while `is_size_verified` is false.
+    """
 
     hash: Hash
     size_bytes: int
@@ -172,6 +175,7 @@ class BlobInfo(Value, frozen=True, kw_only=True):
     has_outboard: bool
     stored_bytes: int
     created_at: datetime
+    is_size_verified: bool = True
 
 
 class PutItem(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from holdfast.backend.log.layout import (
     segment_path,
 )
 from holdfast.backend.log.lock import StoreLock
+from holdfast.backend.log.partial import Partials
 from holdfast.backend.log.payloads import Index, Payloads, Place
 from holdfast.backend.log.reader import BlobReader, LargeReader, SmallReader
 from holdfast.backend.log.recovery import Recovery
@@ -86,6 +87,7 @@ class LogBackend:
         self._committer: Committer | None = None
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="holdfast-read")
         self.payloads = Payloads(disk, root, self._require_catalog)
+        self.partials = Partials(disk, root, self.lock, lock_timeout_seconds)
 
     def attach(
         self,
@@ -260,7 +262,7 @@ class LogBackend:
         handles = [writer.handle for writer in writers]
         handles += [self._session.handle] if self._session is not None else []
         handles += [self._lock.handle] if self._lock is not None else []
-        for handle in handles:
+        for handle in (*handles, *self.partials.opened):
             if handle >= 0:
                 self.disk.close(handle)
 

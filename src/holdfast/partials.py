@@ -1,0 +1,241 @@
+"""Partial blobs: verified import of BAO streams, what is here and what is missing, and their end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import IO, Final, TypeAlias, cast
+
+from holdfast.backend.log.partial_state import PartialState
+from holdfast.bitfield import Bitfield, present_bytes
+from holdfast.catalog import BlobRow
+from holdfast.core import Core, entered
+from holdfast.errors import CorruptBlob, CorruptStream, InvalidHash, InvalidInput, RemoteProtocolError
+from holdfast.importing import Import
+from holdfast.ranges import ChunkRanges, leaf_count
+from holdfast.sources import as_bytes, iter_windows
+from holdfast.types import (
+    BLOCK_BYTES,
+    BlobInfo,
+    BlobStatus,
+    BytesLike,
+    Hash,
+    Progress,
+    ProgressCallback,
+    now_ms,
+    to_datetime,
+)
+
+log = logging.getLogger("holdfast")
+
+Stream: TypeAlias = "str | os.PathLike[str] | BytesLike | IO[bytes] | Iterable[BytesLike]"
+"""A path, bytes or an iterable, which end with the stream; or a file, of which exactly the stream is read."""
+MAX_LEASES: Final = 10_000
+"""Blobs that this process has completed and still holds for the caller to name; the oldest are let go."""
+ROOT_TRIES: Final = 5
+_MALFORMED: Final = frozenset({"size", "trailing", "truncated"})
+
+
+class PartialBlobs:
+    """The part of `store.blobs` that is about blobs which are not wholly here."""
+
+    _core: Core
+    _held: deque[tuple[float, int]]
+    """When, and in which slot, blobs were leased that streams completed."""
+
+    @entered
+    def decode(
+        self,
+        hash: Hash,
+        stream: Stream,
+        ranges: ChunkRanges | None = None,
+        *,
+        progress: ProgressCallback | None = None,
+    ) -> BlobInfo:
+        """Take in a BAO stream of a blob, or of `ranges` of it (what was asked for), verified; say what is here then.
+
+        What verifies is kept, in whole blocks, whatever happens to the rest, and is durable when this returns or
+        raises; on the way at most 16 MiB, or the last second's, are lost in a crash. Several may fill one blob at
+        once. A blob that is here already is only verified. From a file exactly the stream is read; all else must end
+        with it. `CorruptStream` (`offset_bytes`: where in the stream) for what does not verify;
+        `RemoteProtocolError` for a stream that is cut off, goes on, or claims a size that no blob has; `TooLarge`;
+        `NoSpace` when there is no room to put the pieces together, which keeps what came.
+        """
+        core = self._core
+        digest = checked(hash).digest
+        core.backend.committer  # noqa: B018  # refuses a store that was opened to read before anything is read
+        importing = Import(core, digest, ranges, self._hold)
+        done = 0
+
+        def watch(more_bytes: int, size_bytes: int | None) -> None:
+            nonlocal done
+            done += more_bytes
+            if progress is not None:
+                progress(Progress(phase="decode", done_bytes=done, total_bytes=size_bytes))
+
+        try:
+            importing.run(_source(stream), watch)
+        except CorruptStream as error:
+            if error.evidence.get("reason") in _MALFORMED:
+                raise RemoteProtocolError(error.message, **error.evidence) from error
+            raise
+        return self._after_import(digest)
+
+    @entered
+    def bitfield(self, hash: Hash) -> Bitfield:
+        """Say which parts of a blob are here."""
+        return bitfield(self._core, checked(hash).digest)
+
+    @entered
+    def missing_ranges(self, hash: Hash) -> ChunkRanges:
+        """Say what to ask for next: all of a blob of which nothing is here, nothing of one that is complete."""
+        return bitfield(self._core, checked(hash).digest).missing
+
+    def _described(self, digest: bytes) -> BlobInfo | None:
+        """Say what is known of a blob, complete or partial; None if nothing."""
+        raise NotImplementedError
+
+    def _after_import(self, digest: bytes) -> BlobInfo:
+        return self._described(digest) or BlobInfo(
+            hash=Hash(digest),
+            size_bytes=0,
+            status=BlobStatus.MISSING,
+            has_outboard=False,
+            stored_bytes=0,
+            created_at=to_datetime(now_ms()),
+            is_size_verified=False,
+        )
+
+    def _hold(self, digest: bytes) -> None:
+        """Lease a blob of which a stream came: it is kept as its partial blob was, so that it can be named."""
+        session = self._core.backend.session
+        (slot,) = session.lease([digest])
+        held = self._held
+        held.append((time.monotonic(), slot))
+        oldest = time.monotonic() - self._core.options.partial_age_seconds
+        while held and (held[0][0] < oldest or len(held) > MAX_LEASES):
+            session.release(held.popleft()[1])
+
+
+def look(core: Core, digest: bytes) -> BlobRow | PartialState | None:
+    """Give what is here of a blob: its row if it is complete, its state if it is partial."""
+    for _ in range(2):  # it may be completed between two looks
+        row = core.catalog.find_blob(digest)
+        if row is not None:
+            return row
+        state = core.backend.partials.find(digest)
+        if state is not None:
+            return state
+    return None
+
+
+def status_of(found: BlobRow | PartialState | None) -> BlobStatus:
+    """Say how much of a blob is here, of what `look` gave."""
+    if found is None:
+        return BlobStatus.MISSING
+    return BlobStatus.PARTIAL if isinstance(found, PartialState) else BlobStatus.COMPLETE
+
+
+def bitfield(core: Core, digest: bytes) -> Bitfield:
+    """Say which parts of a blob are here."""
+    found = look(core, digest)
+    size, verified, ranges = 0, False, ChunkRanges.empty()
+    if isinstance(found, PartialState):
+        size, verified, ranges = found.size_bytes, found.is_size_proven, found.ranges
+    elif found is not None:
+        size, verified, ranges = found.size, True, ChunkRanges.leaves(0, leaf_count(found.size))
+    status = status_of(found)
+    return Bitfield(
+        hash=Hash(digest), status=status, size_bytes=size, is_size_verified=verified, ranges=ranges
+    )
+
+
+def partial_info(digest: bytes, state: PartialState) -> BlobInfo:
+    """Describe a partial blob."""
+    return BlobInfo(
+        hash=Hash(digest),
+        size_bytes=state.size_bytes,
+        status=BlobStatus.PARTIAL,
+        has_outboard=state.size_bytes > BLOCK_BYTES,
+        stored_bytes=present_bytes(state.ranges, state.size_bytes),
+        created_at=to_datetime(state.created_ms),
+        is_size_verified=state.is_size_proven,
+    )
+
+
+def iter_partials(core: Core, low: bytes, high: bytes) -> Iterator[BlobInfo]:
+    """Describe the partial blobs with hashes from `low` to `high`, ascending; not those that are complete by now."""
+    for digest in core.backend.partials.hashes():
+        if low <= digest <= high:
+            found = look(core, digest)
+            if isinstance(found, PartialState):
+                yield partial_info(digest, found)
+
+
+def iter_roots(core: Core) -> Iterator[list[bytes]]:
+    """Give the hashes of all payloads in the log that partial blobs rely on, in batches: roots of each collection.
+
+    They are read from the partial blobs themselves, so a catalog that was lost forgets none. A list that is damaged
+    gives nothing: its partial blob will find out, and begin anew.
+    """
+    partials = core.backend.partials
+    for digest in partials.hashes():
+        for attempt in range(ROOT_TRIES):
+            try:
+                yield from partials.chunks(digest)
+                break
+            except FileNotFoundError:  # completed meanwhile: the blob itself is there
+                break
+            except CorruptBlob as error:  # somebody may be writing it just now
+                if attempt == ROOT_TRIES - 1:
+                    log.warning("%s", error)
+                time.sleep(0.01)
+
+
+def expire_partials(core: Core, now_ms: int) -> int:
+    """Remove partial blobs that nobody has open and to which nothing was added for `partial_age_seconds`.
+
+    What is left of those that were completed goes too. Gives how many; what they had in the log is garbage then.
+    """
+    oldest_ms = now_ms - int(core.options.partial_age_seconds * 1000)
+    removed = 0
+    for digest in core.backend.partials.hashes():
+        is_complete = core.catalog.find_blob(digest) is not None
+        removed += core.backend.partials.remove(
+            digest,
+            lambda state, done=is_complete: done or state is None or state.written_ms <= oldest_ms,  # type: ignore[misc]
+        )
+    return removed
+
+
+class _File:
+    """A caller's file, from which only bytes are taken."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, length: int) -> bytes:
+        piece = self._file.read(length)
+        return as_bytes(piece) if piece else b""
+
+
+def _source(stream: Stream) -> IO[bytes] | Iterable[BytesLike]:
+    if isinstance(stream, (str, os.PathLike, bytes, bytearray, memoryview)):
+        return iter_windows(stream)
+    if hasattr(stream, "read"):
+        return cast(IO[bytes], _File(cast(IO[bytes], stream)))
+    if hasattr(stream, "__iter__"):
+        return map(as_bytes, stream)
+    raise InvalidInput(
+        f"cannot read {type(stream).__name__}: give a path, bytes, a binary file or an iterable of bytes"
+    )
+
+
+def checked(hash: Hash) -> Hash:
+    """Refuse what is no `Hash`."""
+    if not isinstance(hash, Hash):
+        raise InvalidHash(f"a Hash is needed, not {type(hash).__name__}: Hash.parse reads text")
+    return hash
