@@ -191,12 +191,28 @@ impl BlobHasher {
         Ok(())
     }
 
+    fn resume(&mut self, py: Python<'_>, groups: Buffer<'_>) -> PyResult<()> {
+        let cvs = groups.as_slice();
+        let count = (cvs.len() / tree::CV) as u64;
+        if !cvs.len().is_multiple_of(tree::CV) {
+            return Err(invalid(format!("chaining values are 32 bytes each, got {} bytes", cvs.len())));
+        }
+        let kernel = self.live()?;
+        if !run(py, cvs.len(), || kernel.resume(cvs)) {
+            return Err(invalid("the hasher stands within a group"));
+        }
+        self.size_bytes += count * tree::GROUP as u64;
+        Ok(())
+    }
+
     fn take_groups<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         Ok(PyBytes::new(py, &self.live()?.take_groups()))
     }
 
     fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
-        self.live()?;
+        if self.live()?.is_lone_group() {
+            return Err(invalid("the chaining value of a lone group does not give the root hash"));
+        }
         let (root, groups) = self.kernel.take().expect("is live").finish();
         Ok((PyBytes::new(py, &root), PyBytes::new(py, &groups)))
     }

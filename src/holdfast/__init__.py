@@ -50,9 +50,11 @@ if TYPE_CHECKING:
     from holdfast.errors import TagNotFound as TagNotFound
     from holdfast.errors import TooLarge as TooLarge
     from holdfast.errors import Unavailable as Unavailable
+    from holdfast.errors import UploadNotFound as UploadNotFound
     from holdfast.opening import create as create
     from holdfast.opening import open as open
     from holdfast.ranges import ChunkRanges as ChunkRanges
+    from holdfast.resumable import ResumableWriter as ResumableWriter
     from holdfast.store import Store as Store
     from holdfast.tags import Tags as Tags
     from holdfast.types import KEEP as KEEP
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from holdfast.types import Stats as Stats
     from holdfast.types import Tag as Tag
     from holdfast.types import TreeReport as TreeReport
+    from holdfast.types import Upload as Upload
     from holdfast.types import VerifyReport as VerifyReport
 
 _ELSEWHERE: Final = {
@@ -81,6 +84,7 @@ _ELSEWHERE: Final = {
     "Blobs": "blobs",
     "ChunkRanges": "ranges",
     "Lease": "blobs",
+    "ResumableWriter": "resumable",
     "Tags": "tags",
 }
 _VALUES: Final = (
@@ -99,6 +103,7 @@ _VALUES: Final = (
     "Stats",
     "Tag",
     "TreeReport",
+    "Upload",
     "VerifyReport",
 )
 _ERRORS: Final = (
@@ -132,6 +137,7 @@ _ERRORS: Final = (
     "TagNotFound",
     "TooLarge",
     "Unavailable",
+    "UploadNotFound",
 )
 
 __all__ = [*_ELSEWHERE, *_VALUES, *_ERRORS, "__version__"]  # noqa: PLE0604  # the names of all modules that stand behind this one

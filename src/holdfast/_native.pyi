@@ -55,6 +55,13 @@ class BlobHasher:
     def update(self, data: Buffer) -> None:
         """Append `data`; any split gives the same result. ValueError after `finish`."""
 
+    def resume(self, groups: Buffer) -> None:
+        """Go on behind groups that were hashed before, given their chaining values (32 bytes each, from `take_groups`).
+
+        At least a byte must follow the first group. ValueError within a group, or after `finish`. They are not
+        given again by `take_groups`.
+        """
+
     def take_groups(self) -> bytes:
         """Take away the chaining values, 32 bytes each, of groups completed since the last take.
 

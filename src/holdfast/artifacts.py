@@ -116,8 +116,13 @@ class Artifacts:
         if not stored.size_bytes and not self._core.options.allow_empty:
             raise EmptyData("the source has no bytes; set limits.allow_empty if empty data is meant")
 
-    def acknowledge(self, group: Group, items: Sequence[tuple[Stored, Details, int]]) -> list[Artifact]:
-        """Append the artifacts' documents, commit, and give them: (blob, words, format) each.
+    def acknowledge(
+        self,
+        group: Group,
+        items: Sequence[tuple[Stored, Details, int]],
+        ids: Sequence[bytes] | None = None,
+    ) -> list[Artifact]:
+        """Append the artifacts' documents, commit, and give them: (blob, words, format) each. `ids`: new ones.
 
         Only with `max_artifacts`, or where another artifact is required, does the store's lock span the commit: what
         is counted, or required, cannot change before this is visible. Other writers then wait for its fsync.
@@ -125,7 +130,7 @@ class Artifacts:
         if any(one.sha256 for one, _, _ in items):
             items = [(stored, _with_checksum(stored, details), format_) for stored, details, format_ in items]
         time_ms = now_ms()
-        ids = new_ids(len(items), time_ms)
+        ids = new_ids(len(items), time_ms) if ids is None else ids
         encoded: dict[int, bytes] = {}
         documents: list[bytes] = []
         for raw, (stored, details, format_) in zip(ids, items, strict=True):

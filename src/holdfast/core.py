@@ -48,6 +48,8 @@ class Options(NamedTuple):
     checksum: str = "none"
     partial_age_seconds: float = DAY_SECONDS * 7
     """How long a partial blob to which nothing is added is kept."""
+    upload_expiry_seconds: float = DAY_SECONDS * 7
+    """How long an upload that nobody goes on with can be gone on with."""
 
 
 class Core:

@@ -88,6 +88,12 @@ class SourceNotFound(NotFound):
     kind = "source_not_found"
 
 
+class UploadNotFound(NotFound):
+    """No upload with this token can go on; `state` says why: unknown, committed (`artifact_id`), aborted or expired."""
+
+    kind = "upload_not_found"
+
+
 class RangeNotAvailable(NotFound):
     """The blob is partial, and this range of it is not here."""
 

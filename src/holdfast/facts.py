@@ -61,6 +61,8 @@ QuarantineRow: TypeAlias = tuple[int, bytes, str]
 """location, hash, reason"""
 HoldRow: TypeAlias = tuple[bytes, bytes]
 """owner, hash"""
+UploadRow: TypeAlias = tuple[bytes, int, int, int, bytes, int]
+"""token, revision, state, expires_ms, the document, location"""
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class Facts:
     tags: list[TagRow] = field(default_factory=list)
     quarantine: list[QuarantineRow] = field(default_factory=list)
     holds: list[HoldRow] = field(default_factory=list)
+    uploads: list[UploadRow] = field(default_factory=list)
     segments: dict[int, tuple[int, int]] = field(default_factory=dict)
     spilled: list[int] = field(default_factory=list)
     retired: list[tuple[int, int]] = field(default_factory=list)

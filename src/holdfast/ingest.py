@@ -237,9 +237,9 @@ class Ingest:
         cutter: Cutter,
         hasher: _native.BlobHasher,
         sha256: _Hash | None,
-    ) -> _Ahead:
+    ) -> Ahead:
         """Cut a window and hash its chunks in one thread, hash it as a part of the whole in another."""
-        return _Ahead(
+        return Ahead(
             self._pool.submit(_cut, window, carry, cutter),
             self._pool.submit(_hash, window, hasher),
             None if sha256 is None else self._pool.submit(sha256.update, window),
@@ -264,7 +264,7 @@ class Ingest:
         return Stored(root, size, count)
 
     def _describe(self, root: bytes, size: int, manifest: ManifestWriter, outboard: OutboardBuilder) -> int:
-        stream = StreamWriter(self._emit_outboard)
+        stream = StreamWriter(self.emit_outboard)
         for part in outboard.finish(size):
             stream.write(part)
         document = BlobDocument(root, size, manifest.chunk_count, manifest.finish(), stream.finish())
@@ -277,7 +277,7 @@ class Ingest:
     def emit_manifest(self, page: bytes) -> bytes:
         return self._emit(Kind.MANIFEST_PAGE, page)
 
-    def _emit_outboard(self, page: bytes) -> bytes:
+    def emit_outboard(self, page: bytes) -> bytes:
         return self._emit(Kind.OUTBOARD_PAGE, page)
 
     def _emit(self, kind: Kind, page: bytes) -> bytes:
@@ -342,7 +342,7 @@ class _LongBlob:
     def __init__(self, ingest: Ingest) -> None:
         self._ingest = ingest
         self._carry: list[BytesLike] = []
-        self._pending: _Ahead | None = None
+        self._pending: Ahead | None = None
         self._cutter = ingest.chunking.make_cutter()
         self._hasher = _native.BlobHasher()
         self._manifest = ManifestWriter(ingest.emit_manifest)
@@ -365,7 +365,7 @@ class _LongBlob:
         rest = self._cutter.finish()
         if rest:
             data = b"".join(self._carry)
-            self._take(_Cut([memoryview(data)], [rest], _native.blake3(data)), b"")
+            self._take(Cut([memoryview(data)], [rest], _native.blake3(data)), b"")
         root, groups = self._hasher.finish()
         self._outboard.feed(groups)
         stored = self._ingest.finish_blob(root, size_bytes, self._manifest, self._outboard)
@@ -377,14 +377,14 @@ class _LongBlob:
             self._pending.wait()
         self._outboard.close()
 
-    def _take(self, cut: _Cut, groups: bytes) -> None:
+    def _take(self, cut: Cut, groups: bytes) -> None:
         self._outboard.feed(groups)
         if cut.lengths:
             self._ingest.add_chunks(cut.chunks, cut.digests)
             self._manifest.extend(cut.lengths, cut.digests)
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """Whole chunks and their digests, packed."""
 
     chunks: list[memoryview]
@@ -392,14 +392,14 @@ class _Cut(NamedTuple):
     digests: bytes
 
 
-class _Ahead(NamedTuple):
+class Ahead(NamedTuple):
     """What is being done with a window: its chunks, and the chaining values of the blocks that it completes."""
 
-    cut: Future[_Cut]
+    cut: Future[Cut]
     groups: Future[bytes]
     sha256: Future[None] | None
 
-    def result(self) -> tuple[_Cut, bytes]:
+    def result(self) -> tuple[Cut, bytes]:
         """Wait for all; raises what any raised."""
         if self.sha256 is not None:
             self.sha256.result()
@@ -424,13 +424,13 @@ def _sha256_all(items: Sequence[BytesLike]) -> list[bytes]:
     return [sha256(item).digest() for item in items]
 
 
-def _cut(window: BytesLike, carry: list[BytesLike], cutter: Cutter) -> _Cut:
+def _cut(window: BytesLike, carry: list[BytesLike], cutter: Cutter) -> Cut:
     """Cut one window and hash its chunks; `carry` holds the beginning of the chunk that is still open."""
     lengths = cutter.feed(window)
     view = memoryview(window)
     if not lengths:
         carry.append(view)
-        return _Cut([], [], b"")
+        return Cut([], [], b"")
     at = lengths[0] - sum(map(len, carry))
     if at < 0:  # the cutter looks at two bytes at a time: it saw the cut one byte after it, in this window
         view = memoryview(b"".join((*carry, view)))
@@ -444,4 +444,4 @@ def _cut(window: BytesLike, carry: list[BytesLike], cutter: Cutter) -> _Cut:
         chunks.append(view[at : at + length])
         at += length
     carry[:] = [view[at:]] if at < len(view) else []
-    return _Cut(chunks, lengths, digests)
+    return Cut(chunks, lengths, digests)

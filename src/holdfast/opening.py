@@ -93,6 +93,7 @@ def _open_at(
                 limits.default_content_type,
                 limits.allow_empty,
                 limits.checksum,
+                upload_expiry_seconds=limits.upload_expiry_seconds,
             ),
         }
     if text == "memory://":

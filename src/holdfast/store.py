@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from holdfast.artifacts import Artifacts, Writer
 from holdfast.blobs import Blobs
@@ -37,9 +37,13 @@ from holdfast.types import (
     Source,
     Stats,
     TreeReport,
+    Upload,
     VerifyReport,
 )
-from holdfast.words import Said, check_keywords, gather
+from holdfast.words import Said, Words, check_keywords, gather
+
+if TYPE_CHECKING:
+    from holdfast.resumable import ResumableWriter
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
@@ -143,10 +147,54 @@ class Store:
             progress=progress,
         )
 
+    @overload
+    def writer(
+        self,
+        filename: str | None = None,
+        *,
+        resumable: Literal[False] = False,
+        resume: None = None,
+        **words: Unpack[Said],
+    ) -> Writer: ...
+    @overload
+    def writer(
+        self, filename: str | None = None, *, resumable: Literal[True], **words: Unpack[Said]
+    ) -> ResumableWriter: ...
+    @overload
+    def writer(self, *, resume: str) -> ResumableWriter: ...
+    def writer(
+        self,
+        filename: str | None = None,
+        *,
+        resumable: bool = False,
+        resume: str | None = None,
+        **words: Unpack[Said],
+    ) -> Writer | ResumableWriter:
+        """Store an artifact that is written piece by piece; see `Writer`. Keywords are those of `put`.
+
+        `resumable`: what was written stays, and can be gone on with by `resume=writer.token`, also after a crash and
+        in another process: see `ResumableWriter`. The words were said when it began, and are not said again.
+        """
+        return self._writer(gather(filename, words), resumable, resume)
+
     @entered
-    def writer(self, filename: str | None = None, **words: Unpack[Said]) -> Writer:
-        """Store an artifact that is written piece by piece; see `Writer`. Keywords are those of `put`."""
-        return Writer(self._core, self._artifacts, gather(filename, words))
+    def _writer(self, said: Words, resumable: bool, resume: str | None) -> Writer | ResumableWriter:
+        if not resumable and resume is None:
+            return Writer(self._core, self._artifacts, said)
+        from holdfast.resumable import ResumableWriter  # those who do not write that way do not load it
+
+        if resume is None:
+            return ResumableWriter.begin(self._core, self._artifacts, said)
+        if said != Words():
+            raise InvalidInput("the words of an upload were said when it began: give the token alone")
+        return ResumableWriter.resume(self._core, self._artifacts, resume)
+
+    @entered
+    def uploads(self) -> Iterator[Upload]:
+        """Give the puts that were begun with `writer(resumable=True)` and can go on."""
+        from holdfast.uploads import iter_uploads
+
+        return iter_uploads(self._core)
 
     # -- finding and reading
 

@@ -156,6 +156,16 @@ class Tag(Value, frozen=True, kw_only=True):
     modified_at: datetime
 
 
+class Upload(Value, frozen=True, kw_only=True):
+    """A put that has begun and can go on: `offset_bytes` is how much of it is durable."""
+
+    token: str
+    offset_bytes: int
+    created_at: datetime
+    modified_at: datetime
+    expires_at: datetime
+
+
 class LabelCount(Value, frozen=True, kw_only=True):
     """A tag or a link in use, and how many live artifacts bear it."""
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from blake3 import blake3
 
 DATA, OUTBOARD, MANIFEST, BLOB, ARTIFACT, TAG, TOMBSTONE = 0x81, 0x02, 0x83, 0x84, 0x85, 0x86, 0x87
-QUARANTINE, REPAIR, COMMIT, CLOSE, FOOTER = 0x88, 0x89, 0x8C, 0x8D, 0x8E
+QUARANTINE, REPAIR, UPLOAD, COMMIT, CLOSE, FOOTER = 0x88, 0x89, 0x0A, 0x8C, 0x8D, 0x8E
 IS_BLOB, IS_ZSTD, IS_END, IS_SHA256 = 1, 2, 4, 8
 FORMATS = ("raw", "hash_seq")
 
@@ -166,7 +166,7 @@ class Store:
 
     def _take(self, segment: Segment, entry: Entry, time_ms: int) -> None:
         place, kind, flags = (segment.number, entry.offset), entry.kind, entry.flags
-        if kind not in (DATA, OUTBOARD, COMMIT, CLOSE, FOOTER, *range(MANIFEST, REPAIR + 1)):
+        if kind not in (DATA, OUTBOARD, UPLOAD, COMMIT, CLOSE, FOOTER, *range(MANIFEST, REPAIR + 1)):
             if kind & 0x80:
                 raise NewerFormat(f"{place}: kind {kind:#x}")
         elif flags not in (0, IS_BLOB, IS_ZSTD, IS_BLOB | IS_ZSTD, IS_SHA256, IS_SHA256 | IS_ZSTD):
@@ -175,7 +175,7 @@ class Store:
             self._payloads.setdefault(entry.hash, set()).add(place)
             if flags & IS_BLOB:
                 self.stored_ms[entry.hash] = min(time_ms, self.stored_ms.get(entry.hash, time_ms))
-        elif kind < COMMIT:
+        elif kind < COMMIT:  # a document
             try:
                 self._take_document(kind, segment.verified(entry), time_ms)
             except (Damaged, struct.error) as error:
@@ -196,6 +196,9 @@ class Store:
         elif kind == TAG:
             f, is_deleted, revision, hash_, modified, _ = struct.unpack_from("<BBI32sqH", data, 1)
             name, state = data[49:], (revision, modified, bool(is_deleted), hash_, f)
+        elif kind == UPLOAD:
+            revision, name = struct.unpack_from("<I16s", data, 4)
+            state = (revision, data[1], data[72:80], data)
         elif kind == BLOB:
             name, state = data[4:36], (data,)
             self.stored_ms[name] = min(time_ms, self.stored_ms.get(name, time_ms))
@@ -267,6 +270,22 @@ class Store:
         if blake3(data).digest() != hash_ or len(data) != size or rest or len(outboard) != outboard_bytes:
             raise Damaged(f"the blob {hash_.hex()} is not what its hash and its record say")
         return data
+
+    def uploads(self) -> dict[bytes, bytes]:
+        """What is durable of each open upload, by token."""
+        found = {}
+        for (kind, token), state in self.states.items():
+            if kind == UPLOAD and state[1] == 0:
+                document = state[3]
+                offset, cut = struct.unpack_from("<QQ", document, 40)
+                manifest, rest = self._stream(document[84:], cut, False)
+                groups, rest = self._stream(rest, offset // 16384 * 32 if offset > 16384 else 0, True)
+                tail = struct.iter_unpack("<I32s", rest[: 36 * int.from_bytes(document[80:82], "little")])
+                pieces = [*((n, digest) for _, n, digest in struct.iter_unpack("<BI32s", manifest)), *tail]
+                found[token] = b"".join(self._payload(digest)[:length] for length, digest in pieces)
+                if len(found[token]) != offset or len(groups) % 32:
+                    raise Damaged(f"the upload {token.hex()} is not what it says")
+        return found
 
     def files(self, hash_: bytes) -> list[tuple[str, bytes]]:
         """(name, hash) of each file of a collection."""

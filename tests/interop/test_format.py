@@ -97,6 +97,8 @@ def compare(store: Store, other: reader.Store, place: Path) -> None:
             **words,
         }
     assert other.live() == expected
+    durable = {bytes.fromhex(upload.token): upload.offset_bytes for upload in store.uploads()}
+    assert {token: len(data) for token, data in other.uploads().items()} == durable
     blobs = {bytes(info.hash.digest): info for info in store.blobs.list()}
     assert other.stored_ms.keys() == blobs.keys()
     for hash_, info in blobs.items():
@@ -157,18 +159,37 @@ def deleted_and_restored(root: Path) -> None:
         store.delete(gone)
 
 
+def uploads(root: Path) -> None:
+    """Puts that broke off, one of them long, one ended, one given up."""
+    with open_here(root) as store:
+        for number, size in enumerate((0, 1, 16_384, 16_385, 100_000, 9 << 20)):
+            writer = store.writer(f"{number}", resumable=True)
+            writer.write(pattern(size, number))
+            writer.suspend()
+        store.writer(resume=writer.token).commit()
+        gone = store.writer("gone", resumable=True)
+        gone.write(b"gone")
+        gone.checkpoint()
+        gone.abort()
+        writer = store.writer("last", resumable=True)
+        for at in range(3):
+            writer.write(pattern(5 << 20, at))
+            writer.checkpoint()
+        writer.suspend()
+
+
 def optional_kinds(root: Path) -> None:
     """Records that an older reader may skip: the reserved ones, and one that nobody knows."""
     with open_here(root) as store:
         group = store._core.backend.group()
-        for kind in (Kind.UPLOAD, Kind.PARTIAL, 0x3F):
+        for kind in (Kind.PARTIAL, 0x3F):
             group.add(bytes((kind,)), b"\x40" if kind == 0x3F else b"\0", _native.blake3(b"?"), [1], [b"?"])
         group.commit()
         store.put(b"beside them")
 
 
 SHAPES: list[Callable[[Path], None]] = [
-    every_kind, sha256, tiny_chunks, several_segments, adopted, deleted_and_restored, optional_kinds
+    every_kind, sha256, tiny_chunks, several_segments, adopted, deleted_and_restored, uploads, optional_kinds
 ]  # fmt: skip
 
 
@@ -456,6 +477,6 @@ def test_a_copy_of_a_segment_elsewhere_is_not_taken_for_its_own(tmp_path: Path) 
 
 def test_the_second_reader_is_small_and_its_own() -> None:
     source = Path(reader.__file__).read_text()
-    assert sum(bool(line.strip()) for line in source.splitlines()) < 300
+    assert sum(bool(line.strip()) for line in source.splitlines()) < 320
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE))
     assert imported - sys.stdlib_module_names == {"blake3", "zstandard"}

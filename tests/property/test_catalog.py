@@ -69,6 +69,11 @@ def facts(draw: st.DrawFn) -> Facts:
         )
     )
     out.quarantine += draw(st.lists(st.tuples(small, hashes, st.sampled_from("ab")), max_size=2))
+    out.uploads += draw(
+        st.lists(
+            st.tuples(ids, small, st.integers(0, 3), times, st.sampled_from((b"a", b"b")), small), max_size=3
+        )
+    )
     out.segments.update(draw(st.dictionaries(small, st.tuples(small, st.integers(0, 3)), max_size=2)))
     out.spilled += draw(st.lists(small, max_size=2))
     out.retired += [(n, n + 1) for n in draw(st.lists(small, max_size=1))]
@@ -88,6 +93,7 @@ def tables(catalog: Catalog) -> dict[str, list[Any]]:
         "tombstones",
         "tags",
         "quarantine",
+        "uploads",
         "labels",
         "requires",
     ]
@@ -112,6 +118,7 @@ def merged(groups: list[Facts]) -> Facts:
         out.quarantine += group.quarantine
         out.spilled += group.spilled
         out.retired += group.retired
+        out.uploads += group.uploads
         for id, (applied, state) in group.segments.items():
             known = out.segments.get(id, (0, 0))
             out.segments[id] = max(known[0], applied), max(known[1], state)
@@ -132,6 +139,7 @@ def test_neither_order_nor_repetition_nor_grouping_matters(groups: list[Facts], 
         everything.artifacts,
         everything.tombstones,
         everything.tags,
+        everything.uploads,
     ):
         random.shuffle(rows)
     assert tables(grown([everything])) == tables(want)
@@ -237,18 +245,20 @@ def test_a_catalog_without_names_gets_them_when_it_is_migrated(
     tmp_path_factory: Any, groups: list[Facts]
 ) -> None:
     path = Path(tmp_path_factory.mktemp("migrated")) / "catalog.db"
+    for group in groups:
+        group.uploads.clear()  # there were none then
     want = grown(groups)
     Catalog.open(path, STORE).close()
     old = Catalog.open(path, STORE)
     old.apply_all(groups)
     old._write(
         lambda cursor: cursor.execute(
-            "DROP TABLE labels; DROP TABLE requires; DROP TABLE holds; DROP TABLE touched;"
+            "DROP TABLE labels; DROP TABLE requires; DROP TABLE holds; DROP TABLE touched; DROP TABLE uploads;"
             "DROP INDEX deleted_artifacts; ALTER TABLE blobs DROP COLUMN condemned; PRAGMA user_version=1"
         ).fetchall()
     )
     old.close()
-    before_places = MIGRATIONS[:3]  # the next one refuses rows that do not say where they lie
+    before_places = MIGRATIONS[:4]  # the next one refuses rows that do not say where they lie
     new = Catalog.open(path, STORE, migrations=before_places)
     assert tables(new) == tables(want)
     assert list(new.dump()) == list(want.dump())

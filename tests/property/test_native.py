@@ -291,3 +291,39 @@ def test_arbitrary_bytes_are_answered(data: bytes, segment: int, offset: int, st
     entries = data[: len(data) // 46 * 46]
     assert native.check_payloads(data, entries, offset) == reference_check(data, entries, offset)
     assert set(native.compressible([data])) <= {0, 1}
+
+
+@given(SIZES, st.integers(0, 1 << 20), st.integers(1, 5))
+def test_a_hasher_goes_on_behind_groups_that_it_did_not_see(size: int, point: int, parts: int) -> None:
+    data = noise(size)
+    stop = point % (size + 1)
+    first = native.BlobHasher()
+    first.update(data[:stop])
+    known = first.take_groups()
+    hasher = native.BlobHasher()
+    step = 32 * max(1, len(known) // 32 // parts)
+    for start in range(0, len(known), step):
+        hasher.resume(known[start : start + step])
+    assert hasher.size_bytes == len(known) // 32 * BLOCK
+    hasher.update(data[hasher.size_bytes :])
+    root, rest = hasher.finish()
+    assert (root, known + rest) == _whole(data)
+
+
+def _whole(data: bytes) -> tuple[bytes, bytes]:
+    hasher = native.BlobHasher()
+    hasher.update(data)
+    return hasher.finish()
+
+
+def test_a_hasher_goes_on_only_between_groups() -> None:
+    hasher = native.BlobHasher()
+    with pytest.raises(ValueError, match="32 bytes each"):
+        hasher.resume(bytes(31))
+    hasher.update(b"x")
+    with pytest.raises(ValueError, match="within a group"):
+        hasher.resume(bytes(32))
+    lone = native.BlobHasher()
+    lone.resume(bytes(32))
+    with pytest.raises(ValueError, match="lone group"):
+        lone.finish()

@@ -38,6 +38,7 @@ def some_facts(start: int = 0, count: int = COUNT) -> Facts:
             ArtifactRow(n.to_bytes(16), 1, hash_of(n), 100, 0, n, n, 1, b'{"filename":"x"}') for n in numbers
         ],
         tags=[(f"tag-{n}", hash_of(n), 0, 1, n, 0, 0) for n in numbers[:50]],
+        uploads=[(hash_of(n)[:16], 1, n % 4, n, b"document", 0) for n in numbers[:50]],
         segments={1: (start + count, 0)},
     )
 
@@ -60,6 +61,9 @@ def use_all_of(catalog: Catalog) -> list[str]:
     catalog.find_artifact_blob((5).to_bytes(16))
     catalog.counts()
     catalog.segments()
+    catalog.find_upload(hash_of(5)[:16])
+    for _ in catalog.iter_open_uploads():
+        pass
     return list(catalog.dump())
 
 
@@ -110,7 +114,7 @@ def test_a_catalog_whose_rows_do_not_say_where_documents_lie_is_rebuilt(path: Pa
             lambda cursor: cursor.execute(
                 "ALTER TABLE artifacts DROP COLUMN location; ALTER TABLE tombstones DROP COLUMN location;"
                 "ALTER TABLE tags DROP COLUMN location; ALTER TABLE segments DROP COLUMN content;"
-                "DROP TABLE spilled; DROP TABLE retired; PRAGMA user_version=3"
+                "DROP TABLE spilled; DROP TABLE retired; PRAGMA user_version=4"
             ).fetchall()
         )
         catalog.close()

@@ -98,8 +98,26 @@ impl BlobHasher {
         }
     }
 
+    /// Go on behind groups that were hashed before, of which `cvs` are the chaining values; no data may be open.
+    pub fn resume(&mut self, cvs: &[u8]) -> bool {
+        if !self.open.is_empty() {
+            return false;
+        }
+        let ready = std::mem::take(&mut self.ready);
+        for cv in cvs.chunks_exact(CV) {
+            self.close(array(cv));
+        }
+        self.ready = ready;
+        true
+    }
+
     pub fn take_groups(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.ready)
+    }
+
+    /// Whether all that it knows is the chaining value of one group, which does not give its root hash.
+    pub fn is_lone_group(&self) -> bool {
+        self.closed == 1 && self.open.is_empty()
     }
 
     pub fn finish(mut self) -> (ChainingValue, Vec<u8>) {

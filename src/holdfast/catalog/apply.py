@@ -113,6 +113,12 @@ _QUARANTINE: Final = """
 INSERT INTO quarantine VALUES(?, ?, ?)
 ON CONFLICT(location) DO UPDATE SET hash = excluded.hash, reason = excluded.reason
 WHERE (excluded.hash, excluded.reason) < (quarantine.hash, quarantine.reason)"""
+_UPLOAD: Final = """
+INSERT INTO uploads VALUES(?, ?, ?, ?, ?, ?)
+ON CONFLICT(token) DO UPDATE SET revision = excluded.revision, state = excluded.state,
+  expires_ms = excluded.expires_ms, doc = excluded.doc, location = excluded.location
+WHERE (excluded.revision, excluded.state, excluded.expires_ms, excluded.doc, -excluded.location)
+  > (uploads.revision, uploads.state, uploads.expires_ms, uploads.doc, -uploads.location)"""
 _SEGMENT: Final = """
 INSERT INTO segments(id, applied, state) SELECT ?1, ?2, ?3
 WHERE NOT EXISTS(SELECT 1 FROM retired WHERE first <= ?1 AND stop > ?1)
@@ -149,6 +155,8 @@ def apply_names(cursor: apsw.Cursor, facts: Facts) -> None:
         cursor.executemany(_QUARANTINE, facts.quarantine)
     for owner, hash_ in facts.holds:
         holds.hold(cursor, owner, (hash_,))
+    if facts.uploads:
+        cursor.executemany(_UPLOAD, facts.uploads)
     if facts.segments:
         cursor.executemany(_SEGMENT, [(id, *row) for id, row in facts.segments.items()])
     if facts.spilled:

@@ -305,6 +305,21 @@ class Catalog(CatalogFile):
                 return
             sign, after = ">", page[-1].name
 
+    def find_upload(self, token: bytes) -> bytes | None:
+        """Give the document of an upload, open or not."""
+        rows = self._read(lambda reader: reader.all("SELECT doc FROM uploads WHERE token = ?", (token,)))
+        return rows[0][0] if rows else None
+
+    def iter_open_uploads(self) -> Iterator[bytes]:
+        """Stream the documents of the uploads that are open, in pages like `iter_artifacts`."""
+        after, sql = (
+            LOWEST,
+            "SELECT token, doc FROM uploads WHERE state = 0 AND token > ? ORDER BY token LIMIT 100",
+        )
+        while page := self._read(lambda reader, a=after: reader.all(sql, (a,))):  # type: ignore[misc]
+            yield from (doc for _, doc in page)
+            after = page[-1][0]
+
     def segments(self) -> dict[int, tuple[int, int]]:
         """Give (applied bytes, state) of each segment that is known."""
         rows = self._read(lambda reader: reader.all("SELECT id, applied, state FROM segments"))

@@ -30,6 +30,7 @@ _STATEMENTS: Final[tuple[tuple[str, str], ...]] = (
     ("tag", "SELECT name, hash, format, revision, modified_ms, deleted FROM tags ORDER BY name"),
     ("hold", "SELECT owner, hash FROM holds ORDER BY owner, hash"),
     ("quarantine", "SELECT hash, reason FROM quarantine ORDER BY hash, reason"),
+    ("upload", "SELECT token, revision, state, expires_ms, doc FROM uploads ORDER BY token"),
 )
 
 

@@ -82,6 +82,7 @@ _KEYS: Final = {
     "touched": "hash",
     "spilled": "segment",
     "retired": "first",
+    "uploads": "token",
 }
 
 LOWEST: Final = b""

@@ -58,6 +58,12 @@ CREATE INDEX deleted_artifacts ON artifacts(deleted_ms) WHERE deleted_ms IS NOT 
 """
 """What a collection needs: see `holds`, and docs/design.md, "Collection"."""
 
+_UPLOADS: Final = """
+CREATE TABLE uploads(
+  token BLOB PRIMARY KEY NOT NULL, revision INTEGER NOT NULL, state INTEGER NOT NULL, expires_ms INTEGER NOT NULL,
+  doc BLOB NOT NULL, location INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+"""
+
 Migration: TypeAlias = "str | Callable[[apsw.Connection], None]"
 
 
@@ -77,7 +83,7 @@ def _migrate_places(connection: apsw.Connection) -> None:
     ).fetchall()
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_FIRST, migrate_labels, _COLLECTING, _migrate_places)
+MIGRATIONS: Final[tuple[Migration, ...]] = (_FIRST, migrate_labels, _COLLECTING, _UPLOADS, _migrate_places)
 """Number n (from 1) takes a catalog of schema n - 1 to schema n. Never edited once released, only added to."""
 
 

@@ -88,7 +88,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`[limits]`: what may come in."""
+    """`[limits]`: what may come in. An upload that nobody goes on with expires so long after its last write."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -97,6 +97,7 @@ class Limits:
     default_content_type: str | None = None
     allow_empty: bool = False
     checksum: Literal["none", "sha256"] = "none"
+    upload_expiry_seconds: Annotated[float, Between(1, 100 * _YEAR_SECONDS)] = 7 * 86_400
 
 
 @dataclass(frozen=True, slots=True)

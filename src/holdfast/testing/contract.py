@@ -19,11 +19,18 @@ from holdfast.testing.contract_finding import FindingContract
 from holdfast.testing.contract_putting import PuttingContract
 from holdfast.testing.contract_reading import ReadingContract
 from holdfast.testing.contract_tags import TagsContract
+from holdfast.testing.contract_uploads import UploadsContract
 
 __all__ = ["MakeStore", "StoreContract", "boundary_sizes", "sample"]
 
 
 class StoreContract(
-    PuttingContract, ReadingContract, ChangingContract, FindingContract, TagsContract, CareContract
+    PuttingContract,
+    ReadingContract,
+    ChangingContract,
+    FindingContract,
+    TagsContract,
+    UploadsContract,
+    CareContract,
 ):
     """Subclass it, define `make_store` (and `reopen`, `corrupt`), and set what differs."""

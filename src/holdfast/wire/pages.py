@@ -37,10 +37,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import lru_cache
 from itertools import accumulate, repeat
 from struct import Struct
-from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, Self, TypeAlias, TypeVar
 
 from holdfast.errors import CorruptBlob, FormatError
 from holdfast.types import HASH_BYTES, MAX_BLOB_BYTES
@@ -137,6 +138,12 @@ class PageWriter:
             self._add(level + 1, self._emit(bytes(page)), total[0])
             level += 1
 
+    def _twin(self) -> Self:
+        """Give one in the same state that can be finished while this one goes on."""
+        twin = copy(self)
+        twin._levels = [(page[:], total[:]) for page, total in self._levels]
+        return twin
+
 
 class StreamWriter(PageWriter):
     """Pages a stream of plain bytes (an outboard)."""
@@ -166,6 +173,10 @@ class StreamWriter(PageWriter):
         if pending:
             self.add_leaf(pending, len(pending))
         return self.finish_tree()
+
+    def snapshot(self) -> TreeRoot:
+        """Emit what the stream so far needs, give its root, and go on."""
+        return self._twin().finish()
 
 
 class ManifestWriter(PageWriter):
@@ -218,6 +229,10 @@ class ManifestWriter(PageWriter):
         if self._pending:
             self._flush()
         return self.finish_tree()
+
+    def snapshot(self) -> TreeRoot:
+        """Emit what the entries so far need, give their root, and go on."""
+        return self._twin().finish()
 
 
 class _Inner(NamedTuple):

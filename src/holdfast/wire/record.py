@@ -69,6 +69,7 @@ DOCUMENT_KINDS: Final = frozenset(
         int(Kind.QUARANTINE),
         int(Kind.REPAIR),
         int(Kind.RETIRED),
+        int(Kind.UPLOAD),
     }
 )
 """Records whose payload states a fact."""

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Protocol
 
+from holdfast.backend.log.claims import Claims
 from holdfast.backend.log.commit import Apply, Committer, Group
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import (
@@ -85,6 +86,7 @@ class LogBackend:
         self._session: Session | None = None
         self._late_pins: list[tuple[bytes, int]] = []
         self._committer: Committer | None = None
+        self.claims = Claims(disk, root)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="holdfast-read")
         self.payloads = Payloads(disk, root, self._require_catalog)
         self.partials = Partials(disk, root, self.lock, lock_timeout_seconds)
@@ -250,6 +252,7 @@ class LogBackend:
                 last_first.callback(self._lock.close)
             if self._session is not None:
                 last_first.callback(self._session.close)
+            last_first.callback(self.claims.close)
             last_first.callback(self.payloads.handles.close)
             last_first.callback(self._pool.shutdown)
             if self._committer is not None:
@@ -265,6 +268,7 @@ class LogBackend:
         for handle in (*handles, *self.partials.opened):
             if handle >= 0:
                 self.disk.close(handle)
+        self.claims.close()
 
     def _require_catalog(self) -> CatalogPort:
         assert self._catalog is not None, "attach comes first"

@@ -142,6 +142,7 @@ def merged(batches: Iterator[Facts]) -> Iterator[Facts]:
             "tags",
             "quarantine",
             "holds",
+            "uploads",
             "spilled",
             "retired",
         ):

@@ -19,6 +19,7 @@ LOCK_FILE: Final = "lock"
 CATALOG_FILE: Final = "catalog.db"
 SEGMENTS: Final = "segments"
 SESSIONS: Final = "sessions"
+UPLOADS: Final = "uploads"
 QUARANTINE: Final = "quarantine"
 FEATURES: Final[frozenset[str]] = frozenset()
 """Features that a store may require of its readers and writers; this version knows none beyond the format itself."""

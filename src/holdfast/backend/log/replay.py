@@ -28,6 +28,7 @@ from holdfast.wire.record import (
     VALID_FLAGS,
     Kind,
 )
+from holdfast.wire.upload import parse_upload
 
 BATCH_RECORDS: Final = 20_000
 WINDOW_BYTES: Final = 256 << 10
@@ -133,6 +134,11 @@ def _add_document(facts: Facts, kind: int, payload: bytes, location: int, time_m
         )
     elif kind == Kind.RETIRED:
         facts.retired.extend((run.start, run.stop) for run in parse_retired(payload))
+    elif kind == Kind.UPLOAD:
+        upload = parse_upload(payload)
+        facts.uploads.append(
+            (upload.token, upload.revision, upload.state, upload.expires_ms, payload, location)
+        )
     elif kind == Kind.REPAIR:
         parse_quarantine(payload)  # checked, so that a newer version's is refused; nothing is repaired yet
     elif kind == Kind.QUARANTINE:
