@@ -8,7 +8,9 @@ partial blob's lock and a pin, so that chunks that were found here already stay 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Final, NamedTuple
 
@@ -51,8 +53,6 @@ class _Ahead(NamedTuple):
 
     start: int
     data: bytes
-    spilled_bytes: int
-    """How many of them come from the sparse file."""
     is_cut_short: bool
     """Whether there is more of it here."""
 
@@ -78,6 +78,7 @@ class Filling:
 
     def __init__(self, core: Core, hash_: bytes) -> None:
         self._core = core
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="holdfast-sync")
         self._hash = hash_
         self._step_bytes = max(STEP_BYTES, core.backend.chunking.max_bytes + 2 * BLOCK_BYTES)
         self._carry: list[Run] = []
@@ -146,10 +147,14 @@ class Filling:
             raise trouble
         return False
 
+    def close(self) -> None:
+        """Wait for the thread that makes things durable."""
+        self._syncer.shutdown()
+
     # -- blocks that wait
 
     def _spill(self, partial: Partial, state: PartialState, runs: Sequence[Run]) -> PartialState:
-        """Put blocks into the sparse file, durably; gives the state that claims them."""
+        """Put blocks into the sparse file; gives the state that claims them."""
         partial.write_blocks(runs)
         return state._replace(have=state.have | runs_ranges(runs)) if runs else state
 
@@ -170,8 +175,9 @@ class Filling:
         start = at = state.logged_blocks * BLOCK_BYTES
         if not runs and self._idle == (state.logged_bytes, state.prefix_bytes):
             return None
-        parts: list[BytesLike] = []
-        spilled, room, index, short = 0, self._step_bytes, 0, False
+        parts: list[BytesLike | None] = []
+        spilled: list[tuple[int, int]] = []
+        room, index, short = self._step_bytes, 0, False
         while True:
             if index < len(runs) and runs[index][0] == at:
                 parts.append(runs[index][1])
@@ -185,15 +191,17 @@ class Filling:
                 short = True
                 break
             stop = min(stop, at + room)
-            if not spilled:
-                self._check_room(partial, state)
-            parts += self._read_back(partial, state, at, stop)
-            spilled += stop - at
+            parts.append(None)
+            spilled.append((at, stop))
             room -= stop - at
             at = stop
         if at <= state.logged_bytes and not (state.is_size_proven and at == state.size_bytes):
             return None
-        return _Ahead(start, b"".join(parts), spilled, short)
+        if spilled:
+            self._check_room(partial, state)
+            back = self._read_back(partial, state, spilled)
+            parts = [next(back) if part is None else part for part in parts]
+        return _Ahead(start, b"".join(part for part in parts if part is not None), short)
 
     def _check_room(self, partial: Partial, state: PartialState) -> None:
         """Look at the free space before blocks are copied into the log; it is given back after each step."""
@@ -209,19 +217,28 @@ class Filling:
                 need_bytes=need,
             )
 
-    def _read_back(self, partial: Partial, state: PartialState, start: int, stop: int) -> list[BytesLike]:
-        """Read blocks from the sparse file; `_BadBlocks` names those that do not verify any more."""
+    def _read_back(
+        self, partial: Partial, state: PartialState, spilled: list[tuple[int, int]]
+    ) -> Iterator[BytesLike]:
+        """Give these runs of the sparse file, verified; `_BadBlocks` names those that do not verify any more."""
         args = (self._hash, state.size_bytes, partial.read_blocks, partial.read_pairs)
+        wanted = ChunkRanges.union(ChunkRanges.bytes(start, stop) for start, stop in spilled)
         try:
-            return list(read_verified(*args, start, stop))
+            data = b"".join(read_verified(*args, wanted))
         except CorruptBlob:
             bad = []
-            for at in range(start, stop, BLOCK_BYTES):
-                try:
-                    list(read_verified(*args, at, min(at + BLOCK_BYTES, stop)))
-                except CorruptBlob:
-                    bad.append(ChunkRanges.bytes(at, at + BLOCK_BYTES))
+            for start, stop in spilled:
+                for at in range(start, stop, BLOCK_BYTES):
+                    block = ChunkRanges.bytes(at, min(at + BLOCK_BYTES, stop))
+                    try:
+                        list(read_verified(*args, block))
+                    except CorruptBlob:
+                        bad.append(block.to_blocks())
             raise _BadBlocks(ChunkRanges.union(bad)) from None
+        view, at = memoryview(data), 0
+        for start, stop in spilled:
+            yield view[at : at + stop - start]
+            at += stop - start
 
     def _cut(self, found: _Ahead, state: PartialState) -> _Cut:
         """Cut what follows the last chunk; the end of the blob ends its last chunk."""
@@ -239,15 +256,20 @@ class Filling:
 
     def _append(self, partial: Partial, state: PartialState, cut: _Cut) -> PartialState:
         """Append chunks to the log, durably, and to the list; gives the state that claims them."""
-        with self._core.adding() as (group, ingest):
-            ingest.add_chunks(cut.chunks, cut.digests)
-            if not group.is_empty:
-                group.commit()
         ends, at = [], state.logged_bytes
         for length in cut.lengths:
             at += length
             ends.append(at)
         count, crc = partial.write_chunks(state, ends, cut.packed)
+        syncing = self._syncer.submit(partial.sync)  # the file system makes both durable in one go
+        try:
+            with self._core.adding() as (group, ingest):
+                ingest.add_chunks(cut.chunks, cut.digests)
+                if not group.is_empty:
+                    group.commit()
+        finally:
+            syncing.exception()
+        syncing.result()
         blocks = ChunkRanges.leaves(0, at // BLOCK_BYTES * BLOCK_LEAVES)
         return state._replace(logged_bytes=at, chunk_count=count, chunks_crc=crc, have=state.have | blocks)
 
@@ -342,35 +364,40 @@ def runs_ranges(runs: Iterable[Run]) -> ChunkRanges:
 def _without(runs: Iterable[Run], have: ChunkRanges) -> list[Run]:
     """Give what of the runs is not in `have`, which consists of whole blocks."""
     left: list[Run] = []
+    bounds = have.boundaries
     for start, data in runs:
         stop = start + len(data)
-        wanted = ChunkRanges.bytes(start, stop)
-        missing = wanted - have
-        if missing == wanted:
-            left.append((start, data))
+        first, last = start // LEAF_BYTES, -(-stop // LEAF_BYTES)
+        at = bisect_right(bounds, first)
+        if at == len(bounds) or bounds[at] >= last:
+            if not at % 2:
+                left.append((start, data))
             continue
         view = memoryview(data)
-        for first, end in missing:
+        for begin, end in ChunkRanges.leaves(first, last) - have:
             assert end is not None
-            at, behind = first * LEAF_BYTES, min(end * LEAF_BYTES, stop)
-            left.append((at, view[at - start : behind - start]))
+            left.append((begin * LEAF_BYTES, view[begin * LEAF_BYTES - start : end * LEAF_BYTES - start]))
     return left
 
 
 def _split(runs: list[Run], state: PartialState) -> tuple[list[Run], list[Run]]:
     """Part runs into those with which the blob goes on from its beginning without a gap, and the others."""
-    together = state.have | runs_ranges(runs)
-    first = together.boundaries[:2]
-    end = first[1] * LEAF_BYTES if len(first) == 2 and first[0] == 0 else 0
-    ahead = [run for run in runs if run[0] < end]
-    return ahead, runs[len(ahead) :]
+    at, index = 0, 0
+    while True:
+        if index < len(runs) and runs[index][0] == at:
+            at += len(runs[index][1])
+            index += 1
+        elif (stop := _run_end(state, at)) > at:
+            at = stop
+        else:
+            return runs[:index], runs[index:]
 
 
 def _run_end(state: PartialState, at: int) -> int:
     """Up to where there are blocks from `at` on, `at` if there are none."""
-    first = (state.have & ChunkRanges.leaves(at // LEAF_BYTES)).boundaries[:2]
-    here = len(first) == 2 and first[0] * LEAF_BYTES == at
-    return min(first[1] * LEAF_BYTES, state.size_bytes) if here else at
+    bounds = state.have.boundaries
+    next_ = bisect_right(bounds, at // LEAF_BYTES)
+    return min(bounds[next_] * LEAF_BYTES, state.size_bytes) if next_ % 2 else at
 
 
 def _claim(state: PartialState, batch: Batch) -> PartialState:

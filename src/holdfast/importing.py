@@ -65,6 +65,7 @@ class Import:
                 self._checkpoint(self._take_batch(), last=True)
         finally:
             self._worker.shutdown()
+            self._filling.close()
             if self._partial is not None:
                 self._partial.close()
         if fault is not None:

@@ -21,7 +21,7 @@ from holdfast.backend.log.partial_state import (
     encode_entry,
     parse_journal,
 )
-from holdfast.errors import CorruptBlob, Locked
+from holdfast.errors import CorruptBlob, Locked, Unavailable
 from holdfast.types import HASH_BYTES, BytesLike, Hash
 
 PARTIALS: Final = "partials"
@@ -190,6 +190,8 @@ class Partial:
         self._handles: dict[str, int] = {}
         self._is_ours = False
         """Whether the journal's last entry is ours, so that we know it to be durable."""
+        self._dirty: set[str] = set()
+        self._sync_failed = False
         self._identity = (0, 0)
         self._journal_bytes = 0
         self._whole_bytes = 0
@@ -244,23 +246,36 @@ class Partial:
     # -- while it is locked
 
     def write_blocks(self, runs: Sequence[tuple[int, BytesLike]]) -> None:
-        """Put whole blocks into the sparse file, (offset in the blob, bytes), and make them durable."""
+        """Put whole blocks into the sparse file: (offset in the blob, bytes)."""
         self._write(BLOCKS, runs)
 
     def write_pairs(self, runs: Sequence[tuple[int, BytesLike]]) -> None:
-        """Put pairs into the outboard, (offset in it, bytes), and make them durable."""
+        """Put pairs into the outboard: (offset in it, bytes)."""
         self._write(PAIRS, runs)
 
     def write_chunks(
         self, state: PartialState, ends: Sequence[int], digests: Sequence[bytes]
     ) -> tuple[int, int]:
-        """Append to the list of chunks in the log, durably; gives its new length and checksum for the next state."""
+        """Append to the list of chunks in the log; gives its new length and checksum for the next state."""
         packed = b"".join(map(_CHUNK.pack, ends, digests))
         self._write(CHUNKS, [(state.chunk_count * CHUNK_BYTES, packed)])
         return state.chunk_count + len(ends), _native.crc32c(packed, state.chunks_crc)
 
+    def sync(self) -> None:
+        """Make durable what was written: `save` does so first, but it may be begun beside something else."""
+        if self._sync_failed:
+            raise Unavailable(
+                f"the partial blob {self.hash.hex()} could not be made durable", path=self._path
+            )
+        for name in sorted(self._dirty):
+            self._sync_failed = True  # a second fsync would say that all is well
+            self._disk.fsync(self._handles[name])
+            self._sync_failed = False
+        self._dirty.clear()
+
     def save(self, state: PartialState) -> None:
-        """Claim a new state, durably. What it claims is durable already."""
+        """Claim a new state, durably, after all that was written before it."""
+        self.sync()
         entry = encode_entry(self.hash, state, since=self.state)
         grown = self._journal_bytes + len(entry)
         if not self._is_ours or grown > 2 * self._whole_bytes + _SLACK_BYTES:
@@ -329,9 +344,8 @@ class Partial:
     def _write(self, name: str, runs: Sequence[tuple[int, BytesLike]]) -> None:
         handle = self._handles[name]
         for offset, data in runs:
+            self._dirty.add(name)
             self._disk.pwrite(handle, [data], offset)
-        if runs:
-            self._disk.fsync(handle)
 
     def _refresh(self) -> None:
         """Take over what others have written since our last entry."""

@@ -22,9 +22,9 @@ TRIES: Final = 4
 
 
 def read_verified(
-    hash_: bytes, size_bytes: int, read_data: ReadAt, read_pairs: ReadAt, start: int, stop: int
+    hash_: bytes, size_bytes: int, read_data: ReadAt, read_pairs: ReadAt, blocks: ChunkRanges
 ) -> Iterator[BytesLike]:
-    """Give whole blocks from `start` to `stop`, verified, in pieces of about 1 MiB. `CorruptBlob` as of `encode`."""
+    """Give the bytes of whole blocks, verified, in pieces of about 1 MiB at most. `CorruptBlob` as of `encode`."""
     got: list[BytesLike] = []
 
     def read(offset: int, length: int) -> BytesLike:
@@ -32,9 +32,7 @@ def read_verified(
         got.append(data)
         return data
 
-    for _ in encode(
-        size_bytes, hash_, read, read_pairs, ChunkRanges.bytes(start, stop), piece_bytes=PIECE_BYTES
-    ):
+    for _ in encode(size_bytes, hash_, read, read_pairs, blocks, piece_bytes=PIECE_BYTES):
         yield from got  # what was read for a piece is verified once the piece is there
         got.clear()
 
@@ -138,8 +136,7 @@ class PartialReader:
                 state.size_bytes,
                 lambda offset, length: _read_raw(files, self._payloads, state, offset, offset + length),
                 lambda offset, length: files.read(PAIRS, length, offset),
-                start,
-                stop,
+                ChunkRanges.bytes(start, stop),
             )
             return b"".join(pieces)
 
