@@ -19,7 +19,7 @@ NATIVE := $(shell find native -name target -prune -o -type f -print 2>/dev/null)
 $(shell [ -x $(BIN)/python ] || rm -f .stamps/venv)
 $(shell ls src/holdfast/_native*.so >/dev/null 2>&1 || rm -f .stamps/build)
 
-.PHONY: help demo test check lint format types layers native-check bench deep build wheel lock clean
+.PHONY: help demo test check lint format types layers native-check bench deep models mutants soak build wheel lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -54,6 +54,12 @@ format: .stamps/venv ## put the sources into their form
 
 bench: .stamps/build ## measure, beside the physical limits and real peers
 	$(BIN)/python -m benches.run $(ARGS)
+
+models: ## check the models of the protocols with Spin (all of them: ARGS=--all)
+	@python3 tools/models.py $(ARGS)
+
+mutants: .stamps/build ## take away each line that safety hangs on, and see a test fail (hours)
+	@$(BIN)/python -m tools.mutate $(ARGS)
 
 deep: .stamps/build ## the long tests: hours, tens of GiB
 	$(BIN)/pytest -m deep --timeout 0 $(ARGS)

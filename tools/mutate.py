@@ -1,0 +1,255 @@
+"""Take each line away that safety hangs on, one at a time, and see that a test fails (`make mutants`).
+
+Works in copies of the tree under the temporary directory; the tree itself is only read. The registry names the test
+for each line; where that passes, or none is named, wider and wider selections are tried, and what they found is said,
+so that it can be written down. Exit 1 when a line survives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tools.mutants import TOP, Line, Registry, apply, read_registry
+
+RESULTS: Final = TOP / ".stamps" / "mutants.json"
+PROOFS: Final = TOP / "docs" / "proofs.md"
+MARKS: Final = ("<!-- mutants: begin -->\n", "<!-- mutants: end -->\n")
+LEFT_OUT: Final = shutil.ignore_patterns(
+    ".git", ".venv", "target", "__pycache__", ".*_cache", ".hypothesis", ".stamps", "dist"
+)
+NEAR: Final = {
+    "src/holdfast/catalog/": "tests/unit/test_catalog_faults.py tests/unit/test_catalog.py",
+    "src/holdfast/backend/log/layout.py": "tests/crash/test_create.py tests/interop/test_format.py",
+    "src/holdfast/backend/log/session.py": "tests/interop/test_format.py tests/unit/test_guards.py",
+    "src/holdfast/backend/log/": "tests/crash/test_fsync.py tests/crash/test_power.py tests/unit/test_disks.py",
+    "src/holdfast/recovery.py": "tests/unit/test_mending.py tests/unit/test_unapplied.py tests/unit/test_guards.py",
+    "src/holdfast/trees/": "tests/unit/test_trees.py",
+    "src/holdfast/": "tests/contract tests/unit/test_guards.py",
+}
+LADDER: Final = ("tests/unit tests/contract", "tests/crash tests/interop", "tests/property")
+"""What is tried where the registry names no test, or one that passes: what is near, then more and more."""
+LIMIT_SECONDS: Final = 1200
+
+
+class Outcome(NamedTuple):
+    """What became of a line that was taken away."""
+
+    killed: bool
+    by: str
+    seconds: float
+
+
+class Runner:
+    """Runs tests on copies of the tree, as many at a time as there are workers."""
+
+    def __init__(self, directory: Path, jobs: int) -> None:
+        self._free = [directory / f"tree-{number}" for number in range(jobs)]
+        self._mutex = threading.Lock()
+        for tree in self._free:
+            shutil.copytree(TOP, tree, ignore=LEFT_OUT, symlinks=True)
+
+    def try_line(self, line: Line, selections: Sequence[str]) -> Outcome:
+        """Take a line away and run selections until one fails."""
+        with self._mutex:
+            tree = self._free.pop()
+        file = tree / line.path
+        whole = file.read_bytes()
+        started = time.monotonic()
+        try:
+            apply(line, tree)
+            for selection in selections:
+                failed = run(tree, selection)
+                if failed:
+                    return Outcome(True, failed, time.monotonic() - started)
+            return Outcome(False, "", time.monotonic() - started)
+        finally:
+            file.write_bytes(whole)
+            with self._mutex:
+                self._free.append(tree)
+
+    def baseline(self, selection: str) -> str:
+        """Give what fails of a selection with nothing taken away."""
+        with self._mutex:
+            tree = self._free.pop()
+        try:
+            return run(tree, selection)
+        finally:
+            with self._mutex:
+                self._free.append(tree)
+
+
+def run(tree: Path, selection: str) -> str:
+    """Run a selection in a tree; give the first test that failed, or "" when all passed."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    if selection.startswith("cargo"):
+        target = Path(tempfile.gettempdir()) / "holdfast-mutants-target"
+        command = [*shlex.split(selection), "--manifest-path", str(tree / "native" / "Cargo.toml")]
+        environment["CARGO_TARGET_DIR"] = str(target / tree.name)
+    else:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-W", "default"]
+        command += ["-m", "not deep", "--timeout", "120", *shlex.split(selection)]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            cwd=tree,
+            env=environment,
+            timeout=LIMIT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{selection} (hangs)"
+    if done.returncode == 0:
+        return ""
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    if found:
+        return found[1]
+    found = re.search(r"^test (\S+) \.\.\. FAILED", done.stdout, re.MULTILINE)
+    if found:
+        return f"cargo test {found[1]}"
+    if "Timeout" in done.stdout + done.stderr:
+        return f"{selection} (hangs)"
+    raise RuntimeError(
+        f"{selection} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    )
+
+
+def fingerprint(line: Line) -> str:
+    """Tell a result of this line from one of an older form of it."""
+    return f"{line.old} -> {line.new}"
+
+
+def table(registry: Registry, results: dict[str, dict[str, object]]) -> str:
+    """Write line -> test as it stands in docs/proofs.md."""
+    rows = ["| line | kind | without it fails |", "|---|---|---|"]
+    for name, line in sorted(registry.lines.items()):
+        entry = registry.entries.get(name)
+        result = results.get(name, {})
+        if entry is not None and entry.reason:
+            said = f"*none*: {entry.reason}"
+        elif result.get("killed") and result.get("of") == fingerprint(line):
+            said = f"`{result['by']}`"
+        else:
+            said = "**not run**" if not result else "**survives**"
+        rows.append(f"| `{name.replace('|', '&#124;')}` | {line.kind} | {said.replace('tests/', '')} |")
+    return "\n".join(rows) + "\n"
+
+
+def write_table(registry: Registry, results: dict[str, dict[str, object]]) -> None:
+    """Put the table into docs/proofs.md, between its marks."""
+    text = PROOFS.read_text()
+    before, rest = text.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    killed = sum(bool(results.get(name, {}).get("killed")) for name in registry.lines)
+    said = sum(bool(entry.reason) for name, entry in registry.entries.items() if name in registry.lines)
+    count = f"{len(registry.lines)} lines: {killed} are missed by a test, {said} are not needed or not provable here."
+    head = f"\n{count}\n\n"
+    PROOFS.write_text(before + MARKS[0] + head + table(registry, results) + MARKS[1] + after)
+
+
+def chosen(
+    registry: Registry, patterns: Iterable[str], results: dict[str, dict[str, object]], again: bool
+) -> list[str]:
+    """Give the lines to run."""
+    names = []
+    for name, line in registry.lines.items():
+        entry = registry.entries.get(name)
+        if entry is not None and entry.reason:
+            continue
+        if patterns and not any(re.search(pattern, name) for pattern in patterns):
+            continue
+        known = results.get(name, {})
+        if not again and known.get("killed") and known.get("of") == fingerprint(line):
+            continue
+        names.append(name)
+    return names
+
+
+def main() -> int:
+    """Parse arguments, run, report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("patterns", nargs="*", help="only lines whose name matches one of these")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="also those that were killed before")
+    parser.add_argument("--list", action="store_true", help="only say what would be run")
+    parser.add_argument("--near", action="store_true", help="try only what is named or near, not everything")
+    parser.add_argument("--table", action="store_true", help="only write the table into docs/proofs.md")
+    arguments = parser.parse_args()
+    registry = read_registry()
+    results: dict[str, dict[str, object]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if arguments.table:
+        write_table(registry, results)
+        return 0
+    names = chosen(registry, arguments.patterns, results, arguments.again)
+    if arguments.list:
+        print("\n".join(names))
+        return 0
+    tests = {registry.entries[name].test for name in names if name in registry.entries}
+    with (
+        tempfile.TemporaryDirectory(prefix="holdfast-mutants-") as directory,
+        ThreadPoolExecutor(arguments.jobs) as pool,
+    ):
+        runner = Runner(Path(directory), arguments.jobs)
+        for test, failed in zip(tests, pool.map(runner.baseline, tests), strict=True):
+            if failed:
+                print(f"with nothing taken away, {test} fails: {failed}")
+                return 2
+
+        def one(name: str) -> tuple[str, Outcome | RuntimeError]:
+            line = registry.lines[name]
+            entry = registry.entries.get(name)
+            rust = line.path.startswith("native/")
+            selections = [entry.test] if entry is not None else []
+            if not rust:
+                near = [tests for start, tests in NEAR.items() if line.path.startswith(start)]
+                selections += near[:1] if arguments.near else [*near[:1], *LADDER]
+            try:
+                return name, runner.try_line(line, selections)
+            except RuntimeError as error:
+                return name, error
+
+        survivors = 0
+        for done in as_completed([pool.submit(one, name) for name in names]):
+            name, outcome = done.result()
+            if isinstance(outcome, RuntimeError):
+                print(f"BROKEN    {name}\n{outcome}", flush=True)
+                survivors += 1
+                continue
+            print(
+                f"{'killed   ' if outcome.killed else 'SURVIVES '} {outcome.seconds:5.0f} s  {name}  {outcome.by}",
+                flush=True,
+            )
+            survivors += not outcome.killed
+            results[name] = {
+                "killed": outcome.killed,
+                "by": outcome.by,
+                "seconds": round(outcome.seconds, 1),
+                "of": fingerprint(registry.lines[name]),
+            }
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True))
+    print(f"{len(names)} lines taken away, {survivors} not missed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
