@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from holdfast.ingest import Ingest
 from holdfast.recovery import CatalogKeeper
 from holdfast.sources import source_size
 from holdfast.types import Artifact, Hash, Progress, ProgressCallback, Ref, Source, id_text, parse_id
+
+log = logging.getLogger("holdfast")
 
 MENDABLE: Final = (CatalogUnusable, StaleIndex)
 """What a rebuild of the catalog may put right."""
@@ -93,7 +96,9 @@ class Core:
             self._running += 1
 
     def leave(self) -> None:
-        """The call is over."""
+        """The call is over. What it met of damage is written down, now that it holds no lock."""
+        if self.backend.payloads.found and not self._closed and os.getpid() == self._pid:
+            self.write_down_damage()
         with self._gate:
             self._running -= 1
             if self._closed and not self._running:
@@ -106,6 +111,21 @@ class Core:
             while self._running:
                 self._calls.wait()
         self.pool.shutdown()
+
+    def write_down_damage(self) -> int:
+        """Put the damage that reads and scrubs have met into quarantine, durably; gives how many places.
+
+        A failure is nobody's error: the next scrub finds it again. Nothing is written for a store opened to read.
+        """
+        payloads = self.backend.payloads
+        found, payloads.found = payloads.found, {}
+        if self.backend.read_only or not found:
+            return 0
+        try:
+            return self.backend.quarantine(found, self.catalog.known_damage(sorted(found)))
+        except (HoldfastError, *MENDABLE) as error:
+            log.warning("%d damaged places could not be put into quarantine: %s", len(found), error)
+            return 0
 
     @property
     def catalog(self) -> Catalog:

@@ -59,6 +59,8 @@ TagRow: TypeAlias = tuple[str, bytes, int, int, int, int, int]
 """name, hash, format, revision, modified_ms, deleted (0 or 1), location"""
 QuarantineRow: TypeAlias = tuple[int, bytes, str]
 """location, hash, reason"""
+RepairRow: TypeAlias = tuple[int, bytes]
+"""location, hash"""
 HoldRow: TypeAlias = tuple[bytes, bytes]
 """owner, hash"""
 UploadRow: TypeAlias = tuple[bytes, int, int, int, bytes, int]
@@ -79,6 +81,7 @@ class Facts:
     tombstones: list[TombstoneRow] = field(default_factory=list)
     tags: list[TagRow] = field(default_factory=list)
     quarantine: list[QuarantineRow] = field(default_factory=list)
+    repaired: list[RepairRow] = field(default_factory=list)
     holds: list[HoldRow] = field(default_factory=list)
     uploads: list[UploadRow] = field(default_factory=list)
     segments: dict[int, tuple[int, int]] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from holdfast.artifacts import Artifacts, Writer
 from holdfast.blobs import Blobs
+from holdfast.care.calls import Care
 from holdfast.catalog.labels import LINK, TAG
 from holdfast.core import Core, entered
 from holdfast.directories import put_directory
@@ -23,7 +24,6 @@ from holdfast.finding import Filters, Finding
 from holdfast.making import How, open_core
 from holdfast.naming import Change, Changes, Naming
 from holdfast.reading import Reading
-from holdfast.scrub import scrub, verify
 from holdfast.tags import Tags
 from holdfast.types import (
     Artifact,
@@ -35,10 +35,8 @@ from holdfast.types import (
     Ref,
     Scalar,
     Source,
-    Stats,
     TreeReport,
     Upload,
-    VerifyReport,
 )
 from holdfast.words import Said, Words, check_keywords, gather
 
@@ -48,7 +46,7 @@ if TYPE_CHECKING:
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
-class Store:
+class Store(Care):
     """One open store. Threads may share it; a forked child may not; it pickles as its location.
 
     Made by `holdfast.create` and `holdfast.open` (`opening`). A context manager.
@@ -359,47 +357,9 @@ class Store:
     # -- care
 
     @entered
-    def verify(self, ref: Ref, *, progress: ProgressCallback | None = None) -> VerifyReport:
-        """Read all of an artifact or blob (of a tree, all files) against its hash. Damage is reported, not raised."""
-        return verify(self._core, ref, progress)
-
-    @entered
-    def scrub(self, *, progress: ProgressCallback | None = None, drop_cache: bool = False) -> VerifyReport:
-        """Check every record at rest, and that what the catalog names is there. Damage is reported, not raised.
-
-        `drop_cache` asks the kernel to read from the disk and not from its memory.
-        """
-        return scrub(self._core, progress, drop_cache=drop_cache)
-
-    @entered
     def rebuild(self, *, progress: ProgressCallback | None = None) -> RecoveryStats:
         """Make the catalog anew from storage; the others who have the store open notice by themselves."""
         return self._core.keeper.rebuild(progress)
-
-    @entered
-    def stats(self) -> Stats:
-        """Give the store in figures, from the catalog."""
-        core = self._core
-        counts = core.catalog.counts()
-        ratio = counts.logical_bytes / counts.unique_bytes if counts.unique_bytes else 1.0
-        return Stats(
-            artifacts=counts.artifacts,
-            deleted_artifacts=counts.deleted_artifacts,
-            blobs=counts.blobs,
-            chunks=counts.chunks,
-            tags=counts.tags,
-            logical_bytes=counts.logical_bytes,
-            unique_bytes=counts.unique_bytes,
-            stored_bytes=counts.stored_bytes,
-            disk_bytes=core.backend.disk_bytes() + counts.catalog_bytes,
-            catalog_bytes=counts.catalog_bytes,
-            segments=len(core.backend.segment_ids()),
-            deduplication_ratio=ratio,
-            compression_ratio=counts.unique_bytes / counts.stored_bytes if counts.stored_bytes else 1.0,
-            tree_bytes=counts.tree_bytes,
-            copy_bytes=counts.copy_bytes,
-            quarantined=counts.quarantined,
-        )
 
     @entered
     def sync(self) -> None:
@@ -411,6 +371,7 @@ class Store:
         with self._closing:
             if self._core.closed:
                 return
+            self._core.write_down_damage()
             self._core.close()
             try:
                 self._core.backend.close()

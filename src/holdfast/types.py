@@ -238,6 +238,22 @@ class VerifyReport(Value, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
+class ScrubReport(VerifyReport, frozen=True, kw_only=True):
+    """What `scrub` read in this call. `ok`: the pass, as far as it is, has found no damage.
+
+    `complete`: the pass is through; else `resume` goes on. `pass_bytes` of `total_bytes` and `pass_problems` count its
+    earlier calls too. `quarantined`: places that this call put into quarantine. `catalog_rebuilt`: the catalog said
+    what segments do not, and was made anew.
+    """
+
+    complete: bool = True
+    pass_bytes: int = 0
+    pass_problems: int = 0
+    total_bytes: int = 0
+    quarantined: int = 0
+    catalog_rebuilt: bool = False
+
+
 class RecoveryStats(Value, frozen=True, kw_only=True):
     """What a rebuild of the catalog found in storage."""
 

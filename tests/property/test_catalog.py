@@ -32,6 +32,11 @@ documents = st.binary(max_size=2) | st.builds(
 )
 
 
+def place(number: int) -> int:
+    """A place in a segment of its own."""
+    return number << 32 | 64
+
+
 @st.composite
 def facts(draw: st.DrawFn) -> Facts:
     """A handful of facts over few keys, so that they meet. What a location holds is one record, always the same."""
@@ -41,12 +46,19 @@ def facts(draw: st.DrawFn) -> Facts:
         kind = KIND_MANIFEST if number % 7 == 0 else KIND_DATA
         plain = None if number % 2 else 77
         out.data.append(
-            (hash, number << 32, 50, plain, kind | blob * FLAG_BLOB, number % 11 if blob else None)
+            (hash, place(number), 50, plain, kind | blob * FLAG_BLOB, number % 11 if blob else None)
         )
+        if draw(st.integers(0, 7)) == 0:  # damaged, and stored anew with its role and its time
+            out.repaired.append((place(number), hash))
+            out.data.append((hash, place(number + 100), *out.data[-1][2:]))
     for number in draw(st.lists(st.integers(50, 70), max_size=3)):
         out.blobs.append(
-            (bytes([number % 4]) * 32, 9_000 + number % 4, number % 5, number << 32, 60, number % 3)
+            (bytes([number % 4]) * 32, 9_000 + number % 4, number % 5, place(number), 60, number % 3)
         )
+        if draw(st.integers(0, 7)) == 0:
+            out.repaired.append((place(number), bytes([number % 4]) * 32))
+            blob_row = out.blobs[-1]
+            out.blobs.append((*blob_row[:3], place(number + 100), *blob_row[4:]))
     for _ in range(draw(small)):
         out.artifacts.append(
             ArtifactRow(
@@ -68,7 +80,9 @@ def facts(draw: st.DrawFn) -> Facts:
             st.tuples(st.text(max_size=1), hashes, small, times, times, st.integers(0, 1), small), max_size=3
         )
     )
-    out.quarantine += draw(st.lists(st.tuples(small, hashes, st.sampled_from("ab")), max_size=2))
+    out.quarantine += draw(
+        st.lists(st.tuples(st.integers(0, 70).map(place), hashes, st.sampled_from("ab")), max_size=2)
+    )
     out.uploads += draw(
         st.lists(
             st.tuples(ids, small, st.integers(0, 3), times, st.sampled_from((b"a", b"b")), small), max_size=3
@@ -94,6 +108,7 @@ def tables(catalog: Catalog) -> dict[str, list[Any]]:
         "tags",
         "quarantine",
         "uploads",
+        "repaired",
         "labels",
         "requires",
     ]
@@ -119,6 +134,7 @@ def merged(groups: list[Facts]) -> Facts:
         out.spilled += group.spilled
         out.retired += group.retired
         out.uploads += group.uploads
+        out.repaired += group.repaired
         for id, (applied, state) in group.segments.items():
             known = out.segments.get(id, (0, 0))
             out.segments[id] = max(known[0], applied), max(known[1], state)
@@ -173,10 +189,16 @@ def test_a_rebuilt_catalog_equals_the_one_that_grew(
 def test_queries_agree_with_a_slow_model(groups: list[Facts]) -> None:
     catalog, everything = grown(groups), merged(groups)
     keys = [bytes([n]) * 32 for n in range(7)]
+    retired = {segment for first, stop in everything.retired for segment in range(first, stop)}
+    bad = {row[0] for row in everything.quarantine if row[0] >> 32 not in retired}
+    gone = {row[0] for row in everything.repaired}
+    data = {row for row in everything.data if row[1] not in gone}
+    large = {row for row in everything.blobs if row[3] not in gone}
+    assert [row[0] for row in catalog.quarantined()] == sorted(bad - gone)
     found, blobs = catalog.find_data(keys), catalog.find_blobs(keys)
     for key in keys:
-        rows = sorted((row for row in set(everything.data) if row[0] == key), key=lambda row: row[1])
-        records = sorted((row for row in set(everything.blobs) if row[0] == key), key=lambda row: row[3])
+        rows = sorted((row for row in data if row[0] == key), key=lambda row: (row[1] in bad, row[1]))
+        records = sorted((row for row in large if row[0] == key), key=lambda row: (row[3] in bad, row[3]))
         role = FLAG_BLOB if any(row[4] & FLAG_BLOB for row in rows) else 0
         if not rows:
             assert key not in found
@@ -247,6 +269,7 @@ def test_a_catalog_without_names_gets_them_when_it_is_migrated(
     path = Path(tmp_path_factory.mktemp("migrated")) / "catalog.db"
     for group in groups:
         group.uploads.clear()  # there were none then
+        group.repaired.clear()  # nothing was, in those days
     want = grown(groups)
     Catalog.open(path, STORE).close()
     old = Catalog.open(path, STORE)

@@ -7,11 +7,11 @@ the remaining columns as a tie-break, so that nothing depends on which of two eq
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import apsw
 
-from holdfast.catalog import holds, labels
+from holdfast.catalog import damage, holds, labels
 from holdfast.facts import (
     FLAG_BLOB,
     FLAG_CONDEMNED,
@@ -65,12 +65,12 @@ _INSERT_BLOB: Final = (
     f"INSERT INTO blobs({_BLOB_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(hash) DO NOTHING"
 )
 _DEMOTE_BLOB: Final = f"""
-INSERT INTO copies SELECT hash, location, stored, NULL, {KIND_BLOB} FROM blobs
+INSERT INTO copies SELECT hash, location, stored, chunks, {KIND_BLOB} FROM blobs
 WHERE hash = ?1 AND location > ?2 ON CONFLICT DO NOTHING"""
 _LOWER_BLOB: Final = """
 UPDATE blobs SET size = ?2, location = ?3, stored = ?4, chunks = ?5 WHERE hash = ?1 AND location > ?3"""
 _COPY_BLOB: Final = f"""
-INSERT INTO copies SELECT ?1, ?2, ?3, NULL, {KIND_BLOB}
+INSERT INTO copies SELECT ?1, ?2, ?3, ?4, {KIND_BLOB}
 WHERE EXISTS(SELECT 1 FROM blobs WHERE hash = ?1 AND location < ?2) ON CONFLICT DO NOTHING"""
 _TIME_BLOB: Final = "UPDATE blobs SET created_ms = ?2 WHERE hash = ?1 AND created_ms > ?2"
 _PARDON_BLOB: Final = "UPDATE blobs SET condemned = 0 WHERE hash = ? AND condemned"
@@ -80,7 +80,7 @@ INSERT INTO main.blobs({_BLOB_COLUMNS}) SELECT hash, size, created_ms, location,
 WHERE true ORDER BY hash, location
 ON CONFLICT(hash) DO UPDATE SET created_ms = min(created_ms, excluded.created_ms)"""
 STAGED_BLOB_COPIES: Final = f"""
-INSERT INTO main.copies SELECT s.hash, s.location, s.stored, NULL, {KIND_BLOB}
+INSERT INTO main.copies SELECT s.hash, s.location, s.stored, s.chunks, {KIND_BLOB}
 FROM (SELECT * FROM stage.new_blobs ORDER BY hash) AS s CROSS JOIN main.blobs AS d
 WHERE d.hash = s.hash AND d.location <> s.location ON CONFLICT DO NOTHING"""
 
@@ -109,10 +109,6 @@ ON CONFLICT(name) DO UPDATE SET hash = excluded.hash, format = excluded.format, 
   modified_ms = excluded.modified_ms, deleted = excluded.deleted, location = excluded.location
 WHERE (excluded.revision, excluded.modified_ms, excluded.deleted, excluded.hash, excluded.format, -excluded.location)
   > (tags.revision, tags.modified_ms, tags.deleted, tags.hash, tags.format, -tags.location)"""
-_QUARANTINE: Final = """
-INSERT INTO quarantine VALUES(?, ?, ?)
-ON CONFLICT(location) DO UPDATE SET hash = excluded.hash, reason = excluded.reason
-WHERE (excluded.hash, excluded.reason) < (quarantine.hash, quarantine.reason)"""
 _UPLOAD: Final = """
 INSERT INTO uploads VALUES(?, ?, ?, ?, ?, ?)
 ON CONFLICT(token) DO UPDATE SET revision = excluded.revision, state = excluded.state,
@@ -128,7 +124,7 @@ INSERT INTO spilled SELECT ?1 WHERE NOT EXISTS(SELECT 1 FROM retired WHERE first
 ON CONFLICT DO NOTHING"""
 _NO_QUARANTINE: Final = """
 DELETE FROM quarantine
-WHERE EXISTS(SELECT 1 FROM retired WHERE first <= location >> 32 AND stop > location >> 32)"""
+WHERE EXISTS(SELECT 1 FROM retired WHERE first <= location >> 32 AND stop > location >> 32) RETURNING location"""
 _OVERLAPPING: Final = "SELECT min(first), max(stop) FROM retired WHERE first <= ? AND stop >= ?"
 _NO_OVERLAPPING: Final = "DELETE FROM retired WHERE first <= ? AND stop >= ?"
 
@@ -136,23 +132,31 @@ _NO_OVERLAPPING: Final = "DELETE FROM retired WHERE first <= ? AND stop >= ?"
 def apply_facts(cursor: apsw.Cursor, facts: Facts) -> None:
     """Write all of `facts` within the transaction that is open on the cursor's connection."""
     if facts.data:
-        _apply_batches(cursor, _INSERT_DATA, facts.data, _merge_data)
+        rows = damage.without_repaired(cursor, facts.data, 1)
+        _apply_batches(cursor, _INSERT_DATA, rows, _merge_data)
     if facts.blobs:
-        _apply_batches(cursor, _INSERT_BLOB, facts.blobs, _merge_blobs)
-    apply_names(cursor, facts)
+        blobs = damage.without_repaired(cursor, facts.blobs, 3)
+        _apply_batches(cursor, _INSERT_BLOB, blobs, _merge_blobs)
+    freed = apply_names(cursor, facts)
+    damage.settle(
+        cursor,
+        (row[0] for rows in (facts.data, facts.blobs) for row in rows),
+        [*freed, *(row[0] for rows in (facts.quarantine, facts.repaired) for row in rows)],
+    )
 
 
-def apply_names(cursor: apsw.Cursor, facts: Facts) -> None:
-    """Write what has a name or a number: everything but payloads."""
-    if facts.artifacts:
-        for start in range(0, len(facts.artifacts), MERGE_ROWS):
-            _apply_artifacts(cursor, facts.artifacts[start : start + MERGE_ROWS])
-    for start in range(0, len(facts.tombstones), MERGE_ROWS):
-        _apply_tombstones(cursor, facts.tombstones[start : start + MERGE_ROWS])
+def apply_names(cursor: apsw.Cursor, facts: Facts) -> list[int]:
+    """Write what has a name or a number: everything but payloads. Gives the places that are no damage any more."""
+    if facts.quarantine or facts.repaired:
+        damage.apply_damage(cursor, facts.quarantine, facts.repaired)
+    artifacts = damage.without_repaired(cursor, facts.artifacts, 9)
+    for start in range(0, len(artifacts), MERGE_ROWS):
+        _apply_artifacts(cursor, artifacts[start : start + MERGE_ROWS])
+    tombstones = damage.without_repaired(cursor, facts.tombstones, 3)
+    for start in range(0, len(tombstones), MERGE_ROWS):
+        _apply_tombstones(cursor, tombstones[start : start + MERGE_ROWS])
     if facts.tags:
-        cursor.executemany(_TAG, facts.tags)
-    if facts.quarantine:
-        cursor.executemany(_QUARANTINE, facts.quarantine)
+        cursor.executemany(_TAG, damage.without_repaired(cursor, facts.tags, 6))
     for owner, hash_ in facts.holds:
         holds.hold(cursor, owner, (hash_,))
     if facts.uploads:
@@ -164,7 +168,9 @@ def apply_names(cursor: apsw.Cursor, facts: Facts) -> None:
     if facts.retired:
         _apply_retired(cursor, facts.retired)
     if facts.retired or facts.quarantine:  # what stood in a segment that is gone is nobody's damage
-        cursor.execute(_NO_QUARANTINE)
+        freed = cast("list[tuple[int]]", cursor.execute(_NO_QUARANTINE).fetchall())
+        return [location for (location,) in freed]
+    return []
 
 
 def _apply_retired(cursor: apsw.Cursor, runs: Sequence[tuple[int, int]]) -> None:
@@ -222,6 +228,6 @@ def _merge_data(cursor: apsw.Cursor, rows: Sequence[DataRow]) -> None:
 def _merge_blobs(cursor: apsw.Cursor, rows: Sequence[LargeBlobRow]) -> None:
     cursor.executemany(_DEMOTE_BLOB, [(row[0], row[3]) for row in rows])
     cursor.executemany(_LOWER_BLOB, [(row[0], row[1], row[3], row[4], row[5]) for row in rows])
-    cursor.executemany(_COPY_BLOB, [(row[0], row[3], row[4]) for row in rows])
+    cursor.executemany(_COPY_BLOB, [(row[0], *row[3:]) for row in rows])
     cursor.executemany(_TIME_BLOB, [(row[0], row[2]) for row in rows])
     cursor.executemany(_PARDON_BLOB, [(row[0],) for row in rows])

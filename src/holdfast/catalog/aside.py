@@ -15,7 +15,7 @@ from typing import Final
 
 import apsw
 
-from holdfast.catalog import apply
+from holdfast.catalog import apply, damage
 from holdfast.catalog.base import remove_companions
 from holdfast.catalog.catalog import Catalog
 from holdfast.catalog.connection import SharedPool, connect, identity
@@ -170,12 +170,14 @@ def _sort_in(cursor: apsw.Cursor) -> None:
         ("new_data", "data", apply.STAGED_DATA, apply.STAGED_DATA_COPIES),
         ("new_blobs", "blobs", apply.STAGED_BLOBS, apply.STAGED_BLOB_COPIES),
     ):
+        damage.drop_staged(cursor, f"stage.{staged}")
         cursor.execute(insert)
         (counts,) = cursor.execute(
             f"SELECT (SELECT count(*) FROM stage.{staged}), (SELECT count(*) FROM main.{table})"
         )
         if counts[0] != counts[1]:
             cursor.execute(copies)
+    damage.settle_all(cursor)
 
 
 def _fsync(path: Path) -> None:

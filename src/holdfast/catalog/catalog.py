@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import apsw
 
 from holdfast.catalog import holds
 from holdfast.catalog.apply import apply_facts
 from holdfast.catalog.base import CHECKPOINT_PAGES, CatalogFile
+from holdfast.catalog.connection import SharedPool
+from holdfast.catalog.damage import damaged_among
 from holdfast.catalog.dump import iter_dump
 from holdfast.catalog.labels import LIVE_COUNT, Label
 from holdfast.catalog.queries import HIGHEST, LOWEST, PAGE_ROWS, Reader
@@ -31,7 +33,7 @@ from holdfast.catalog.search import (
     prefix_end,
 )
 from holdfast.catalog.unusable import MET, CatalogUnusable, translate
-from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, FLAG_UNNAMED, Facts
+from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, FLAG_UNNAMED, KIND_DATA, KIND_MASK, Facts, QuarantineRow
 
 if TYPE_CHECKING:
     from holdfast.catalog.aside import AsideCatalog
@@ -39,6 +41,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _HAS_BLOB = f"""
 SELECT 1 FROM blobs WHERE hash = ?1 UNION ALL SELECT 1 FROM data WHERE hash = ?1 AND flags & {FLAG_BLOB}"""
+NAMED = """
+SELECT hash, max(format) FROM (
+  SELECT hash, format FROM artifacts WHERE deleted_ms IS NULL
+  UNION ALL SELECT hash, format FROM tags WHERE NOT deleted
+  UNION ALL SELECT r.name, 0 FROM requires AS r JOIN artifacts AS a USING(id)
+    WHERE length(r.name) = 32 AND a.deleted_ms IS NULL
+) GROUP BY hash ORDER BY hash"""
+"""What is named, each hash once; format 1 where something takes it for a sequence of hashes."""
 _HELD = "SELECT hash FROM holds WHERE owner = ? ORDER BY hash"
 
 
@@ -320,6 +330,62 @@ class Catalog(CatalogFile):
             yield from (doc for _, doc in page)
             after = page[-1][0]
 
+    def has_damage(self) -> bool:
+        """Whether anything is in quarantine."""
+        return bool(self._read(lambda reader: reader.all("SELECT 1 FROM quarantine LIMIT 1")))
+
+    def in_quarantine(self, places: Sequence[int]) -> set[int]:
+        """Give those of the places that are in quarantine."""
+        return self._read(lambda reader: damaged_among(reader, places))
+
+    def known_damage(self, places: Sequence[int]) -> set[int]:
+        """Give those of the places that are in quarantine, or were repaired."""
+        return self._read(lambda reader: damaged_among(reader, places, repaired=True))
+
+    def quarantined(self, segment: int | None = None) -> list[QuarantineRow]:
+        """Give (location, hash, reason) of the damage that is not repaired, in a segment or everywhere, by place."""
+        where = "" if segment is None else f"WHERE location >> 32 = {int(segment)} "
+        sql = f"SELECT location, hash, reason FROM quarantine {where}ORDER BY location"
+        return self._read(lambda reader: cast("list[QuarantineRow]", reader.all(sql)))
+
+    def repaired(self, segment: int) -> set[int]:
+        """Give the offsets in a segment that were repaired: what lies there is nobody's."""
+        sql = "SELECT location & 0xFFFFFFFF FROM repaired WHERE location >> 32 = ?"
+        return self._read(lambda reader: {offset for (offset,) in reader.all(sql, (segment,))})
+
+    def set_segment_state(self, segment: int, state: int) -> None:
+        """Say what state a segment is in, also a lower one than before: it was mended, or found broken."""
+        sql = "UPDATE segments SET state = ? WHERE id = ?"
+        self._write(lambda cursor: cursor.execute(sql, (state, segment)))
+
+    def iter_named(self) -> Iterator[tuple[bytes, int]]:
+        """Stream (hash, format) of each blob that a live artifact, something that it requires, or a tag names."""
+        yield from cast("Iterator[tuple[bytes, int]]", self.iter_sorted(NAMED))
+
+    def iter_sorted(self, sql: str) -> Iterator[tuple[Any, ...]]:
+        """Stream the rows of one long statement, from one view; SQLite sorts in a file where it must."""
+        try:
+            reader = self._pool.take()
+            cursor = reader.connection.cursor()
+            rows: list[tuple[Any, ...]] = []
+            try:
+                if isinstance(
+                    self._pool, SharedPool
+                ):  # others wait for the one connection: not while we are away
+                    rows = cast("list[tuple[Any, ...]]", cursor.execute(sql).fetchall())
+                else:
+                    yield from cast("Iterator[tuple[Any, ...]]", cursor.execute(sql))
+            finally:
+                cursor.close(True)
+                self._pool.give(reader)
+            yield from rows
+        except MET as error:
+            raise translate(error, self.path) from error
+
+    def ask(self, sql: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement of a caller that knows the schema (`care`)."""
+        return self._read(lambda reader: reader.all(sql, bindings))
+
     def segments(self) -> dict[int, tuple[int, int]]:
         """Give (applied bytes, state) of each segment that is known."""
         rows = self._read(lambda reader: reader.all("SELECT id, applied, state FROM segments"))
@@ -362,7 +428,7 @@ class Catalog(CatalogFile):
 
 
 class Reusable:
-    """What a put may rely on instead of bringing it: what the catalog has, but for what is condemned."""
+    """What a put may rely on instead of bringing it: what the catalog has, but for what is condemned or damaged."""
 
     __slots__ = ("_catalog",)
 
@@ -377,9 +443,22 @@ class Reusable:
                 del found[hash_]
             elif flags & FLAG_UNNAMED:
                 found[hash_] = (location, stored, plain, flags & ~(FLAG_BLOB | FLAG_UNNAMED))
+        if found and self._catalog.has_damage():
+            bad = self._catalog.in_quarantine([row[0] for row in found.values()])
+            found = {hash_: row for hash_, row in found.items() if row[0] not in bad}
         return found
 
     def find_blobs(self, hashes: Sequence[bytes]) -> dict[bytes, BlobRow]:
-        """Give the blobs that are here to stay."""
+        """Give the blobs that are here to stay.
+
+        While anything is in quarantine, no large blob is one: any of its chunks may be what is damaged.
+        """
         found = self._catalog.find_blobs(hashes)
+        if found and self._catalog.has_damage():
+            bad = self._catalog.in_quarantine([row.location for row in found.values()])
+            found = {
+                hash_: row
+                for hash_, row in found.items()
+                if row.location not in bad and row.flags & KIND_MASK == KIND_DATA
+            }
         return {hash_: row for hash_, row in found.items() if not row.flags & (FLAG_CONDEMNED | FLAG_UNNAMED)}

@@ -78,6 +78,7 @@ _KEYS: Final = {
     "labels": "kind",
     "requires": "name",
     "quarantine": "location",
+    "repaired": "location",
     "holds": "owner",
     "touched": "hash",
     "spilled": "segment",

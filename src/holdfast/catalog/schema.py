@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 import apsw
 
-from holdfast.catalog import holds
+from holdfast.catalog import damage, holds
 from holdfast.catalog.labels import migrate_labels
 from holdfast.catalog.unusable import CatalogUnusable
 
@@ -83,7 +83,14 @@ def _migrate_places(connection: apsw.Connection) -> None:
     ).fetchall()
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_FIRST, migrate_labels, _COLLECTING, _UPLOADS, _migrate_places)
+MIGRATIONS: Final[tuple[Migration, ...]] = (
+    _FIRST,
+    migrate_labels,
+    _COLLECTING,
+    _UPLOADS,
+    _migrate_places,
+    damage.TABLE,
+)
 """Number n (from 1) takes a catalog of schema n - 1 to schema n. Never edited once released, only added to."""
 
 

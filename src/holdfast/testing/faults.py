@@ -38,7 +38,19 @@ class Fault(StrEnum):
 
 CRASHES: Final = frozenset({Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.CRASH_MIDWAY})
 CHANGING: Final = frozenset(
-    {"create", "pwrite", "fsync", "truncate", "rename", "unlink", "mkdir", "rmdir", "fsync_dir", "close", "punch"}
+    {
+        "create",
+        "pwrite",
+        "fsync",
+        "truncate",
+        "rename",
+        "unlink",
+        "mkdir",
+        "rmdir",
+        "fsync_dir",
+        "close",
+        "punch",
+    }
 )
 """The calls that are sites. `create` is an `open` that made a file; `close` is of a handle that may write."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Protocol
@@ -20,7 +20,7 @@ from holdfast.backend.log.layout import (
 )
 from holdfast.backend.log.lock import StoreLock
 from holdfast.backend.log.partial import Partials
-from holdfast.backend.log.payloads import Index, Payloads, Place
+from holdfast.backend.log.payloads import OFFSET_MASK, Index, Payloads, Place
 from holdfast.backend.log.reader import BlobReader, LargeReader, SmallReader
 from holdfast.backend.log.recovery import Recovery
 from holdfast.backend.log.segment import read_index, slice_entries
@@ -30,7 +30,8 @@ from holdfast.chunking import Chunking
 from holdfast.errors import FormatError, NeedsReopen, PermissionDenied, StoreNotFound
 from holdfast.facts import KIND_DATA, KIND_MASK, SEGMENT_SUPERSEDED
 from holdfast.types import Durability, now_ms
-from holdfast.wire.record import SEGMENT_HEADER_BYTES, Extent
+from holdfast.wire.document import QuarantineDocument, encode_quarantine
+from holdfast.wire.record import SEGMENT_HEADER_BYTES, Extent, Kind
 
 
 class Row(Protocol):
@@ -180,6 +181,17 @@ class LogBackend:
     def durability(self) -> Durability:
         """What an acknowledgement means here."""
         return Durability.FSYNCED if self._fsync else Durability.BUFFERED
+
+    def quarantine(self, found: Mapping[int, tuple[bytes, str]], known: Collection[int]) -> int:
+        """Write down which places (hash of the record and reason of each) are damaged, but for those that are known."""
+        group = self.group()
+        new = [(place, *what) for place, what in sorted(found.items()) if place not in known]
+        for place, hash_, reason in new:
+            document = QuarantineDocument(place >> 32, place & OFFSET_MASK, hash_, reason)
+            group.add_one(Kind.QUARANTINE, encode_quarantine(document))
+        if new:
+            group.commit()
+        return len(new)
 
     # -- recovery
 

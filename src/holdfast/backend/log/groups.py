@@ -141,6 +141,7 @@ def merged(batches: Iterator[Facts]) -> Iterator[Facts]:
             "tombstones",
             "tags",
             "quarantine",
+            "repaired",
             "holds",
             "uploads",
             "spilled",

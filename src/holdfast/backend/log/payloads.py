@@ -26,6 +26,7 @@ OFFSET_MASK: Final = (1 << 32) - 1
 HEADER_STORED: Final = 7
 HEADER_HASH: Final = 10
 """Where a record header's fields have the stored length and the hash."""
+MAX_FOUND: Final = 10_000
 MAX_SUSPECTED: Final = 3
 """How many doubtful places lead to a rebuild of the catalog, in the life of one open store; one puts all right."""
 
@@ -71,6 +72,10 @@ class Payloads:
         self._index = index
         self._local = threading.local()
         self._suspected: set[bytes] = set()
+        self.found: dict[int, tuple[bytes, str]] = {}
+        """Damage that was met and is not in the log yet: hash of the record and what is wrong, by place."""
+        self.bad_outboards = 0
+        """How often an outboard did not verify, and the chunks' own hashes decided."""
 
     def suspect(self, hash_: bytes, error: IntegrityError) -> HoldfastError:
         """Give the error to raise when the fault may be the catalog's: the first time for a hash it is asked anew."""
@@ -131,8 +136,19 @@ class Payloads:
             consumed != HEADER_BYTES + stored
             or _native.blake3(payload) != entries[ENTRY_BYTES - 32 : ENTRY_BYTES]
         ):
+            if _native.find_header(record[:HEADER_BYTES], segment, offset, 0) == 0:
+                self.note(
+                    location,
+                    HEADER.unpack(record[:HEADER_BYTES])[HEADER_HASH],
+                    "read: does not match its hash",
+                )
             raise self.suspect(blob, self.corrupt(blob, location, "does not match its record"))
         return payload
+
+    def note(self, location: int, hash_: bytes, reason: str) -> None:
+        """Remember damage, for who may write it down: a reader holds no lock and waits for no disk."""
+        if len(self.found) < MAX_FOUND:
+            self.found.setdefault(location, (hash_, reason))
 
     def decompress(self, data: bytes | memoryview, plain_bytes: int, hash_: bytes, location: int) -> bytes:
         """Undo compression; never makes more than the record says."""
@@ -184,6 +200,8 @@ class Payloads:
 
     def _read_elsewhere(self, hash_: bytes, tried: Place, error: Exception) -> bytes:
         """Look again: the segment may have been compacted away, or there may be a second copy."""
+        if isinstance(error, IntegrityError) and self._is_record_of(hash_, tried):
+            self.note(tried.location, hash_, "read: does not match its hash")
         index = self._index()
         rows = list(index.find_data((hash_,)).values()) + list(index.copies(hash_))
         for row in rows:

@@ -104,6 +104,7 @@ class LargeReader:
         try:
             return self._outboard.check(data, first_block) < 0
         except (IntegrityError, FormatError):
+            self._payloads.bad_outboards += 1
             self._outboard = None
             return False
 

@@ -140,7 +140,8 @@ def _add_document(facts: Facts, kind: int, payload: bytes, location: int, time_m
             (upload.token, upload.revision, upload.state, upload.expires_ms, payload, location)
         )
     elif kind == Kind.REPAIR:
-        parse_quarantine(payload)  # checked, so that a newer version's is refused; nothing is repaired yet
+        found = parse_quarantine(payload)
+        facts.repaired.append((location_of(found.segment, found.offset), found.hash))
     elif kind == Kind.QUARANTINE:
         found = parse_quarantine(payload)
         facts.quarantine.append((location_of(found.segment, found.offset), found.hash, found.reason))

@@ -1,0 +1,106 @@
+"""Rows of the catalog as the records that they come from: where each lies, and what its index entry must say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from holdfast import _native
+from holdfast.catalog import Catalog
+from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED, KIND_MASK, KIND_SHIFT
+from holdfast.wire.document import (
+    ArtifactDocument,
+    TagDocument,
+    Tombstone,
+    encode_artifact,
+    encode_tag,
+    encode_tombstone,
+)
+from holdfast.wire.record import Entry, Kind
+
+_KIND_BITS: Final = 0x7F
+_OWN: Final = 0xFF & ~(FLAG_CONDEMNED | FLAG_UNNAMED)
+
+_PLACE: Final = ("hash", "stored", "ifnull(plain, stored)", "flags")
+TABLES: Final[dict[str, tuple[str, ...]]] = {
+    "data": _PLACE,
+    "copies": _PLACE,
+    "blobs": ("hash", "size", "stored", "chunks"),
+    "artifacts": ("id", "revision", "hash", "size", "format", "created_ms", "modified_ms", "chunks", "doc"),
+    "tombstones": ("id", "revision", "deleted_ms"),
+    "tags": ("name", "hash", "format", "revision", "modified_ms", "deleted"),
+}
+"""The columns of each, the key first, that a record tells, beside the place."""
+
+
+class Row(NamedTuple):
+    """A row: its table, its place, and the columns of `TABLES`."""
+
+    table: str
+    location: int
+    columns: tuple[Any, ...]
+
+    @property
+    def key(self) -> bytes:
+        """What the row is found by."""
+        key = self.columns[0]
+        return key.encode() if isinstance(key, str) else bytes(key)
+
+    @property
+    def document(self) -> bytes | None:
+        """The payload of the record that says this; None for payloads and blobs, whose rows do not have all of it."""
+        if self.table == "artifacts":
+            return encode_artifact(ArtifactDocument._make(self.columns))
+        if self.table == "tombstones":
+            return encode_tombstone(Tombstone._make(self.columns))
+        if self.table == "tags":
+            name, hash_, format_, revision, modified_ms, deleted = self.columns
+            return encode_tag(TagDocument(name, hash_, format_, revision, modified_ms, bool(deleted)))
+        return None
+
+    @property
+    def record_hash(self) -> bytes | None:
+        """The hash of the record, where the row tells it."""
+        if self.table in ("data", "copies"):
+            return None if self.columns[3] & KIND_MASK == (Kind.BLOB & _KIND_BITS) << KIND_SHIFT else self.key
+        document = self.document
+        return None if document is None else _native.blake3(document)
+
+    def matches(self, entry: Entry) -> bool:
+        """Whether a record of this entry is the one that the row comes from."""
+        if self.table in ("data", "copies"):
+            hash_, stored, plain, flags = self.columns
+            if flags >> KIND_SHIFT == Kind.BLOB & _KIND_BITS:
+                return entry.kind == Kind.BLOB and entry.stored_bytes == stored
+            role = 1 if self.table == "data" else 0  # a row has the roles of all of its copies
+            kind, own, has = flags >> KIND_SHIFT, flags & _OWN, entry.flags
+            return (entry.kind & _KIND_BITS, entry.stored_bytes, entry.plain_bytes, entry.hash) == (
+                kind,
+                stored,
+                plain,
+                hash_,
+            ) and own | role | 1 == has | role | 1
+        if self.table == "blobs":
+            return entry.kind == Kind.BLOB and entry.stored_bytes == self.columns[2]
+        kinds = {"artifacts": Kind.ARTIFACT, "tombstones": Kind.TOMBSTONE, "tags": Kind.TAG}
+        return entry.kind == kinds[self.table] and entry.hash == self.record_hash
+
+
+def iter_rows(catalog: Catalog) -> Iterator[Row]:
+    """Give all rows that come from records, in the order of their places, from one view of the catalog."""
+    width = max(map(len, TABLES.values()))
+    selects = [
+        f"SELECT {number}, location, {', '.join(columns + ('NULL',) * (width - len(columns)))} FROM {table}"
+        for number, (table, columns) in enumerate(TABLES.items())
+    ]
+    names = list(TABLES.items())
+    for number, location, *values in catalog.iter_sorted(" UNION ALL ".join(selects) + " ORDER BY 2"):
+        table, columns = names[number]
+        yield Row(table, location, tuple(values[: len(columns)]))
+
+
+def is_still_there(catalog: Catalog, row: Row) -> bool:
+    """Whether the catalog says the same now."""
+    columns = TABLES[row.table]
+    sql = f"SELECT {', '.join(columns)} FROM {row.table} WHERE {columns[0]} = ? AND location = ?"
+    return catalog.ask(sql, (row.columns[0], row.location)) == [row.columns]

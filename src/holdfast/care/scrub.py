@@ -1,0 +1,377 @@
+"""Checking everything at rest: each record of each segment, in bounded pieces, from where the last call ended.
+
+A *pass* goes through the segments by id, then holds the catalog against them (`compare`). How far it is stands in the
+catalog as a hint: lost, the next pass begins anew. What is damaged goes into quarantine as it is found.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import msgspec
+
+from holdfast import _native
+from holdfast.backend.log.backend import LogBackend
+from holdfast.backend.log.layout import segment_path
+from holdfast.backend.log.payloads import matches
+from holdfast.backend.log.segment import SegmentIndex, check_segment_header, read_index, slice_entries
+from holdfast.care.compare import compare
+from holdfast.care.report import Report
+from holdfast.catalog import CatalogUnusable
+from holdfast.core import Core
+from holdfast.errors import BackendError, CorruptBlob, CorruptSegment, IntegrityError
+from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SEALED
+from holdfast.types import Hash, Problem, ProgressCallback, ScrubReport, now_ms
+from holdfast.wire.record import (
+    DOCUMENT_KINDS,
+    ENTRY,
+    ENTRY_BYTES,
+    FLAG_BLOB,
+    FLAG_SHA256,
+    FLAG_ZSTD,
+    HEADER_BYTES,
+    MAX_RECORD_BYTES,
+    PAYLOAD_KINDS,
+    SEGMENT_HEADER_BYTES,
+    Entry,
+    Kind,
+    iter_entries,
+)
+
+READ_BYTES: Final = 4 << 20
+AHEAD: Final = 3
+"""Stretches that are read and checked at the same time: two threads, and one that is waited for."""
+NAP_SECONDS: Final = 0.1
+KEPT: Final = PAYLOAD_KINDS | DOCUMENT_KINDS
+"""What goes into quarantine: the rest is derived from these, and is put back in place."""
+POSITION: Final = "scrub_position"
+DONE: Final = "scrub_done"
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Position(msgspec.Struct):
+    """How far a pass is: all before `offset` of `segment` was checked."""
+
+    segment: int = 0
+    offset: int = 0
+    bytes: int = 0
+    problems: int = 0
+    started_ms: int = 0
+
+
+class Done(msgspec.Struct):
+    """What the last whole pass found."""
+
+    finished_ms: int = 0
+    problems: int = 0
+    bytes: int = 0
+
+
+class Pace:
+    """How much may be read in all, and how fast. None: no limit."""
+
+    def __init__(self, max_bytes: int | None, bytes_per_second: float | None) -> None:
+        self._left = max_bytes
+        self._rate = bytes_per_second
+        self._started = time.monotonic()
+        self._read = 0
+
+    @property
+    def is_spent(self) -> bool:
+        return self._left is not None and self._read >= self._left
+
+    def took(self, more_bytes: int) -> Iterator[None]:
+        """Count bytes; as long as they came too fast, sleep and give, so that the caller can be asked to stop."""
+        self._read += more_bytes
+        while self._rate:
+            late = self._read / self._rate - (time.monotonic() - self._started)
+            if late <= 0:
+                return
+            time.sleep(min(late, NAP_SECONDS))
+            yield
+
+
+class Scrub:
+    """One call: a pass, or a part of one."""
+
+    def __init__(self, core: Core, report: Report, pace: Pace, *, drop_cache: bool) -> None:
+        self._core = core
+        self._backend: LogBackend = core.backend
+        self._report = report
+        self._pace = pace
+        self._drop_cache = drop_cache
+        self.position = Position(started_ms=now_ms())
+        self.quarantined = 0
+        self.rebuilt = False
+
+    def run(self) -> bool:
+        """Go on from the position; False when the budget was spent before the pass was through."""
+        report, position = self._report, self.position
+        report.total_bytes = self._backend.disk_bytes()
+        report.bytes_before = position.bytes
+        with ThreadPoolExecutor(2, thread_name_prefix="holdfast-scrub") as pool:
+            for segment in self._backend.segment_ids():
+                if segment < position.segment:
+                    continue
+                if segment > position.segment:
+                    position.segment, position.offset = segment, 0
+                if self._pace.is_spent:
+                    return False
+                with self._backend.operation():
+                    whole = self._scrub_segment(segment, pool)
+                self._write_down()
+                if not whole:
+                    return False
+                position.segment, position.offset = segment + 1, 0
+        for attempt in range(2):
+            try:
+                self._core.catalog.check()
+                found = compare(self._core, report)
+            except CatalogUnusable as error:
+                if attempt:
+                    raise
+                found = str(error)
+            if found is None:
+                break
+            self._core.keeper.replace(found)
+            self.rebuilt = True
+        self._write_down()
+        return True
+
+    def _write_down(self) -> None:
+        self.quarantined += self._core.write_down_damage()
+
+    def _scrub_segment(self, segment: int, pool: ThreadPoolExecutor) -> bool:
+        """Check one segment from the position on; False when the budget was spent on the way."""
+        backend, disk = self._backend, self._backend.disk
+        applied, state = self._core.catalog.segments().get(segment, (0, SEGMENT_OPEN))
+        if state not in (SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_QUARANTINED):
+            return True  # nothing there is to be read
+        path = segment_path(backend.root, segment)
+        try:
+            handle = disk.open(path, "r")
+        except FileNotFoundError:
+            return True  # compacted away meanwhile, or missing: the catalog's places tell
+        try:
+            if self._drop_cache:
+                disk.drop_cache(handle)
+            if disk.size(handle) <= SEGMENT_HEADER_BYTES and not applied:
+                return True  # made a moment ago, or by somebody who died before it held anything
+            repaired = self._core.catalog.repaired(segment)
+            problem = check_segment_header(disk, handle, segment, backend.store.id, path)
+            index = read_index(disk, handle, segment, path)
+            # Beyond what is applied, an open segment may end in what somebody is writing right now.
+            clean = index.sealed or index.closed
+            found = [p for p in index.problems if clean or (p.offset_bytes or 0) < applied]
+            found += [problem] if problem is not None else []
+            if self.position.offset == 0:
+                for one in found:
+                    self._report.add(one)
+            entries = index.entries if clean else slice_entries(index.entries, 0, applied)
+            broken = bool(found)
+            whole = True
+            for run, bad in self._check_all(handle, index, entries, pool):
+                broken |= self._take(segment, run, bad, repaired, path)
+                self.position.offset = run[-1].stop
+                for _ in self._pace.took(run[-1].stop - run[0].offset):
+                    self._report.checked(0)
+                if self._pace.is_spent:
+                    whole = run[-1].offset == int.from_bytes(entries[-44:-40], "little")
+                    break
+            if broken:
+                self._give_up(segment, state, whole=clean or index.size_bytes <= applied)
+            return whole
+        except OSError as error:
+            if isinstance(error, BackendError):
+                raise
+            self._report.add(
+                Problem(
+                    kind=CorruptSegment.kind,
+                    message=f"cannot be read: {error}",
+                    segment=segment,
+                    path=path,
+                )
+            )
+            return True
+        finally:
+            disk.close(handle)
+
+    def _check_all(
+        self, handle: int, index: SegmentIndex, entries: bytes, pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[Entry], dict[int, str]]]:
+        """Give stretches in order, with what is wrong by the number of the entry; a few are worked on at a time."""
+        start = self.position.offset
+        runs = iter_stretches(slice_entries(entries, start, 1 << 32))
+        waiting: deque[tuple[list[Entry], Future[dict[int, str]]]] = deque()
+        try:
+            for run in runs:
+                waiting.append((run, pool.submit(check_stretch, self._backend, handle, index.segment, run)))
+                if len(waiting) >= AHEAD:
+                    taken, future = waiting.popleft()
+                    yield taken, future.result()
+            while waiting:
+                taken, future = waiting.popleft()
+                yield taken, future.result()
+        finally:
+            for _, future in waiting:
+                if not future.cancel():
+                    future.exception()  # the handle is closed after this
+
+    def _take(
+        self, segment: int, run: list[Entry], bad: dict[int, str], repaired: set[int], path: str
+    ) -> bool:
+        """Count a stretch and report what is wrong in it; True when the structure is broken."""
+        broken = False
+        blobs = sum(
+            number not in bad
+            and (entry.kind == Kind.BLOB or (entry.kind == Kind.DATA and bool(entry.flags & FLAG_BLOB)))
+            for number, entry in enumerate(run)
+        )
+        for number, why in sorted(bad.items()):
+            entry = run[number]
+            broken |= why == "header" or entry.kind not in KEPT
+            if entry.offset in repaired and why != "header":
+                continue
+            if entry.kind in KEPT:
+                self._backend.payloads.note(segment << 32 | entry.offset, entry.hash, f"scrub: {why}")
+            self._report.add(
+                Problem(
+                    kind=CorruptBlob.kind,
+                    message=f"a record is damaged ({why})",
+                    hash=Hash(entry.hash),
+                    segment=segment,
+                    offset_bytes=entry.offset,
+                    path=path,
+                )
+            )
+        self._report.checked(run[-1].stop - run[0].offset, len(run), blobs)
+        return broken
+
+    def _give_up(self, segment: int, state: int, *, whole: bool) -> None:
+        """Note that the structure of a segment is broken: nobody appends there. Not while somebody writes it."""
+        backend = self._backend
+        if backend.read_only or state == SEGMENT_QUARANTINED or not whole:
+            return
+        with suppress(FileNotFoundError):
+            handle = backend.disk.open(segment_path(backend.root, segment), "a")
+            try:
+                if backend.disk.lock(handle):
+                    self._core.catalog.set_segment_state(segment, SEGMENT_QUARANTINED)
+            finally:
+                backend.disk.close(handle)
+
+
+def scrub(
+    core: Core,
+    progress: ProgressCallback | None,
+    *,
+    drop_cache: bool = False,
+    resume: bool = False,
+    max_bytes: int | None = None,
+    bytes_per_second: float | None = None,
+) -> ScrubReport:
+    """Check what is at rest: a whole pass, or with a budget a part of one; `resume` goes on where the last call ended.
+
+    Memory: a few read buffers, and the index of one segment.
+    """
+    report = Report("scrub", progress)
+    work = Scrub(core, report, Pace(max_bytes, bytes_per_second), drop_cache=drop_cache)
+    if resume and (kept := read_hint(core, POSITION, Position)) is not None:
+        work.position = kept
+    whole = False
+    try:
+        whole = work.run()
+    finally:  # interrupted: the next call goes on here
+        _keep(core, work, report, whole=whole)
+    position = work.position
+    return ScrubReport(
+        ok=not position.problems + report.count,
+        **report.fields(),
+        complete=whole,
+        pass_bytes=position.bytes + report.bytes,
+        pass_problems=position.problems + report.count,
+        total_bytes=report.total_bytes or 0,
+        quarantined=work.quarantined,
+        catalog_rebuilt=work.rebuilt,
+    )
+
+
+def _keep(core: Core, work: Scrub, report: Report, *, whole: bool) -> None:
+    if core.backend.read_only:
+        return
+    at = work.position
+    problems, total = at.problems + report.count, at.bytes + report.bytes
+    if whole:
+        done = Done(finished_ms=now_ms(), problems=problems, bytes=total)
+        core.catalog.set_meta(DONE, msgspec.json.encode(done))
+        core.catalog.set_meta(POSITION, None)
+    else:
+        kept = Position(at.segment, at.offset, total, problems, at.started_ms)
+        core.catalog.set_meta(POSITION, msgspec.json.encode(kept))
+
+
+def read_hint(core: Core, key: str, kind: type[T]) -> T | None:
+    """Give what an earlier call kept in the catalog; None when there is nothing, or nothing that can be read."""
+    raw = core.catalog.get_meta(key)
+    if not isinstance(raw, bytes):
+        return None
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.MsgspecError:
+        return None
+
+
+def iter_stretches(entries: bytes) -> Iterator[list[Entry]]:
+    """Cut entries into runs that lie side by side and are read in one go."""
+    run: list[Entry] = []
+    step = 4_096 * ENTRY_BYTES
+    for first in range(0, len(entries), step):
+        for entry in iter_entries(entries[first : first + step]):
+            if run and (entry.offset != run[-1].stop or entry.stop - run[0].offset > READ_BYTES):
+                yield run
+                run = []
+            run.append(entry)
+    if run:
+        yield run
+
+
+def check_stretch(backend: LogBackend, handle: int, segment: int, run: list[Entry]) -> dict[int, str]:
+    """Check records that lie side by side: what is wrong, by their number."""
+    start, stop = run[0].offset, run[-1].stop
+    if stop - start > MAX_RECORD_BYTES + READ_BYTES + HEADER_BYTES:
+        return {0: "longer than any record can be"}
+    data = backend.disk.pread(handle, stop - start, start)
+    packed = b"".join(ENTRY.pack(*entry) for entry in run)
+    bad: dict[int, str] = {}
+    for number, why in _native.check_payloads(data, packed, start):
+        if why == "hash" and run[number].flags & FLAG_SHA256 and _is_sha256(data, run[number], start):
+            continue
+        bad[number] = why
+    for number, entry in enumerate(run):
+        if number not in bad and entry.flags & FLAG_ZSTD:
+            why_not = _check_packed(backend, data, entry, start, segment)
+            if why_not:
+                bad[number] = why_not
+    return bad
+
+
+def _is_sha256(data: bytes, entry: Entry, start: int) -> bool:
+    at = entry.offset - start + HEADER_BYTES
+    return matches(data[at : at + entry.stored_bytes], entry.hash, FLAG_SHA256)
+
+
+def _check_packed(backend: LogBackend, data: bytes, entry: Entry, start: int, segment: int) -> str | None:
+    at = entry.offset - start + HEADER_BYTES
+    location = segment << 32 | entry.offset
+    try:
+        plain = backend.payloads.decompress(
+            memoryview(data)[at : at + entry.stored_bytes], entry.plain_bytes, entry.hash, location
+        )
+    except IntegrityError:
+        return "compression"
+    return None if matches(plain, entry.hash, entry.flags) else "hash"
