@@ -87,3 +87,32 @@ class Facts:
     segments: dict[int, tuple[int, int]] = field(default_factory=dict)
     spilled: list[int] = field(default_factory=list)
     retired: list[tuple[int, int]] = field(default_factory=list)
+
+
+class DataPlace(NamedTuple):
+    """A payload as compaction sees it: where it lies, how, its flags with kind, and (a blob's) when it was stored."""
+
+    location: int
+    stored: int
+    plain: int
+    flags: int
+    created_ms: int | None
+
+
+@dataclass(slots=True)
+class Moves:
+    """Records that lie elsewhere now, or that nobody needs. A row that is not where it was is left alone.
+
+    `data`: hash, old and new location, stored, plain (None: as stored), flags with kind; `blobs`: hash, old and new
+    location, stored; the others: key, old and new location. `copies`: further copies that go (hash, location).
+    `drop_tombstones` and `drop_tags`: key and revision of what need not be remembered.
+    """
+
+    data: list[tuple[bytes, int, int, int, int | None, int]] = field(default_factory=list)
+    blobs: list[tuple[bytes, int, int, int]] = field(default_factory=list)
+    artifacts: list[tuple[bytes, int, int]] = field(default_factory=list)
+    tombstones: list[tuple[bytes, int, int]] = field(default_factory=list)
+    tags: list[tuple[str, int, int]] = field(default_factory=list)
+    copies: list[tuple[bytes, int]] = field(default_factory=list)
+    drop_tombstones: list[tuple[bytes, int]] = field(default_factory=list)
+    drop_tags: list[tuple[str, int]] = field(default_factory=list)

@@ -296,6 +296,33 @@ class Stats(Value, frozen=True, kw_only=True):
     quarantined: int = 0
 
 
+class KeptSegment(Value, frozen=True, kw_only=True):
+    """A segment that could not be given back, and why."""
+
+    segment: int
+    reason: str
+
+
+class CompactReport(Value, frozen=True, kw_only=True):
+    """What `compact` did, or (`dry_run`) would do as far as the catalog can tell.
+
+    `segments` were rewritten and are gone; of their `size_bytes` `copied_bytes` were live and lie elsewhere now;
+    `freed_bytes` is what the store takes less. `kept`: what had dead bytes and stays, and why. `problems`: damage that
+    was met; a damaged record is never copied, and its segment never removed.
+    """
+
+    dry_run: bool = False
+    segments: tuple[int, ...] = ()
+    size_bytes: int = 0
+    copied_bytes: int = 0
+    freed_bytes: int = 0
+    tombstones_dropped: int = 0
+    kept: tuple[KeptSegment, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    reserve_used: bool = False
+    seconds: float = 0.0
+
+
 class TreeReport(Value, frozen=True, kw_only=True):
     """What a put_tree left out: (path, why) for each file that vanished, may not be read, or is no file."""
 

@@ -97,12 +97,12 @@ class AsideCatalog(Catalog):
             self._writer.connection.execute("DETACH stage")
             self._stage.unlink(missing_ok=True)
 
-    def _write(self, change: Callable[[apsw.Cursor], object]) -> None:
+    def _write(self, change: Callable[[apsw.Cursor], object], *, durable: bool = False) -> None:
         self._check_open()
         if self._broken:
             raise CatalogUnusable("an earlier error left it unfinished", path=str(self.path))
         try:
-            super()._write(change)
+            super()._write(change, durable=durable)
         except BaseException:
             self._broken = True  # without a journal nothing can be undone
             raise

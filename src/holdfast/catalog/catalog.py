@@ -129,10 +129,13 @@ class Catalog(CatalogFile):
             upsert = "INSERT INTO meta VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value"
             self._write(lambda cursor: cursor.execute(upsert, (key, value)))
 
-    def _write(self, change: Callable[[apsw.Cursor], object]) -> None:
+    def _write(self, change: Callable[[apsw.Cursor], object], *, durable: bool = False) -> None:
+        """Run one transaction. `durable`: synced when this returns, and with it all that came before."""
         with self._writing:
             try:
                 writer = self._writer or self._open_writer()
+                if durable:
+                    writer.connection.pragma("synchronous", "FULL")
                 cursor = writer.cursor
                 if writer.connection.in_transaction:  # an interrupt came between two steps below
                     cursor.execute("ROLLBACK")
@@ -144,6 +147,9 @@ class Catalog(CatalogFile):
                     if writer.connection.in_transaction:
                         cursor.execute("ROLLBACK")
                     raise
+                finally:
+                    if durable:
+                        writer.connection.pragma("synchronous", "NORMAL")
             except MET as error:
                 raise translate(error, self.path) from error
             if self._wal_pages >= CHECKPOINT_PAGES:

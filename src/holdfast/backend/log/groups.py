@@ -87,15 +87,7 @@ class Groups:
 
     def iter_commits(self, entries: bytes, segment: int, handle: int) -> Iterator[tuple[Commit | None, int]]:
         """Give each commit record (None: damaged) and its offset."""
-        payloads = windowed(lambda length, offset: self._disk.pread(handle, length, offset))
-        kind = int(Kind.COMMIT)
-        for at in range(0, len(entries), ENTRY_BYTES):
-            if entries[at] == kind:
-                entry = Entry._make(ENTRY.unpack(entries[at : at + ENTRY_BYTES]))
-                payload = payloads(0, entry.offset + HEADER_BYTES, entry.stored_bytes)
-                good = len(payload) == entry.stored_bytes and _native.blake3(payload) == entry.hash
-                commit = parse_commit(payload) if good else None
-                yield commit, entry.offset
+        return iter_commits(self._disk, entries, handle)
 
     def _load_entries(self, segment: int) -> bytes:
         """Give all entries of a segment, or those of a tail that was scanned already."""
@@ -127,6 +119,18 @@ class Groups:
                 path=segment_path(self._root, segment),
             )
         )
+
+
+def iter_commits(disk: Disk, entries: bytes, handle: int) -> Iterator[tuple[Commit | None, int]]:
+    """Give each commit record (None: damaged) among entries, and its offset."""
+    payloads = windowed(lambda length, offset: disk.pread(handle, length, offset))
+    kind = int(Kind.COMMIT)
+    for at in range(0, len(entries), ENTRY_BYTES):
+        if entries[at] == kind:
+            entry = Entry._make(ENTRY.unpack(entries[at : at + ENTRY_BYTES]))
+            payload = payloads(0, entry.offset + HEADER_BYTES, entry.stored_bytes)
+            good = len(payload) == entry.stored_bytes and _native.blake3(payload) == entry.hash
+            yield (parse_commit(payload) if good else None), entry.offset
 
 
 def merged(batches: Iterator[Facts]) -> Iterator[Facts]:

@@ -60,6 +60,34 @@ class Writers:
                 return writer
             self.seal(writer)
 
+    def fresh(self) -> SegmentWriter:
+        """Give a writer of a new segment."""
+        writer = self._create()
+        with self._mutex:
+            self._busy[writer.segment] = writer
+        return writer
+
+    def take_closed(self, segment: int, applied: int) -> SegmentWriter | None:
+        """Take a segment that nobody uses and the catalog knows wholly: one of ours that is idle, or a closed one."""
+        with self._mutex:
+            writer = next((one for one in self._idle if one.segment == segment), None)
+            if writer is not None:
+                self._idle.remove(writer)
+                self._busy[segment] = writer
+                return writer
+            if segment in self._busy or segment in self._failed:
+                return None
+        with self._lock.held():
+            writer = SegmentWriter.adopt(self._disk, self._root, segment)
+            if writer is None:
+                return None
+            if not writer.only_closes_after(applied):
+                writer.give_up()
+                return None
+        with self._mutex:
+            self._busy[segment] = writer
+        return writer
+
     def has_room(self, writer: SegmentWriter, room_bytes: int) -> bool:
         """Whether so many bytes still fit; anything fits into a fresh segment."""
         return writer.offset <= SEGMENT_HEADER_BYTES or writer.offset + room_bytes <= self.segment_bytes
