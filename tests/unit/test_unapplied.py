@@ -14,7 +14,7 @@ import holdfast
 from holdfast import _native
 from holdfast.backend.log.commit import Group
 from holdfast.chunking import Chunking
-from holdfast.errors import NoSpace, Unavailable
+from holdfast.errors import ArtifactNotFound, Locked, NoSpace, Unavailable
 from holdfast.facts import FLAG_BLOB, Facts
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
@@ -64,6 +64,61 @@ def test_a_deletion_follows_an_update_that_could_not_be_applied(tmp_path: Path) 
         assert not store.exists(artifact)
         store.rebuild()
         assert not store.exists(artifact)
+
+
+def test_a_change_follows_one_that_a_living_process_could_not_apply(tmp_path: Path) -> None:
+    """Each store stands for a process of its own."""
+    with open_store(tmp_path / "s", create=True) as first, open_store(tmp_path / "s") as second:
+        artifact = first.put(b"hello")
+        gone = first.put(b"to be deleted")
+        before_next_apply(first, fail)
+        with pytest.raises(Unavailable) as caught:
+            first.tag(artifact, "late")
+        assert caught.value.durable
+        changed = second.tag(artifact, "later")
+        assert changed.revision == 3
+        assert set(changed.tags) == {"late", "later"}
+        size = sum(path.stat().st_size for path in (tmp_path / "s" / "segments").iterdir())
+        for number in range(5):
+            second.tag(artifact, f"more-{number}")
+        grown = sum(path.stat().st_size for path in (tmp_path / "s" / "segments").iterdir()) - size
+        assert grown < 5 * 1_000, "it is copied once, not with each change"
+        first.put(b"this brings in what was left")
+        before_next_apply(first, fail)
+        with pytest.raises(Unavailable):
+            first.delete(gone)
+        with pytest.raises(ArtifactNotFound):
+            second.tag(gone, "too late")
+        first.put(b"and this as well")
+        for store in (first, second):
+            assert store.info(artifact).revision == 8
+            assert not store.exists(gone)
+        before = list(first._core.catalog.dump())
+        first.rebuild()
+        assert list(first._core.catalog.dump()) == before
+
+
+def test_a_lock_that_does_not_come_free_says_that_the_put_is_durable(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with Store._open(path, create=True, lock_timeout_seconds=0.1) as store, Store._open(path) as other:
+        store.put(b"first")
+        with other._core.backend.lock(), pytest.raises(Locked, match="durable all the same") as caught:
+            store.put(b"second")
+        assert caught.value.durable
+        assert caught.value.pid == os.getpid()
+        store.put(b"third")
+        assert sorted(other.read(one) for one in other.find()) == [b"first", b"second", b"third"]
+
+
+def test_a_large_put_whose_lock_does_not_come_free_is_durable(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    content = sample(300_000)
+    with open_store(path, create=True) as store, open_store(path) as other:
+        before_next_apply(store, fail)
+        with pytest.raises(Unavailable, match="durable all the same"):
+            store.put(content)
+        store.put(b"next")
+        assert content in [other.read(one) for one in other.find()]
 
 
 def tag_and_die(path: Path, artifact: str) -> None:

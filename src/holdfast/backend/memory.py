@@ -126,6 +126,10 @@ class MemoryDisk:
     def size(self, handle: int) -> int:
         return self._node(handle).length
 
+    def fstat(self, handle: int) -> FileStat:
+        node = self._node(handle)
+        return FileStat(0, node.number, node.length, False)
+
     def lock(self, handle: int, *, exclusive: bool = True, wait: bool = False) -> bool:
         with self._mutex:
             locks = self._node(handle).locks

@@ -233,6 +233,9 @@ class FaultyDisk:
     def size(self, handle: int) -> int:
         return self._alive().size(handle)
 
+    def fstat(self, handle: int) -> FileStat:
+        return self._alive().fstat(handle)
+
     def lock(self, handle: int, *, exclusive: bool = True, wait: bool = False) -> bool:
         return self._alive().lock(handle, exclusive=exclusive, wait=wait)
 

@@ -221,6 +221,11 @@ class ModelDisk:
         with self._changed:
             return len(self._handle(handle).node.live)
 
+    def fstat(self, handle: int) -> FileStat:
+        with self._changed:
+            node = self._handle(handle).node
+            return FileStat(self._device, node.number, len(node.live), node.is_dir)
+
     def lock(self, handle: int, *, exclusive: bool = True, wait: bool = False) -> bool:
         with self._changed:
             while True:

@@ -111,6 +111,11 @@ def parse_artifact(payload: bytes) -> ArtifactDocument:
     )
 
 
+def revision_of(payload: bytes) -> int:
+    """Give the revision of an artifact record without reading the rest; 0 for one that is cut off."""
+    return int.from_bytes(payload[2:6], "little")
+
+
 class Tombstone(NamedTuple):
     """The state of an artifact that was deleted."""
 

@@ -11,10 +11,9 @@ from holdfast.backend.log.claims import Claims
 from holdfast.backend.log.commit import Apply, Committer, Group
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import (
-    SEGMENTS,
     StoreFile,
     check_writable,
-    parse_segment_name,
+    list_segments,
     read_store_file,
     segment_path,
 )
@@ -27,7 +26,7 @@ from holdfast.backend.log.segment import read_index, slice_entries
 from holdfast.backend.log.session import Session, SessionState, read_sessions
 from holdfast.backend.log.writers import Writers
 from holdfast.chunking import Chunking
-from holdfast.errors import FormatError, NeedsReopen, PermissionDenied, StoreNotFound
+from holdfast.errors import CorruptSegment, FormatError, NeedsReopen, PermissionDenied, StoreNotFound
 from holdfast.facts import KIND_DATA, KIND_MASK, SEGMENT_SUPERSEDED
 from holdfast.types import Durability, now_ms
 from holdfast.wire.document import QuarantineDocument, encode_quarantine
@@ -145,7 +144,7 @@ class LogBackend:
             self.end_pins()
 
     def end_pins(self) -> None:
-        """End the pins of operations that are over; a group that could not be applied yet relies on its look-ups still."""
+        """End the pins of operations that are over; a group that is not applied yet relies on its look-ups still."""
         if self._session is None or self.committer.has_unapplied:
             return
         with suppress(IndexError):  # another thread may take the last one
@@ -214,8 +213,7 @@ class LogBackend:
 
     def segment_ids(self) -> list[int]:
         """Give the ids of the segments that are there, in order."""
-        names = self.disk.listdir(f"{self.root}/{SEGMENTS}")
-        return sorted(filter(None, map(parse_segment_name, names)))
+        return list_segments(self.disk, self.root)
 
     def lost_segments(self, known: Mapping[int, tuple[int, int]]) -> list[tuple[int, str, str]]:
         """Give (id, path, what is wrong) of segments that are gone, or shorter than what was stored in them."""
@@ -238,10 +236,8 @@ class LogBackend:
 
     def sync(self) -> None:
         """Make durable what was written with `fsync` off, and apply what could not be applied before."""
-        committer = self.committer
-        for writer in committer.writers.own().values():
-            writer.fsync()
-        committer.apply()
+        self.committer.writers.sync()
+        self.committer.apply()
 
     def close(self) -> None:
         """End cleanly: segments closed for others to adopt, the session gone."""
@@ -295,7 +291,12 @@ class LogBackend:
 
     def _read_entries(self, segment: int) -> bytes:
         path = segment_path(self.root, segment)
-        handle = self.disk.open(path, "r")
+        try:
+            handle = self.disk.open(path, "r")
+        except FileNotFoundError as error:
+            raise CorruptSegment(
+                f"{path} is gone, and what is to be applied lies in it", segment=segment, path=path
+            ) from error
         try:
             return read_index(self.disk, handle, segment, path).entries
         finally:

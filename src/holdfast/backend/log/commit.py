@@ -166,6 +166,8 @@ class Committer:
         self._condition = threading.Condition()
         self._queue: list[Group] = []
         self._leading = False
+        self.brought_in: set[bytes] = set()
+        """Commits of living processes that were copied and applied here, because those could not apply them."""
         self._unapplied: deque[tuple[Committed, dict[int, tuple[int, int]]]] = deque()
         self._applying = False
 
@@ -230,7 +232,7 @@ class Committer:
                 raise
             except BackendError:  # the bytes are still in memory: they go to a new segment, once
                 self._write(groups, used)
-            self.apply()
+            self._bring_in()
         finally:
             for writer in used:
                 self.writers.checkin(writer)
@@ -250,7 +252,7 @@ class Committer:
             stream.abort()
             raise
         try:
-            self.apply()
+            self._bring_in()
         finally:
             stream.release()
 
@@ -267,6 +269,7 @@ class Committer:
         What cannot be applied now is durable all the same, and goes first with the next call.
         """
         with self._lock.held():
+            self.writers.remove_hollow()
             positions = self.writers.take_news()  # first: it may speak of what a group on its way has filled
             waiting = []
             self._applying = True
@@ -284,6 +287,17 @@ class Committer:
                 raise
             finally:
                 self._applying = False
+
+    def _bring_in(self) -> None:
+        """Apply what has just become durable; an error says that it is."""
+        try:
+            self.apply()
+        except HoldfastError as error:
+            raise type(error)(
+                f"{error}. What was to be stored is durable all the same, and will be found once the catalog has it:"
+                " with the next change, or when the store is opened next. Do not store it again",
+                **{**error.evidence, "durable": True},
+            ) from error
 
     def tell(self) -> None:
         """Let the catalog know at once which segments were given up, where that works: nobody is to adopt them."""

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -42,7 +43,10 @@ class Disk(Protocol):
     """
 
     def open(self, path: str, mode: OpenMode) -> int:
-        """Give a handle that no child process inherits. New files are 0600; a symbolic link is refused."""
+        """Give a handle that no child process inherits. New files are 0600.
+
+        What is no regular file (a symbolic link, pipe, device, directory) is refused, and never waited for.
+        """
 
     def close(self, handle: int) -> None:
         """Give the handle back, with every lock that it holds."""
@@ -67,6 +71,9 @@ class Disk(Protocol):
 
     def size(self, handle: int) -> int:
         """Give the length of the file."""
+
+    def fstat(self, handle: int) -> FileStat:
+        """Describe the open file, whatever its path leads to by now."""
 
     def lock(self, handle: int, *, exclusive: bool = True, wait: bool = False) -> bool:
         """Take or convert the `flock` of this handle; False when another handle is in the way."""
@@ -103,6 +110,8 @@ class Disk(Protocol):
 
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_FILE: Final = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV})
+"""What opening a link, a directory, a socket and a device without a driver says."""
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP})
 
 
@@ -124,7 +133,7 @@ def translate(error: OSError, path: str | None) -> HoldfastError | OSError:
 
 
 _IOV_MAX: Final = min(os.sysconf("SC_IOV_MAX"), 1024) if "SC_IOV_MAX" in os.sysconf_names else 16
-_COMMON: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+_COMMON: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe or a device would wait
 _FLAGS: Final[dict[str, int]] = {
     "r": os.O_RDONLY | _COMMON,
     "a": os.O_RDWR | _COMMON,
@@ -147,7 +156,12 @@ class LocalDisk:
         try:
             handle = os.open(path, _FLAGS[mode], 0o600)
         except OSError as error:
+            if error.errno in _NO_FILE:
+                raise _not_a_file(path) from error
             raise translate(error, path) from error
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise _not_a_file(path)
         self._paths[handle] = path
         return handle
 
@@ -191,6 +205,12 @@ class LocalDisk:
     def size(self, handle: int) -> int:
         try:
             return os.fstat(handle).st_size
+        except OSError as error:
+            raise translate(error, self._paths.get(handle)) from error
+
+    def fstat(self, handle: int) -> FileStat:
+        try:
+            return _described(os.fstat(handle))
         except OSError as error:
             raise translate(error, self._paths.get(handle)) from error
 
@@ -247,7 +267,7 @@ class LocalDisk:
             return None
         except OSError as error:
             raise translate(error, path) from error
-        return FileStat(found.st_dev, found.st_ino, found.st_size, (found.st_mode & 0o170000) == 0o040000)
+        return _described(found)
 
     def fsync_dir(self, path: str) -> None:
         try:
@@ -291,6 +311,17 @@ def _find_fallocate() -> Callable[[int, int, int, int], int]:
     found = getattr(library, "fallocate64", None) or library.fallocate  # musl: `off_t` always has 64 bits
     found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     return lambda *arguments: ctypes.get_errno() if found(*arguments) else 0
+
+
+def _described(found: os.stat_result) -> FileStat:
+    return FileStat(found.st_dev, found.st_ino, found.st_size, stat.S_ISDIR(found.st_mode))
+
+
+def _not_a_file(path: str) -> PermissionDenied:
+    return PermissionDenied(
+        f"{path} is no regular file (a link, directory, pipe, socket or device): nothing of a store is, remove it",
+        path=path,
+    )
 
 
 def _fsync_data(handle: int) -> None:

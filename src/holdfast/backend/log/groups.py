@@ -10,7 +10,7 @@ from holdfast import _native
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.replay import iter_facts, windowed
-from holdfast.backend.log.segment import SegmentWriter, read_index, slice_entries
+from holdfast.backend.log.segment import SegmentWriter, is_foreign, read_index, slice_entries
 from holdfast.errors import CorruptSegment
 from holdfast.facts import Facts
 from holdfast.types import Problem
@@ -32,7 +32,9 @@ MERGE_ROWS: Final = 20_000
 class Groups:
     """Reads groups for one recovery. `own` gives the segments whose durable entries are in memory."""
 
-    def __init__(self, disk: Disk, root: str, own: Callable[[], Mapping[int, SegmentWriter]]) -> None:
+    def __init__(
+        self, disk: Disk, root: str, store_id: bytes, own: Callable[[], Mapping[int, SegmentWriter]]
+    ) -> None:
         self.problems: list[Problem] = []
         self.named: set[int] = set()
         """The segments that commits name, of which facts were given."""
@@ -41,6 +43,7 @@ class Groups:
         self.entries_of = lru_cache(4)(self._load_entries)
         self._disk = disk
         self._root = root
+        self._store_id = store_id
         self._own = own
 
     def segment_facts(self, segment: int, start: int, stop: int) -> Iterator[Facts]:
@@ -104,6 +107,9 @@ class Groups:
             self.damage("a segment that a commit names is missing", segment, 0)
             return b""
         try:
+            if is_foreign(self._disk, handle, self._store_id):
+                self.damage("a segment that a commit names was replaced by another store's", segment, 0)
+                return b""
             return read_index(self._disk, handle, segment, path).entries
         finally:
             self._disk.close(handle)

@@ -10,7 +10,14 @@ import msgspec
 from holdfast import _native
 from holdfast.backend.log.disk import Disk
 from holdfast.chunking import Chunking
-from holdfast.errors import Conflict, FormatError, InvalidConfig, StoreNotFound
+from holdfast.errors import (
+    Conflict,
+    CorruptSegment,
+    FormatError,
+    InvalidConfig,
+    NeedsReopen,
+    StoreNotFound,
+)
 from holdfast.types import id_text, parse_id
 from holdfast.wire.record import FORMAT_VERSION
 
@@ -61,6 +68,24 @@ def parse_segment_name(name: str) -> int | None:
     if suffix == "seg" and dot and len(stem) == 10 and stem.isascii() and stem.isdigit():
         return int(stem)
     return None
+
+
+def list_segments(disk: Disk, root: str) -> list[int]:
+    """Give the ids of the segments that are there, in order.
+
+    `NeedsReopen` when the store was removed under its user, `CorruptSegment` when only its segments are gone.
+    """
+    path = f"{root}/{SEGMENTS}"
+    try:
+        names = disk.listdir(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if disk.stat(f"{root}/{STORE_FILE}") is None:
+            raise NeedsReopen(f"the store at {root} was removed while it was open", path=root) from error
+        raise CorruptSegment(
+            f"{path} is gone, and with it what was stored there: bring it back, or restore a copy of the store",
+            path=path,
+        ) from error
+    return sorted(filter(None, map(parse_segment_name, names)))
 
 
 def encode_store_file(store: StoreFile) -> bytes:

@@ -6,14 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import msgspec
 
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import LOCK_FILE
-from holdfast.errors import Locked
+from holdfast.errors import BackendError, Locked
 from holdfast.types import now_ms
 
 OWNER_BYTES: Final = 256
@@ -87,8 +87,9 @@ class StoreLock:
                 time.sleep(pause)
                 pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
         if not self._names_us:
-            self._disk.pwrite(self.handle, [self._owner], 0)
-            self._names_us = True
+            with suppress(BackendError):  # a courtesy: the lock is held all the same, also on a full disk
+                self._disk.pwrite(self.handle, [self._owner], 0)
+                self._names_us = True
 
     def _refusal(self) -> Locked:
         data = self._disk.pread(self.handle, OWNER_BYTES, 0)

@@ -16,12 +16,14 @@ from holdfast import _native
 from holdfast.backend.log.commit import Committer
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.groups import Groups, merged
-from holdfast.backend.log.layout import SEGMENTS, parse_segment_name, segment_path
+from holdfast.backend.log.layout import list_segments, segment_path
 from holdfast.backend.log.records import Records, frame_records
+from holdfast.backend.log.replay import windowed
 from holdfast.backend.log.segment import (
     SegmentIndex,
     SegmentWriter,
     check_segment_header,
+    is_foreign,
     read_index,
     read_tail,
     scan_records,
@@ -31,6 +33,7 @@ from holdfast.backend.log.tidy import close_quiet, retire, seal_again
 from holdfast.errors import BackendError
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SEALED, SEGMENT_SUPERSEDED, Facts
 from holdfast.types import Problem
+from holdfast.wire.document import revision_of
 from holdfast.wire.record import (
     ENTRY,
     ENTRY_BYTES,
@@ -90,7 +93,7 @@ class Recovery:
         self._copied: list[Commit] = []
         self._positions: dict[int, tuple[int, int]] = {}
         self._writer: SegmentWriter | None = None
-        self._groups = Groups(disk, root, self._own_entries)
+        self._groups = Groups(disk, root, store_id, self._own_entries)
 
     @property
     def problems(self) -> list[Problem]:
@@ -104,8 +107,7 @@ class Recovery:
 
     def prepare(self) -> None:
         """Look at every segment that the catalog does not know wholly; copy the whole commits of unclean tails."""
-        names = self._disk.listdir(f"{self._root}/{SEGMENTS}")
-        segments = sorted(filter(None, map(parse_segment_name, names)))
+        segments = list_segments(self._disk, self._root)
         self.segments = len(segments)
         present = set(segments)
         for segment, (applied, state) in sorted(self._known.items()):
@@ -153,6 +155,8 @@ class Recovery:
         """
         if self._committer is None:
             return
+        if any(not tail.dead for tail in self._tails):
+            self._committer.brought_in.update(commit.id for commit in self._copied)
         for tail in self._tails:
             if tail.dead and tail.found.segment not in self._kept:
                 with suppress(BackendError):
@@ -184,9 +188,16 @@ class Recovery:
         keep = False
         try:
             dead = self._committer is None or self._disk.lock(handle)
-            if not dead and not self._rebuilding:
-                return
             size = self._disk.size(handle)
+            if not dead and not self._rebuilding and not self._has_changes(handle, segment, applied, size):
+                return
+            if is_foreign(self._disk, handle, self._store_id):
+                self._groups.damage(
+                    "the segment belongs to another store: nothing in it was taken in, move it away",
+                    segment,
+                    0,
+                )
+                return
             if size < applied:
                 self._groups.damage("the segment is shorter than what was stored in it", segment, size)
                 self._positions[segment] = (applied, SEGMENT_QUARANTINED)
@@ -226,6 +237,26 @@ class Recovery:
             if not keep:
                 self._disk.close(handle)
 
+    def _has_changes(self, handle: int, segment: int, applied: int, size: int) -> bool:
+        """Whether a living process's tail holds a change to a name.
+
+        It was made under the lock that our caller holds, and could not be applied. A later change must be told its
+        revision, so it is brought in; what is merely on its way is left to its writer.
+        """
+        payloads = windowed(lambda length, offset: self._disk.pread(handle, length, offset))
+        start = max(applied, SEGMENT_HEADER_BYTES)
+        for found in scan_records(self._disk, handle, segment, start, size):
+            kinds, _, offsets, stored, _, _ = _native.entry_columns(found.entries)
+            for i, kind in enumerate(kinds):
+                if kind in (Kind.TOMBSTONE, Kind.TAG):
+                    return True
+                if (
+                    kind == Kind.ARTIFACT
+                    and revision_of(payloads(i, offsets[i] + HEADER_BYTES, stored[i])) > 1
+                ):
+                    return True
+        return False
+
     def _confirm(self, handle: int, index: SegmentIndex) -> None:
         """Write the end of a segment again, durably: its writer may have died, or failed, before its fsync."""
         if self._committer is not None:
@@ -263,6 +294,8 @@ class Recovery:
         for tail in self._tails:
             commits = self._groups.iter_commits(tail.found.entries, tail.found.segment, tail.handle)
             wanted.update(commit.id for commit, _ in commits if commit is not None)
+        if self._committer is not None and not self._rebuilding:
+            self._copied_before.update(wanted & self._committer.brought_in)
         if not wanted:
             return
         for segment, start in self._clean:
@@ -292,7 +325,7 @@ class Recovery:
                 self._copied.append(commit)
             else:
                 self._copied.append(self._copy(commit, tail, parts))
-        if whole_after_broken:
+        if whole_after_broken and tail.dead:
             self._groups.damage(
                 "a group does not match its commit, and a later one does: kept for a look",
                 segment,

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from holdfast import _native
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import SEGMENTS, segment_path
-from holdfast.errors import CorruptSegment, HoldfastError
+from holdfast.errors import CorruptSegment, HoldfastError, Unavailable
 from holdfast.types import BytesLike, Problem
 from holdfast.wire.record import (
     ENTRY_BYTES,
@@ -47,6 +47,11 @@ class SegmentWriter:
         self.given_up = False
         self.was_cut = False
         """Given up, and what was not durable is gone from it."""
+        self.doubtful = False
+        """To be given up by whoever uses it now: an fsync by another thread failed."""
+        found = disk.fstat(handle)
+        self._file = (found.dev, found.ino)
+        self._is_lost = False
         self._disk = disk
         self._root = root
         self.handle = handle
@@ -67,15 +72,15 @@ class SegmentWriter:
             disk.pwrite(handle, [header], 0)
             disk.fsync(handle)
             disk.fsync_dir(f"{root}/{SEGMENTS}")
+            return cls(disk, root, segment, handle, SEGMENT_HEADER_BYTES)
         except BaseException:
-            # An empty file may stay: it holds nothing, and the next opener tidies it up.
+            # An empty file may stay: `Writers.remove_hollow`, or the next opener, tidies it up.
             disk.close(handle)
             raise
-        return cls(disk, root, segment, handle, SEGMENT_HEADER_BYTES)
 
     @classmethod
-    def adopt(cls, disk: Disk, root: str, segment: int) -> SegmentWriter | None:
-        """Take over a segment that was closed cleanly; None when it is in use, sealed, unclean or gone.
+    def adopt(cls, disk: Disk, root: str, segment: int, store_id: bytes) -> SegmentWriter | None:
+        """Take over a segment that was closed cleanly; None when it is in use, sealed, unclean, foreign or gone.
 
         Its close record is written again: if the fsync behind it failed, the page cache shows what the disk never
         got, and without this nobody would ever write it.
@@ -85,7 +90,7 @@ class SegmentWriter:
         except FileNotFoundError:
             return None
         try:
-            if disk.lock(handle):
+            if disk.lock(handle) and not is_foreign(disk, handle, store_id):
                 size = disk.size(handle)
                 if read_tail(disk, handle, segment, size).closed:
                     start = size - TAIL_BYTES
@@ -122,14 +127,29 @@ class SegmentWriter:
         return start
 
     def fsync(self) -> None:
-        """Make all that was appended durable. A failure is final: the segment is given up."""
+        """Make all that was appended durable. A failure is final: the segment is given up.
+
+        So is a file that is no longer the one at its path: what it holds ends with this process.
+        """
         offset = self.offset
         try:
             self._disk.fsync(self.handle)
+            self._check_path()
         except BaseException:
             self.give_up()
             raise
         self.synced = offset
+
+    def _check_path(self) -> None:
+        path = segment_path(self._root, self.segment)
+        found = self._disk.stat(path)
+        if found is None or (found.dev, found.ino) != self._file:
+            self._is_lost = True
+            raise Unavailable(
+                f"{path} was removed or replaced while it was open: what was appended there is lost",
+                path=path,
+                segment=self.segment,
+            )
 
     def entries(self, start: int, stop: int) -> bytes:
         """Give the packed index entries of the records in `[start, stop)`."""
@@ -187,8 +207,9 @@ class SegmentWriter:
         if not self.given_up:
             self.given_up = True
             try:
-                self._disk.truncate(self.handle, self.synced)
-                self.was_cut = True
+                if not self._is_lost:
+                    self._disk.truncate(self.handle, self.synced)
+                    self.was_cut = True
             except HoldfastError:
                 pass
             finally:
@@ -356,6 +377,12 @@ def _read_footer(disk: Disk, handle: int, segment: int, size: int, tail: Tail) -
             pages.append(page)
     entries = b"".join(pages)
     return entries if len(entries) == end.entry_count * ENTRY_BYTES else None
+
+
+def is_foreign(disk: Disk, handle: int, store_id: bytes) -> bool:
+    """Whether a segment says, in a header that is whole, that it belongs to another store."""
+    header = parse_segment_header(disk.pread(handle, SEGMENT_HEADER_BYTES, 0))
+    return header is not None and header.store_id != store_id
 
 
 def check_segment_header(disk: Disk, handle: int, segment: int, store_id: bytes, path: str) -> Problem | None:

@@ -47,7 +47,7 @@ class SessionState(NamedTuple):
     pinned_ms: int = 0
     """When the oldest operation that still runs began; 0: not known."""
     leases: tuple[tuple[bytes, int], ...] | None = ()
-    """(hash, 1 if it is followed as a hash seq else 0) of each, where they were asked for; None: they cannot be read."""
+    """(hash, 1 if it is followed as a hash seq else 0) of each, where asked for; None: they cannot be read."""
 
 
 class Session:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.backend.log.disk import Disk
-from holdfast.backend.log.layout import SEGMENTS, parse_segment_name, segment_path
+from holdfast.backend.log.layout import SEGMENTS, list_segments, segment_path
 from holdfast.backend.log.segment import SegmentWriter, read_tail
 from holdfast.types import now_ms
 from holdfast.wire.record import SEGMENT_HEADER_BYTES, SegmentHeader, encode_segment_header
@@ -12,8 +12,7 @@ from holdfast.wire.record import SEGMENT_HEADER_BYTES, SegmentHeader, encode_seg
 def retire(disk: Disk, root: str, store_id: bytes, segment: int, handle: int, applied: int) -> None:
     """Cut a dead writer's segment to what was applied in place, and seal that; without any, remove it."""
     directory = f"{root}/{SEGMENTS}"
-    highest = max(parse_segment_name(name) or 0 for name in disk.listdir(directory))
-    if applied <= SEGMENT_HEADER_BYTES and segment < highest:
+    if applied <= SEGMENT_HEADER_BYTES and segment < max(list_segments(disk, root)):
         disk.unlink(segment_path(root, segment))
         disk.fsync_dir(directory)
         return
@@ -59,8 +58,20 @@ def close_quiet(disk: Disk, root: str, segment: int) -> None:
             disk.close(handle)
     if writer is not None:
         writer.close()
+    else:
+        remove_empty(disk, root, segment)
+
+
+def remove_empty(disk: Disk, root: str, segment: int) -> None:
+    """Remove a segment that nobody holds and that never held a record. The highest stays: ids never come again."""
+    if segment >= max(list_segments(disk, root)):
         return
-    directory = f"{root}/{SEGMENTS}"
-    if segment < max(parse_segment_name(name) or 0 for name in disk.listdir(directory)):
+    path = segment_path(root, segment)
+    handle = disk.open(path, "a")
+    try:
+        empty = disk.lock(handle) and disk.size(handle) <= SEGMENT_HEADER_BYTES
+    finally:
+        disk.close(handle)
+    if empty:
         disk.unlink(path)
-        disk.fsync_dir(directory)
+        disk.fsync_dir(f"{root}/{SEGMENTS}")

@@ -8,10 +8,11 @@ from contextlib import suppress
 from typing import Final
 
 from holdfast.backend.log.disk import Disk
-from holdfast.backend.log.layout import SEGMENTS, parse_segment_name, segment_path
+from holdfast.backend.log.layout import SEGMENTS, list_segments, segment_path
 from holdfast.backend.log.lock import StoreLock
 from holdfast.backend.log.segment import SegmentWriter
-from holdfast.errors import BackendError, HoldfastError
+from holdfast.backend.log.tidy import remove_empty
+from holdfast.errors import BackendError, CorruptSegment, HoldfastError
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_SUPERSEDED
 from holdfast.types import now_ms
 from holdfast.wire.record import SEGMENT_HEADER_BYTES
@@ -44,6 +45,8 @@ class Writers:
         self._news: dict[int, tuple[int, int]] = {}
         self._failed: set[int] = set()
         """Given up by this process: never to be adopted by it again, whatever the catalog says so far."""
+        self._hollow: set[int] = set()
+        """Segments that were never finished, or given up before they held anything."""
 
     def checkout(self, room_bytes: int) -> SegmentWriter:
         """Give a writer for one user, with room for so many bytes unless it is a fresh segment."""
@@ -78,7 +81,7 @@ class Writers:
             if segment in self._busy or segment in self._failed:
                 return None
         with self._lock.held():
-            writer = SegmentWriter.adopt(self._disk, self._root, segment)
+            writer = SegmentWriter.adopt(self._disk, self._root, segment, self._store_id)
             if writer is None:
                 return None
             if not writer.only_closes_after(applied):
@@ -94,6 +97,8 @@ class Writers:
 
     def checkin(self, writer: SegmentWriter) -> None:
         """Take a writer back; one that was given up is forgotten, a full one is sealed."""
+        if writer.doubtful:
+            writer.give_up()
         if writer.given_up:
             self.forget(writer)
         elif writer.offset >= self.segment_bytes:
@@ -124,8 +129,7 @@ class Writers:
 
     def discard(self, segment: int, size_bytes: int) -> None:
         """Remove a sealed segment in which nothing was ever committed. The highest id stays: ids never come again."""
-        names = self._disk.listdir(f"{self._root}/{SEGMENTS}")
-        if segment < max(parse_segment_name(name) or 0 for name in names):
+        if segment < max(list_segments(self._disk, self._root)):
             self._disk.unlink(segment_path(self._root, segment))
             self._disk.fsync_dir(f"{self._root}/{SEGMENTS}")
             self.note(segment, size_bytes, SEGMENT_SUPERSEDED)
@@ -139,6 +143,26 @@ class Writers:
         with self._mutex:
             self._failed.add(writer.segment)
             self._busy.pop(writer.segment, None)
+            if writer.was_cut and writer.synced <= SEGMENT_HEADER_BYTES:
+                self._hollow.add(writer.segment)
+
+    def remove_hollow(self) -> None:
+        """Remove segments that were given up before they held anything: a full disk makes one with each attempt.
+
+        The caller holds the store's lock. The highest stays until another is made.
+        """
+        with self._mutex:
+            hollow = sorted(self._hollow)
+        if not hollow:
+            return
+        with suppress(HoldfastError):
+            there = list_segments(self._disk, self._root)
+            for segment in hollow:
+                if segment in there[:-1]:
+                    remove_empty(self._disk, self._root, segment)
+                if segment not in there[-1:]:
+                    with self._mutex:
+                        self._hollow.discard(segment)
 
     def note(self, segment: int, applied: int, state: int) -> None:
         """Keep what the catalog is to learn about a segment with the next transaction."""
@@ -155,6 +179,41 @@ class Writers:
         """Give the segments that this process holds now."""
         with self._mutex:
             return self.own_in_child()
+
+    def sync(self) -> None:
+        """Make durable what lies in our segments, also in those that others of our threads are appending to.
+
+        By handles of its own, so that no writer's is used by two at once. A failure gives the segment up.
+        """
+        for segment, writer in self.own().items():
+            try:
+                handle = self._disk.open(segment_path(self._root, segment), "a")
+            except FileNotFoundError:
+                if segment in self.own():
+                    raise CorruptSegment(
+                        f"segment {segment} was removed while it was written to: what was not durable is lost",
+                        segment=segment,
+                        path=segment_path(self._root, segment),
+                    ) from None
+                continue  # sealed meanwhile, and nothing was in it
+            try:
+                self._disk.fsync(handle)
+            except BaseException:
+                self._distrust(writer)
+                raise
+            finally:
+                self._disk.close(handle)
+
+    def _distrust(self, writer: SegmentWriter) -> None:
+        """Give a segment up: at once if it is idle, else when its user gives it back."""
+        writer.doubtful = True
+        with self._mutex:
+            idle = writer in self._idle
+            if idle:
+                self._idle.remove(writer)
+        if idle:
+            writer.give_up()
+            self.forget(writer)
 
     def close(self) -> None:
         """Close idle segments cleanly. A failure leaves an unclean tail, which the next opener copies."""
@@ -190,7 +249,7 @@ class Writers:
                     continue
                 writer = None
                 try:
-                    writer = SegmentWriter.adopt(self._disk, self._root, segment)
+                    writer = SegmentWriter.adopt(self._disk, self._root, segment, self._store_id)
                     if writer is None:
                         continue
                     if writer.offset < self.segment_bytes and writer.only_closes_after(applied):
@@ -203,11 +262,15 @@ class Writers:
 
     def _create(self) -> SegmentWriter:
         with self._lock.held():
-            taken = [parse_segment_name(name) or 0 for name in self._disk.listdir(f"{self._root}/{SEGMENTS}")]
-            segment = max((0, *taken, *self._known()))
+            segment = max((0, *list_segments(self._disk, self._root), *self._known()))
             while True:
                 segment += 1
                 try:
                     return SegmentWriter.create(self._disk, self._root, segment, self._store_id, now_ms())
                 except FileExistsError:
                     continue
+                except HoldfastError:
+                    with self._mutex:
+                        self._hollow.add(segment)
+                    self.remove_hollow()
+                    raise
