@@ -16,6 +16,7 @@ from holdfast.testing.contract_base import MakeStore, boundary_sizes, sample
 from holdfast.testing.contract_care import CareContract
 from holdfast.testing.contract_changing import ChangingContract
 from holdfast.testing.contract_finding import FindingContract
+from holdfast.testing.contract_partial import PartialContract
 from holdfast.testing.contract_putting import PuttingContract
 from holdfast.testing.contract_reading import ReadingContract
 from holdfast.testing.contract_tags import TagsContract
@@ -32,5 +33,6 @@ class StoreContract(
     TagsContract,
     UploadsContract,
     CareContract,
+    PartialContract,
 ):
     """Subclass it, define `make_store` (and `reopen`, `corrupt`), and set what differs."""
