@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from holdfast.errors import TagNotFound as TagNotFound
     from holdfast.errors import TooLarge as TooLarge
     from holdfast.errors import Unavailable as Unavailable
+    from holdfast.errors import UnreadableRoot as UnreadableRoot
     from holdfast.errors import UploadNotFound as UploadNotFound
     from holdfast.opening import create as create
     from holdfast.opening import open as open
@@ -62,7 +63,10 @@ if TYPE_CHECKING:
     from holdfast.types import BlobFormat as BlobFormat
     from holdfast.types import BlobInfo as BlobInfo
     from holdfast.types import BlobStatus as BlobStatus
+    from holdfast.types import Chain as Chain
     from holdfast.types import Durability as Durability
+    from holdfast.types import Forecast as Forecast
+    from holdfast.types import GcReport as GcReport
     from holdfast.types import Hash as Hash
     from holdfast.types import LabelCount as LabelCount
     from holdfast.types import Problem as Problem
@@ -74,6 +78,7 @@ if TYPE_CHECKING:
     from holdfast.types import TreeReport as TreeReport
     from holdfast.types import Upload as Upload
     from holdfast.types import VerifyReport as VerifyReport
+    from holdfast.types import Waiting as Waiting
 
 _ELSEWHERE: Final = {
     "Store": "store",
@@ -92,7 +97,10 @@ _VALUES: Final = (
     "BlobFormat",
     "BlobInfo",
     "BlobStatus",
+    "Chain",
     "Durability",
+    "Forecast",
+    "GcReport",
     "Hash",
     "KEEP",
     "LabelCount",
@@ -105,6 +113,7 @@ _VALUES: Final = (
     "TreeReport",
     "Upload",
     "VerifyReport",
+    "Waiting",
 )
 _ERRORS: Final = (
     "ArtifactNotFound",
@@ -137,6 +146,7 @@ _ERRORS: Final = (
     "TagNotFound",
     "TooLarge",
     "Unavailable",
+    "UnreadableRoot",
     "UploadNotFound",
 )
 

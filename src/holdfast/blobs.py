@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from heapq import merge
 
 from holdfast.artifacts import SourceBatch
 from holdfast.backend.log.commit import Group
 from holdfast.backend.log.partial_state import PartialState
+from holdfast.backend.log.session import LEASE_HASH_SEQ, LEASE_RAW
 from holdfast.catalog import BlobRow
 from holdfast.core import Core, Watch, entered
-from holdfast.errors import BlobNotFound, EmptyData, InvalidHash
+from holdfast.errors import BlobNotFound, EmptyData, InvalidHash, InvalidInput
 from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.ingest import Stored
 from holdfast.partials import PartialBlobs, checked, iter_partials, look, partial_info, status_of
@@ -82,17 +84,34 @@ class Blobs(PartialBlobs):
                 batch.add(source)
             return self._acknowledge(group, batch.finish())
 
-    def _acknowledge(self, group: Group, stored: list[Stored]) -> list[Lease]:
+    def _acknowledge(self, group: Group, stored: list[Stored], kind: int = LEASE_RAW) -> list[Lease]:
         """Commit, then lease while the pin still holds what was found there already."""
         core = self._core
         if not core.options.allow_empty and any(not one.size_bytes for one in stored):
             raise EmptyData("a source has no bytes; set limits.allow_empty if empty data is meant")
         durability = core.backend.durability if group.is_empty else group.commit()
-        slots = core.backend.session.lease([one.hash for one in stored])
+        slots = core.backend.session.lease([one.hash for one in stored], kind)
         return [
             Lease(core, Hash(one.hash), one.size_bytes, durability, slot)
             for one, slot in zip(stored, slots, strict=True)
         ]
+
+    @entered
+    def hash_seq(self, children: Iterable[Hash]) -> Lease:
+        """Store a blob that lists hashes. The lease holds it, and those of the children that are here; so does a tag.
+
+        Children need not be here, nor all at once. `InvalidInput` for none.
+        """
+        core = self._core
+        digests = [checked(child).digest for child in children]
+        if not digests:
+            raise InvalidInput("a hash seq lists at least one hash")
+        with core.adding() as (group, ingest):
+            for digest in dict.fromkeys(digests):
+                with suppress(BlobNotFound):
+                    core.claim(digest)
+            (stored,) = ingest.add_many([b"".join(digests)])
+            return self._acknowledge(group, [stored], LEASE_HASH_SEQ)[0]
 
     @entered
     def info(self, hash: Hash) -> BlobInfo:

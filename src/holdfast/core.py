@@ -53,6 +53,11 @@ class Options(NamedTuple):
     """How long a partial blob to which nothing is added is kept."""
     upload_expiry_seconds: float = DAY_SECONDS * 7
     """How long an upload that nobody goes on with can be gone on with."""
+    min_age_seconds: float = 86_400
+    """The undo window of what was deleted."""
+    gc_batch_size: int = 10_000
+    gc_interval_seconds: float = 3_600
+    gc_enabled: bool = True
 
 
 class Core:
@@ -322,6 +327,9 @@ _REPEATABLE: Final = frozenset(
         "bitfield",
         "missing_ranges",
         "get",
+        "gc",
+        "forecast",
+        "why",
     }
 )
 

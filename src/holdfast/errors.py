@@ -166,6 +166,12 @@ class MissingChunk(IntegrityError):
     kind = "missing_chunk"
 
 
+class UnreadableRoot(IntegrityError):
+    """Something that is kept cannot be read, so nobody knows what else it keeps: nothing is collected."""
+
+    kind = "unreadable_root"
+
+
 class CorruptStream(IntegrityError):
     """A BAO stream does not verify."""
 

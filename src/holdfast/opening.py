@@ -94,6 +94,10 @@ def _open_at(
                 limits.allow_empty,
                 limits.checksum,
                 upload_expiry_seconds=limits.upload_expiry_seconds,
+                min_age_seconds=config.gc.min_age_seconds,
+                gc_batch_size=config.gc.batch_size,
+                gc_interval_seconds=config.gc.interval_seconds,
+                gc_enabled=config.gc.enabled,
             ),
         }
     if text == "memory://":

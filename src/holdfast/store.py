@@ -13,6 +13,7 @@ from holdfast.artifacts import Artifacts, Writer
 from holdfast.blobs import Blobs
 from holdfast.care.calls import Care
 from holdfast.catalog.labels import LINK, TAG
+from holdfast.collecting import Collecting
 from holdfast.core import Core, entered
 from holdfast.directories import put_directory
 from holdfast.errors import (
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
-class Store(Care):
+class Store(Care, Collecting):
     """One open store. Threads may share it; a forked child may not; it pickles as its location.
 
     Made by `holdfast.create` and `holdfast.open` (`opening`). A context manager.
@@ -62,6 +63,7 @@ class Store(Care):
         self._reading = Reading(core)
         self._blobs = Blobs(core, self._reading)
         self._tags = Tags(core)
+        self._begin_collecting()
         self._closing = threading.Lock()
         _open_stores.add(self)
 
@@ -371,8 +373,10 @@ class Store(Care):
         with self._closing:
             if self._core.closed:
                 return
+            self.stop_maintenance()
             self._core.write_down_damage()
             self._core.close()
+            self._collector.close()
             try:
                 self._core.backend.close()
             finally:

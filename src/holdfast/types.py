@@ -323,6 +323,60 @@ class CompactReport(Value, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
+class Waiting(Value, frozen=True, kw_only=True):
+    """A process that a collection waits for: an operation of its, that began before, still runs."""
+
+    session: str
+    pid: int
+    host: str
+    since: datetime | None = None
+    """When that operation began; None where the session cannot be read."""
+
+
+class GcReport(Value, frozen=True, kw_only=True):
+    """What a collection did, or (`dry_run`) would do if nobody else did anything meanwhile.
+
+    `complete`: a whole cycle has ended; else the next call goes on, and `waits_for` says whom this one waited for.
+    `forgotten_artifacts`: deleted ones whose undo window is over. `dropped_blobs` and `dropped_payloads` are gone;
+    `freed_bytes`: what their records take, which compaction gives back. `condemned`, `pardoned`: rows that were
+    found unreachable at first, and those of them that were reached at the second look. `blobs`: the first 10,000 that
+    went; of a dry run `reasons` says why, by hash.
+    """
+
+    complete: bool
+    dry_run: bool = False
+    forgotten_artifacts: int = 0
+    dropped_blobs: int = 0
+    dropped_payloads: int = 0
+    freed_bytes: int = 0
+    condemned: int = 0
+    pardoned: int = 0
+    blobs: tuple[Hash, ...] = ()
+    reasons: Mapping[str, str] = {}
+    waits_for: tuple[Waiting, ...] = ()
+    seconds: float = 0.0
+
+
+class Forecast(Value, frozen=True, kw_only=True):
+    """What deleting some artifacts would give back, once their undo window is over and the space is compacted.
+
+    `freed_bytes`: in storage, of what nothing else uses. `shared_bytes`: in storage, of what stays for others.
+    """
+
+    artifacts: int
+    freed_bytes: int
+    shared_bytes: int
+    min_age_seconds: float
+
+
+class Chain(Value, frozen=True, kw_only=True):
+    """Why something is kept: a root, and the blobs from what it names down to what was asked about."""
+
+    root: str
+    """`artifact ID`, `tag NAME`, `lease …`, and the like."""
+    path: tuple[Hash, ...]
+
+
 class TreeReport(Value, frozen=True, kw_only=True):
     """What a put_tree left out: (path, why) for each file that vanished, may not be read, or is no file."""
 

@@ -190,12 +190,17 @@ class Catalog(CatalogFile):
     def claim(self, hash: bytes, format: int = 0) -> BlobRow | None:
         """Give a blob that the caller, who has pinned, relies on from here on without bringing its bytes.
 
-        While no collection runs this is a look-up: one that begins later waits for the pin. Else it is one
-        transaction with a note for the collector, who pardons the blob, and (`format` 1) its children.
+        While no collection runs this is a look-up: one that begins later waits for the pin. Else, if the blob is
+        condemned or (`format` 1) its children may be, it is one transaction with a note for the collector, who
+        pardons them.
         """
         # In this order: a collection that ended between the two looks has dropped what it dropped.
-        if not self._read(Reader.is_collecting) or self._read(lambda reader: reader.is_touched(hash, format)):
-            return self.find_blob(hash)
+        collecting = self.is_collecting
+        row = self.find_blob(hash)
+        if row is None or not collecting or not (format or row.flags & (FLAG_CONDEMNED | FLAG_UNNAMED)):
+            return row
+        if self._read(lambda reader: reader.is_touched(hash, format)):
+            return row
 
         def touch(cursor: apsw.Cursor) -> None:
             if cursor.execute(_HAS_BLOB, (hash,)).fetchall():
@@ -410,6 +415,11 @@ class Catalog(CatalogFile):
     def epoch(self) -> int:
         """The number that a collection advances; read anew each time, because another process may."""
         return int(self.get_meta("epoch"))
+
+    @property
+    def is_collecting(self) -> bool:
+        """Whether rows may be condemned."""
+        return self._read(Reader.is_collecting)
 
     def dump(self) -> Iterator[str]:
         """Stream every fact as sorted text, from one view; equal for a catalog that was rebuilt. See `dump.py`."""

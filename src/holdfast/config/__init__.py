@@ -109,7 +109,7 @@ class Gc:
     enabled: bool = True
     interval_seconds: Annotated[float, Between(1, _YEAR_SECONDS)] = 3600
     batch_size: Annotated[int, Between(1, 1_000_000)] = 10_000
-    min_age_seconds: Annotated[float, Between(0, 100 * _YEAR_SECONDS)] = 7 * 86_400
+    min_age_seconds: Annotated[float, Between(0, 100 * _YEAR_SECONDS)] = 86_400
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,61 @@
+"""The calls of an open store that collect what nothing keeps, and explain what keeps what."""
+
+from __future__ import annotations
+
+from holdfast.core import Core, entered
+from holdfast.gc.collector import Collector
+from holdfast.gc.maintenance import Maintenance
+from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, ProgressCallback
+
+
+class Collecting:
+    """A part of `Store`."""
+
+    _core: Core
+
+    def _begin_collecting(self) -> None:
+        self._collector = Collector(self._core)
+        self._maintenance = Maintenance(self._core, self._collector)
+
+    @entered
+    def gc(
+        self,
+        *,
+        dry_run: bool = False,
+        min_age_seconds: float | None = None,
+        max_batches: int | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> GcReport:
+        """Drop what nothing keeps: a whole cycle, or a bounded part of one, which the next call continues.
+
+        `min_age_seconds` is the undo window of what was deleted ([gc] says the usual one); 0 is safe. Waits some
+        seconds for operations that began before; `waits_for` then says whose, `complete` is False, and the next
+        call goes on. `dry_run` gives what would go, and why. `max_batches` bounds what is changed, not what is read.
+
+        `Locked` names who collects already; `UnreadableRoot` what is kept and cannot be read: then nothing goes.
+        """
+        return self._collector.gc(
+            dry=dry_run, min_age_seconds=min_age_seconds, max_batches=max_batches, progress=progress
+        )
+
+    @entered
+    def forecast(self, *refs: Artifact | str) -> Forecast:
+        """Say what deleting these artifacts would give back, and what of them stays because it is shared."""
+        return self._collector.forecast(refs)
+
+    @entered
+    def why(self, hash: Hash) -> tuple[Chain, ...]:
+        """Give the chains from roots to a blob or chunk, up to 100: all that keeps it. None: the next `gc` takes it."""
+        return self._collector.why(hash)
+
+    @entered
+    def start_maintenance(self) -> None:
+        """Collect in the background from now on, at [gc] interval_seconds, and scrub a little each time.
+
+        Does nothing where [gc] enabled is false, or when it runs already. `stop_maintenance` and `close` end it.
+        """
+        self._maintenance.start()
+
+    def stop_maintenance(self) -> None:
+        """End the background work promptly; what it has done is durable. Harmless when there is none."""
+        self._maintenance.stop()

@@ -1,0 +1,202 @@
+"""Looking ahead and back: what a collection would take and why, what keeps something, what a deletion would give."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from holdfast.catalog import Catalog
+from holdfast.catalog import collecting as books
+from holdfast.core import Core
+from holdfast.errors import BlobNotFound
+from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
+from holdfast.gc.cycle import MAX_LISTED, PAGE_ROWS, expiry_ms, unmarked_bits
+from holdfast.gc.digests import BUCKETS, DigestSet, bucket_range
+from holdfast.gc.marks import Marks, Tracer, pages_of
+from holdfast.gc.roots import iter_direct, iter_leases, named_text
+from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, Progress, ProgressCallback, id_text
+
+MAX_CHAINS = 100
+
+
+def dry_run(core: Core, min_age_seconds: float, progress: ProgressCallback | None) -> GcReport:
+    """Say what a collection would take, if nobody did anything meanwhile."""
+    started = time.monotonic()
+    until_ms = expiry_ms(min_age_seconds)
+    with core.backend.operation():
+        catalog = core.catalog
+        tracer = _tracer(core, catalog, progress)
+        roots = chain(iter_leases(core), books.iter_names(catalog, until_ms))
+        marks = tracer.trace(roots, books.iter_holds(catalog))
+        try:
+            return _unmarked(catalog, marks, until_ms, started)
+        finally:
+            marks.close()
+
+
+def _unmarked(catalog: Catalog, marks: Marks, until_ms: int, started: float) -> GcReport:
+    blobs: list[bytes] = []
+    dropped_blobs = dropped_payloads = freed = 0
+    for number, low, high in _all_ranges():
+        live, payloads = marks.blobs.bucket(number), marks.payloads.bucket(number)
+        for page in pages_of(lambda a, b=high: books.blob_page(catalog, a, b, PAGE_ROWS), low):  # type: ignore[misc]
+            gone = [hash_ for hash_, _, _, _ in page if hash_ not in live]
+            dropped_blobs += len(gone)
+            freed += sum(stored for hash_, _, stored, _ in page if hash_ not in live)
+            freed += books.copies_bytes(catalog, gone, of_blobs=True)
+            blobs += gone[: MAX_LISTED - len(blobs)]
+        for rows in pages_of(lambda a, b=high: books.data_page(catalog, a, b, PAGE_ROWS), low):  # type: ignore[misc]
+            bits = [
+                (unmarked_bits(hash_, flags, live, payloads), hash_, stored) for hash_, flags, stored in rows
+            ]
+            gone = [hash_ for one, hash_, _ in bits if one & FLAG_CONDEMNED]
+            dropped_payloads += len(gone)
+            freed += sum(stored for one, _, stored in bits if one & FLAG_CONDEMNED)
+            freed += books.copies_bytes(catalog, gone, of_blobs=False)
+            unnamed = [hash_ for one, hash_, _ in bits if one & FLAG_UNNAMED]
+            dropped_blobs += len(unnamed)
+            blobs += unnamed[: MAX_LISTED - len(blobs)]
+    forgotten = 0
+    reasons = {hash_.hex(): "nothing names it" for hash_ in blobs}
+    for hash_, name in books.iter_deleted_tags(catalog):
+        if hash_.hex() in reasons:
+            reasons[hash_.hex()] = f"tag {name!r} was deleted"
+    for id_, hash_, _ in books.iter_expired(catalog, until_ms):
+        forgotten += 1
+        if hash_.hex() in reasons:
+            reasons[hash_.hex()] = f"artifact {id_text(id_)} was deleted, and its undo window is over"
+    return GcReport(
+        complete=True,
+        dry_run=True,
+        forgotten_artifacts=forgotten,
+        dropped_blobs=dropped_blobs,
+        dropped_payloads=dropped_payloads,
+        freed_bytes=freed,
+        blobs=tuple(map(Hash, blobs)),
+        reasons=reasons,
+        seconds=time.monotonic() - started,
+    )
+
+
+def forecast(core: Core, refs: Iterable[Artifact | str]) -> Forecast:
+    """Say what deleting artifacts would give back. Reads what all others are made of, too: what is shared stays."""
+    with core.backend.operation():
+        catalog = core.catalog
+        entries = {entry.id: entry for entry in map(core.artifact, refs)}
+        tracer = _tracer(core, catalog, None)
+        requires = books.required_by(catalog, entries)
+        doomed = tracer.trace(
+            [(entry.hash, entry.format) for entry in entries.values()] + [(hash_, 0) for hash_ in requires]
+        )
+        try:
+            others = chain(iter_leases(core), books.iter_names(catalog, without=entries))
+            kept = tracer.trace(others, books.iter_holds(catalog))
+            try:
+                freed, shared = _split(catalog, doomed, kept)
+            finally:
+                kept.close()
+        finally:
+            doomed.close()
+    return Forecast(
+        artifacts=len(entries),
+        freed_bytes=freed,
+        shared_bytes=shared,
+        min_age_seconds=core.options.min_age_seconds,
+    )
+
+
+def _split(catalog: Catalog, doomed: Marks, kept: Marks) -> tuple[int, int]:
+    """Give the stored bytes of what only the doomed reach, and of what others reach too."""
+    freed = shared = 0
+    for number, _, _ in _all_ranges():
+        blobs = doomed.blobs.bucket(number)
+        payloads = doomed.payloads.bucket(number) | blobs
+        kept_blobs = kept.blobs.bucket(number)
+        kept_payloads = kept.payloads.bucket(number) | kept_blobs
+        for hash_, row in catalog.find_data(list(payloads)).items():
+            if hash_ in kept_payloads:
+                shared += row[1]
+            else:
+                freed += row[1]
+        for hash_, stored in books.blob_records(catalog, list(blobs)):
+            if hash_ in kept_blobs:
+                shared += stored
+            else:
+                freed += stored
+    return freed, shared
+
+
+def why(core: Core, hash: Hash) -> tuple[Chain, ...]:
+    """Give up to 100 chains from a root to a blob or chunk; none: nothing keeps it. `BlobNotFound`: it is not here.
+
+    Reads the manifests of all blobs, and the hash seqs that are kept.
+    """
+    with core.backend.operation():
+        catalog = core.catalog
+        target = hash.digest
+        if not catalog.find_data((target,)) and catalog.find_blob(target) is None:
+            raise BlobNotFound(f"there is no blob or chunk {target.hex()}", hash=hash)
+        tracer = _tracer(core, catalog, None)
+        parents = _parents(core, catalog, tracer, target)
+        return tuple(_chains(core, parents, target))
+
+
+def _parents(core: Core, catalog: Catalog, tracer: Tracer, target: bytes) -> dict[bytes, set[bytes]]:
+    """Give, for the target and all that holds it, the blobs that hold it directly."""
+    parents: dict[bytes, set[bytes]] = {target: set()}
+    for number, low, high in _all_ranges():
+        del number
+        for page in pages_of(lambda a, b=high: books.blob_page(catalog, a, b, PAGE_ROWS), low):  # type: ignore[misc]
+            for hash_, location, stored, _ in page:
+                if hash_ != target and any(
+                    target in some for some in tracer.pieces_of(hash_, location, stored)
+                ):
+                    parents[target].add(hash_)
+                    parents.setdefault(hash_, set())
+    roots = [hash_ for hash_, format_ in chain(iter_leases(core), books.iter_names(catalog)) if format_]
+    grown = bool(roots)
+    while grown:
+        grown = False
+        sequences = DigestSet()
+        sequences.add(roots)
+        for hash_, words in tracer.iter_sequences(sequences):
+            for word in parents.keys() & words:
+                if hash_ not in parents[word]:
+                    parents[word].add(hash_)
+                    grown = grown or hash_ not in parents
+                    parents.setdefault(hash_, set())
+    return parents
+
+
+def _chains(core: Core, parents: dict[bytes, set[bytes]], target: bytes) -> Iterator[Chain]:
+    """Walk up from the target; shortest chains first. A hash seq counts as a parent only where it is followed."""
+    waiting: list[tuple[bytes, ...]] = [(target,)]
+    given = 0
+    while waiting:
+        path = waiting.pop(0)
+        for named in iter_direct(core, path[0]):
+            if given == MAX_CHAINS:
+                return
+            given += 1
+            yield Chain(root=named_text(named), path=tuple(map(Hash, path)))
+        if len(waiting) < MAX_CHAINS:
+            waiting += [(up, *path) for up in sorted(parents[path[0]]) if up not in path]
+
+
+def _tracer(core: Core, catalog: Catalog, progress: ProgressCallback | None) -> Tracer:
+    done = 0
+
+    def watch(count: int) -> None:
+        nonlocal done
+        done += count
+        core.check()
+        if progress is not None:
+            progress(Progress(phase="mark", done_items=done))
+
+    return Tracer(core, lambda: catalog, watch)
+
+
+def _all_ranges() -> Iterator[tuple[int, bytes, bytes]]:
+    for number in range(BUCKETS):
+        yield number, *bucket_range(number)

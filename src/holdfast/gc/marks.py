@@ -1,0 +1,229 @@
+"""Marking: from what is named to every payload that it is made of, in bounded memory. Reads, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+
+import apsw
+
+from holdfast.bao import outboard_bytes
+from holdfast.catalog import BlobRow, Catalog
+from holdfast.catalog.collecting import blob_page
+from holdfast.core import Core
+from holdfast.errors import BlobNotFound, CorruptBlob, FormatError, HoldfastError, IntegrityError, NotFound
+from holdfast.facts import KIND_DATA, KIND_MASK
+from holdfast.gc.digests import DigestSet, bucket_range
+from holdfast.types import HASH_BYTES, Hash
+from holdfast.wire.document import parse_blob
+from holdfast.wire.pages import ENTRY_BYTES, ManifestReader, StreamReader
+
+BATCH: Final = 1_000
+_DIGEST_AT: Final = ENTRY_BYTES - HASH_BYTES
+
+T = TypeVar("T")
+R = TypeVar("R", bound=tuple[Any, ...])
+Root: TypeAlias = tuple[bytes, int]
+"""A hash that is kept, and 1 if it is followed as a hash seq, else 0."""
+Watch: TypeAlias = Callable[[int], None]
+"""Hears of payloads that were marked, and may raise."""
+
+
+class Unreadable(Exception):
+    """A blob that is to be followed cannot be read, so nobody knows what it keeps."""
+
+    def __init__(self, hash_: bytes, cause: HoldfastError) -> None:
+        super().__init__(hash_, cause)
+        self.hash = hash_
+        self.cause = cause
+
+
+class Marks(NamedTuple):
+    """What is reached. The blobs have their own payloads or describing records; `payloads` are pieces of blobs."""
+
+    blobs: DigestSet
+    payloads: DigestSet
+
+    def close(self) -> None:
+        """Give temporary files back."""
+        self.blobs.close()
+        self.payloads.close()
+
+
+class Tracer:
+    """Follows names. `catalog` gives the catalog that is marked, and raises when it was replaced."""
+
+    def __init__(self, core: Core, catalog: Callable[[], Catalog], watch: Watch) -> None:
+        self._core = core
+        self._catalog = catalog
+        self._watch = watch
+
+    def trace(self, roots: Iterable[Root], held: Iterable[bytes] = (), also: Iterable[bytes] = ()) -> Marks:
+        """Mark all that the roots keep, and what is held; `Unreadable` where that cannot be known.
+
+        A root must be here. What is held, what a hash seq lists, and the blobs `also` may be missing.
+        """
+        named, sequences = DigestSet(), DigestSet()
+        marks = Marks(DigestSet(), DigestSet())
+        try:
+            for batch in batches(roots, BATCH):
+                named.add(hash_ for hash_, _ in batch)
+                marks.blobs.add(hash_ for hash_, _ in batch)
+                sequences.add(hash_ for hash_, format_ in batch if format_)
+            for digests in batches(held, BATCH):
+                marks.blobs.add(digests)
+                marks.payloads.add(digests)
+            marks.blobs.add(also)
+            for _, words in self.iter_sequences(sequences):
+                marks.blobs.add(words)
+            with closing(self._places(marks.blobs, named)) as places:
+                for hash_, location, stored in places:
+                    for digests in self.pieces_of(hash_, location, stored):
+                        marks.payloads.add(digests)
+                        self._watch(len(digests))
+        except BaseException:
+            marks.close()
+            raise
+        finally:
+            named.close()
+            sequences.close()
+        return marks
+
+    # -- hash seqs
+
+    def iter_sequences(self, sequences: DigestSet) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Give (hash seq, some of its children) until all are given, those of sequences among the children too.
+
+        A child counts as a sequence when its size allows it and its first 32 bytes are the hash of a blob that is
+        here: bytes that are none pass for one only if somebody made them so, and then more is kept, not less.
+        """
+        done = DigestSet()
+        try:
+            while sequences.count:
+                nested = DigestSet()
+                for number, bucket in sequences.buckets():
+                    fresh = bucket - done.bucket(number)
+                    for hash_ in sorted(fresh):
+                        for words in self._words(hash_):
+                            yield hash_, words
+                            nested.add(self._sequences_among(words))
+                            self._watch(len(words))
+                    done.add(fresh)
+                sequences = nested
+        finally:
+            done.close()
+
+    def _words(self, hash_: bytes) -> Iterator[list[bytes]]:
+        """Give the hashes in a hash seq, in batches."""
+        try:
+            row = self._catalog().find_blob(hash_)
+            if row is None:
+                raise BlobNotFound(f"there is no blob {hash_.hex()}", hash=Hash(hash_))
+            reader = self._core.backend.reader(row)
+            rest = b""
+            for piece in reader.iter_bytes(0, reader.size_bytes):
+                data = rest + piece
+                whole = len(data) - len(data) % HASH_BYTES
+                words = [data[at : at + HASH_BYTES] for at in range(0, whole, HASH_BYTES)]
+                rest = data[whole:]
+                for start in range(0, len(words), BATCH):
+                    yield words[start : start + BATCH]
+        except (IntegrityError, FormatError, NotFound) as error:
+            raise Unreadable(hash_, error) from error
+
+    def _sequences_among(self, words: list[bytes]) -> list[bytes]:
+        catalog = self._catalog()
+        rows = catalog.find_blobs(list(dict.fromkeys(words)))
+        heads: dict[bytes, list[bytes]] = {}
+        for hash_, row in rows.items():
+            if row.size and not row.size % HASH_BYTES:
+                heads.setdefault(self._head(row), []).append(hash_)
+        here = catalog.find_blobs(list(heads))
+        return [hash_ for head, hashes in heads.items() if head in here for hash_ in hashes]
+
+    def _head(self, row: BlobRow) -> bytes:
+        try:
+            return self._core.backend.reader(row).read_at(0, HASH_BYTES)
+        except (IntegrityError, FormatError) as error:
+            raise Unreadable(row.hash, error) from error
+
+    # -- manifests
+
+    def _places(self, blobs: DigestSet, named: DigestSet) -> Generator[tuple[bytes, int, int], None, None]:
+        """Give (hash, location, stored bytes) of the large ones among the blobs, in the order of their places."""
+        with closing(
+            apsw.Connection("")
+        ) as sorter:  # a temporary file of SQLite's: any number, in bounded memory
+            sorter.execute(
+                "PRAGMA journal_mode=OFF; CREATE TABLE places(location, stored, hash); BEGIN"
+            ).fetchall()
+            for number, bucket in blobs.buckets():
+                low, high = bucket_range(number)
+                large: set[bytes] = set()
+                for page in pages_of(lambda after, b=high: blob_page(self._catalog(), after, b, BATCH), low):  # type: ignore[misc]
+                    found = [
+                        (location, stored, hash_) for hash_, location, stored, _ in page if hash_ in bucket
+                    ]
+                    large.update(hash_ for _, _, hash_ in found)
+                    sorter.executemany("INSERT INTO places VALUES(?, ?, ?)", found)
+                self._check_here(named.bucket(number) - large)
+            rows = sorter.execute("SELECT hash, location, stored FROM places ORDER BY location")
+            yield from cast("Iterator[tuple[bytes, int, int]]", rows)
+
+    def _check_here(self, hashes: set[bytes]) -> None:
+        for batch in batches(hashes, BATCH):
+            for hash_ in set(batch) - self._catalog().find_blobs(batch).keys():
+                raise Unreadable(hash_, BlobNotFound(f"there is no blob {hash_.hex()}", hash=Hash(hash_)))
+
+    def pieces_of(self, hash_: bytes, location: int, stored: int) -> Iterator[list[bytes]]:
+        """Give the payloads that a large blob is made of: pages of its manifest and outboard, and chunks."""
+        load = self._core.backend.payloads.load
+        try:
+            blob = parse_blob(self._document(hash_, location, stored))
+            if blob.hash != hash_:
+                raise CorruptBlob(
+                    f"the record of blob {hash_.hex()} describes another blob", hash=Hash(hash_)
+                )
+            manifest = ManifestReader(blob.manifest, blob.size_bytes, load)
+            if not blob.manifest.depth:
+                yield _digests(blob.manifest.body)
+            for page, is_leaf in manifest.iter_pages():
+                yield [page]
+                if is_leaf:
+                    yield _digests(load(page))
+            outboard = StreamReader(blob.outboard, outboard_bytes(blob.size_bytes), load)
+            yield from batches((page for page, _ in outboard.iter_pages()), BATCH)
+        except (IntegrityError, FormatError, NotFound) as error:
+            raise Unreadable(hash_, error) from error
+
+    def _document(self, hash_: bytes, location: int, stored: int) -> bytes:
+        read = self._core.backend.payloads.read_document
+        try:
+            return read(hash_, location, stored)
+        except HoldfastError:
+            row = self._catalog().find_blob(hash_)  # it may have been moved meanwhile
+            if row is None or row.location == location or row.flags & KIND_MASK == KIND_DATA:
+                raise
+            return read(hash_, row.location, row.stored)
+
+
+def _digests(page: bytes) -> list[bytes]:
+    if len(page) % ENTRY_BYTES:
+        raise CorruptBlob(f"a manifest page of {len(page)} bytes")
+    return [page[at : at + HASH_BYTES] for at in range(_DIGEST_AT, len(page), ENTRY_BYTES)]
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Give the items in lists of up to `size`."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def pages_of(page_after: Callable[[bytes], list[R]], after: bytes) -> Iterator[list[R]]:
+    """Give pages of rows that begin with their hash, each asked for behind the last row of the one before."""
+    while page := page_after(after):
+        yield page
+        after = page[-1][0]

@@ -1,0 +1,69 @@
+"""Who keeps what: leases of living processes, and names for people to read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from holdfast.backend.log.session import SessionState
+from holdfast.catalog.collecting import Named, names_of
+from holdfast.core import Core
+from holdfast.errors import UnreadableRoot
+from holdfast.gc.marks import Root
+from holdfast.types import id_text
+
+READABLE_SECONDS: Final = 1.0
+"""How long a session may take to be written: it is made under the store's lock, so only a broken one takes longer."""
+
+
+def iter_leases(core: Core) -> Iterator[Root]:
+    """Give what living processes lease; `UnreadableRoot` where one's session cannot be read."""
+    for session in read_leases(core):
+        yield from session.leases or ()
+
+
+def read_leases(core: Core) -> list[SessionState]:
+    """Give the sessions of living processes with their leases; all can be read."""
+    deadline = time.monotonic() + READABLE_SECONDS
+    while True:
+        sessions = core.backend.sessions(leases=True)
+        bad = [one.name for one in sessions if one.leases is None]
+        if not bad:
+            return sessions
+        if time.monotonic() > deadline:
+            raise UnreadableRoot(
+                f"nothing is collected: the session {bad[0]} of a process that lives cannot be read, so nobody knows"
+                " what it leases. Close the store in that process (it may be a newer version's)",
+                root=f"session {bad[0]}",
+            )
+        time.sleep(0.02)
+
+
+def named_text(named: Named) -> str:
+    """Say what keeps something."""
+    if named.kind in ("artifact", "deleted artifact"):
+        return f"{named.kind} {id_text(named.key)}"
+    if named.kind == "requires":
+        return f"artifact {id_text(named.key)} (requires it)"
+    if named.kind == "tag":
+        return f"tag {named.key.decode(errors='replace')!r}"
+    if named.kind == "lease":
+        return f"the lease {named.key.decode()}"
+    return f"{named.kind} {named.key.hex()}"
+
+
+def iter_direct(core: Core, hash_: bytes) -> Iterator[Named]:
+    """Give what names exactly this hash: artifacts, requirements, tags, holds, leases."""
+    yield from names_of(core.catalog, hash_)
+    for session in core.backend.sessions(leases=True):
+        for leased, format_ in session.leases or ():
+            if leased == hash_:
+                yield Named("lease", f"of process {session.pid} on {session.host}".encode(), format_)
+
+
+def root_text(core: Core, hash_: bytes) -> str:
+    """Name a blob by what keeps it, where that is quickly found."""
+    named = next(iter_direct(core, hash_), None)
+    blob = f"blob {hash_.hex()}"
+    return blob if named is None else f"{named_text(named)}, {blob},"
