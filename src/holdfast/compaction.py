@@ -17,6 +17,7 @@ from holdfast.backend.log.collector import collecting
 from holdfast.backend.log.evacuation import Cannot, Evacuation, Source
 from holdfast.backend.log.layout import SEGMENTS, segment_path
 from holdfast.backend.log.outlet import Outlet
+from holdfast.backend.log.runs import Runs
 from holdfast.backend.log.segment import read_index
 from holdfast.catalog import compacting
 from holdfast.catalog.compacting import RECORD_BYTES, CatalogPlaces
@@ -342,6 +343,7 @@ class _Compaction:
             (places.artifacts, seen.artifacts),
             (places.tombstones, seen.tombstones),
             (places.tags, seen.tags),
+            (places.uploads, seen.uploads),
         )
         left = (
             any(row.location >> 32 == segment for row in places.data(hashes).values())
@@ -361,7 +363,6 @@ class _Compaction:
         """Say in the log, and then in the catalog, that segments are of no use any more; then they go."""
         if not sources:
             return []
-        runs = [(run.start, run.stop) for source in sources for run in source.retired]
         segments = [source.segment for source in sources]
         with self._backend.lock():
             self._check_catalog()
@@ -377,10 +378,11 @@ class _Compaction:
                         None,
                         lambda new, m=moves, o=one: m.append((o.key, o.location, new)),  # type: ignore[misc]
                     )
-            named = [*segments, *(segment for first, stop in runs for segment in range(first, stop))]
-            outlet.add_document(Kind.RETIRED, encode_retired(named))
+            gone = Runs(range(segment, segment + 1) for segment in segments)
+            gone.add(run for source in sources for run in source.retired)
+            outlet.add_document(Kind.RETIRED, encode_retired(gone))
             outlet.sync()
-            facts = Facts(segments=outlet.positions(), retired=[*((s, s + 1) for s in segments), *runs])
+            facts = Facts(segments=outlet.positions(), retired=[(run.start, run.stop) for run in gone])
             compacting.switch(self._catalog, outlet.take_moves(), facts)
             outlet.told()
             for segment in segments:

@@ -113,6 +113,7 @@ class Moves:
     artifacts: list[tuple[bytes, int, int]] = field(default_factory=list)
     tombstones: list[tuple[bytes, int, int]] = field(default_factory=list)
     tags: list[tuple[str, int, int]] = field(default_factory=list)
+    uploads: list[tuple[bytes, int, int]] = field(default_factory=list)
     copies: list[tuple[bytes, int]] = field(default_factory=list)
     drop_tombstones: list[tuple[bytes, int]] = field(default_factory=list)
     drop_tags: list[tuple[str, int]] = field(default_factory=list)

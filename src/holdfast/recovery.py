@@ -13,7 +13,7 @@ from pathlib import Path
 
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.recovery import Recovery
-from holdfast.catalog import Catalog, CatalogUnusable
+from holdfast.catalog import Catalog, CatalogUnusable, compacting
 from holdfast.errors import CorruptSegment
 from holdfast.facts import Facts
 from holdfast.types import Problem, Progress, ProgressCallback, RecoveryStats
@@ -148,9 +148,13 @@ class CatalogKeeper:
     def _catch_up(self) -> None:
         catalog = self._catalog
         assert catalog is not None
-        recovery = self._backend.recovery(catalog.segments(), rebuilding=False)
+        recovery = self._backend.recovery(
+            catalog.segments(), rebuilding=False, retired=compacting.retired(catalog)
+        )
         try:
             recovery.prepare()
+            if recovery.is_outdated:
+                raise CatalogUnusable("it is older than a compaction", path=str(self._path))
             if recovery.problems:
                 self._note(recovery)
             if recovery.has_work:

@@ -182,6 +182,7 @@ def _apply_retired(cursor: apsw.Cursor, runs: Sequence[tuple[int, int]]) -> None
         cursor.execute("INSERT INTO retired VALUES(?, ?)", run)
         cursor.execute("DELETE FROM segments WHERE id >= ? AND id < ?", (first, stop))
         cursor.execute("DELETE FROM spilled WHERE segment >= ? AND segment < ?", (first, stop))
+        cursor.execute("DELETE FROM repaired WHERE location >= ? AND location < ?", (first << 32, stop << 32))
 
 
 def _apply_artifacts(cursor: apsw.Cursor, rows: Sequence[ArtifactRow]) -> None:

@@ -32,8 +32,9 @@ _NAMED: Final = {
     "artifacts": f"SELECT id, revision, location {_EACH} artifacts ON id = value",
     "tombstones": f"SELECT id, revision, location {_EACH} tombstones ON id = value",
     "tags": f"SELECT name, revision, location {_EACH} tags ON name = value",
+    "uploads": f"SELECT token, revision, location {_EACH} uploads ON token = value",
 }
-Table = Literal["artifacts", "tombstones", "tags"]
+Table = Literal["artifacts", "tombstones", "tags", "uploads"]
 
 _OF_ROW: Final = FLAG_BLOB | FLAG_UNNAMED | FLAG_CONDEMNED
 """Flags that a payload has whatever record of it is read."""
@@ -45,6 +46,7 @@ _MOVE_NAMED: Final = {
     "artifacts": "UPDATE artifacts SET location = ?3 WHERE id = ?1 AND location = ?2",
     "tombstones": "UPDATE tombstones SET location = ?3 WHERE id = ?1 AND location = ?2",
     "tags": "UPDATE tags SET location = ?3 WHERE name = ?1 AND location = ?2",
+    "uploads": "UPDATE uploads SET location = ?3 WHERE token = ?1 AND location = ?2",
 }
 _DROP_COPY: Final = "DELETE FROM copies WHERE hash = ? AND location = ?"
 _DROP_TOMBSTONE: Final = """
@@ -58,6 +60,7 @@ SELECT segment, sum(bytes) FROM (
   UNION ALL SELECT location >> 32, sum({ARTIFACT_BYTES + RECORD_BYTES} + length(doc)) FROM artifacts GROUP BY 1
   UNION ALL SELECT location >> 32, sum({TOMBSTONE_BYTES + RECORD_BYTES}) FROM tombstones GROUP BY 1
   UNION ALL SELECT location >> 32, sum({TAG_BYTES + RECORD_BYTES} + octet_length(name)) FROM tags GROUP BY 1
+  UNION ALL SELECT location >> 32, sum({RECORD_BYTES} + length(doc)) FROM uploads GROUP BY 1
 ) GROUP BY segment"""
 
 
@@ -90,6 +93,14 @@ class CatalogPlaces:
     def tags(self, names: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Give (revision, location) of tags of the blob layer, deleted ones too."""
         return self._named("tags", names)
+
+    def uploads(self, tokens: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
+        """Give (revision, location) of uploads, those that have ended too."""
+        return self._named("uploads", tokens)
+
+    def repaired(self, segment: int) -> set[int]:
+        """Give the offsets in a segment at which what was damaged is stored anew elsewhere."""
+        return self._catalog.repaired(segment)
 
     def is_spilled(self, segment: int) -> bool:
         """Whether a commit elsewhere, which is applied, names what the segment ends in."""
@@ -125,6 +136,7 @@ def _move(cursor: apsw.Cursor, moves: Moves) -> None:
         (_MOVE_NAMED["artifacts"], moves.artifacts),
         (_MOVE_NAMED["tombstones"], moves.tombstones),
         (_MOVE_NAMED["tags"], moves.tags),
+        (_MOVE_NAMED["uploads"], moves.uploads),
         # A catalog that was rebuilt meanwhile has both places: the old one goes, the new one is the row's.
         (_DROP_COPY, [(row[0], place) for row in (*moves.data, *moves.blobs) for place in row[1:3]]),
         (_DROP_COPY, moves.copies),

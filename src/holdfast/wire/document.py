@@ -243,15 +243,9 @@ def parse_quarantine(payload: bytes) -> QuarantineDocument:
     return QuarantineDocument(segment, offset, hash_, reason.decode(errors="replace"))
 
 
-def encode_retired(segments: Iterable[int]) -> bytes:
-    """Give the payload of a record that names segments which were compacted away, as rising half-open runs."""
-    runs: list[list[int]] = []
-    for segment in sorted(set(segments)):
-        if runs and runs[-1][1] == segment:
-            runs[-1][1] += 1
-        else:
-            runs.append([segment, segment + 1])
-    return _RETIRED.pack(DOCUMENT_VERSION, bytes(3)) + b"".join(_RUN.pack(*run) for run in runs)
+def encode_retired(runs: Iterable[range]) -> bytes:
+    """Give the payload of a record that names segments which were compacted away; the runs rise, and do not touch."""
+    return _RETIRED.pack(DOCUMENT_VERSION, bytes(3)) + b"".join(_RUN.pack(run.start, run.stop) for run in runs)
 
 
 def parse_retired(payload: bytes) -> list[range]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Protocol
@@ -194,9 +194,19 @@ class LogBackend:
 
     # -- recovery
 
-    def recovery(self, known: Mapping[int, tuple[int, int]], *, rebuilding: bool) -> Recovery:
-        """Look for what the catalog has not seen. The caller holds the lock."""
-        return Recovery(self.disk, self.root, self.store.id, known, self._committer, rebuilding=rebuilding)
+    def recovery(
+        self, known: Mapping[int, tuple[int, int]], *, rebuilding: bool, retired: Iterable[range] = ()
+    ) -> Recovery:
+        """Look for what the catalog has not seen; `retired` it knows as compacted away. The caller holds the lock."""
+        return Recovery(
+            self.disk,
+            self.root,
+            self.store.id,
+            known,
+            self._committer,
+            rebuilding=rebuilding,
+            retired=retired,
+        )
 
     def check_same_store(self) -> None:
         """Raise `NeedsReopen` when the directory was removed, or is another store's, since it was opened."""

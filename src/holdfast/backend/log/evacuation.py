@@ -44,6 +44,7 @@ from holdfast.wire.record import (
     Kind,
     iter_entries,
 )
+from holdfast.wire.upload import parse_upload
 
 WINDOW_RECORDS: Final = 4096
 RUN_BYTES: Final = 4 << 20
@@ -60,6 +61,7 @@ COPIED_KINDS: Final = (
             Kind.ARTIFACT,
             Kind.TAG,
             Kind.TOMBSTONE,
+            Kind.UPLOAD,
             Kind.QUARANTINE,
             Kind.REPAIR,
             Kind.RETIRED,
@@ -78,6 +80,8 @@ class Places(Protocol):
     def artifacts(self, ids: Sequence[bytes]) -> Mapping[bytes, tuple[int, int]]: ...
     def tombstones(self, ids: Sequence[bytes]) -> Mapping[bytes, tuple[int, int]]: ...
     def tags(self, names: Sequence[str]) -> Mapping[str, tuple[int, int]]: ...
+    def uploads(self, tokens: Sequence[bytes]) -> Mapping[bytes, tuple[int, int]]: ...
+    def repaired(self, segment: int) -> set[int]: ...
     def is_spilled(self, segment: int) -> bool: ...
 
 
@@ -263,6 +267,7 @@ class _Copying:
         self._handle = handle
         self._committed = sorted(committed, key=lambda extent: extent.start)
         self._watch = watch
+        self._repaired = evacuation.places.repaired(source.segment)
         self._stray = self._strayed = False
 
     def run(self) -> None:
@@ -272,7 +277,7 @@ class _Copying:
             window = [
                 entry
                 for entry in iter_entries(source.entries[start : start + step])
-                if entry.kind not in FRAMING_KINDS
+                if entry.kind not in FRAMING_KINDS and entry.offset not in self._repaired
             ]
             self._copy_window(window)
         source.in_doubt = self._stray and not self._strayed and not self._places.is_spilled(source.segment)
@@ -404,6 +409,7 @@ class _Copying:
             (Kind.ARTIFACT, "artifacts", self._places.artifacts),
             (Kind.TOMBSTONE, "tombstones", self._places.tombstones),
             (Kind.TAG, "tags", self._places.tags),
+            (Kind.UPLOAD, "uploads", self._places.uploads),
         ):
             for entry, payload, found in self._found(by_kind, kind, look_up):
                 self._take_named(table, entry, payload, *found)
@@ -511,6 +517,9 @@ def _parse(kind: int, payload: bytes) -> Any:
     if kind == Kind.TAG:
         tag = parse_tag(payload)
         return tag.name, tag.revision, tag.deleted
+    if kind == Kind.UPLOAD:
+        upload = parse_upload(payload)
+        return upload.token, upload.revision, False
     if kind == Kind.RETIRED:
         return parse_retired(payload)
     return parse_quarantine(payload).segment

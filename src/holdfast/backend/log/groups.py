@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Final
 
@@ -10,10 +11,12 @@ from holdfast import _native
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.replay import iter_facts, windowed
+from holdfast.backend.log.runs import Runs
 from holdfast.backend.log.segment import SegmentWriter, is_foreign, read_index, slice_entries
-from holdfast.errors import CorruptSegment
+from holdfast.errors import CorruptSegment, FormatError
 from holdfast.facts import Facts
 from holdfast.types import Problem
+from holdfast.wire.document import parse_retired
 from holdfast.wire.record import (
     ENTRY,
     ENTRY_BYTES,
@@ -23,6 +26,7 @@ from holdfast.wire.record import (
     Entry,
     Extent,
     Kind,
+    iter_entries,
     parse_commit,
 )
 
@@ -40,6 +44,10 @@ class Groups:
         """The segments that commits name, of which facts were given."""
         self.scanned: dict[int, bytes] = {}
         """All entries of segments that were read already."""
+        self.retired = Runs()
+        """Compacted away: what such a segment holds, if it is still there, lies elsewhere or is nobody's."""
+        self.claimed = Runs()
+        """The same, as records say of which it is not known whether they were committed: enough where one is gone."""
         self.entries_of = lru_cache(4)(self._load_entries)
         self._disk = disk
         self._root = root
@@ -58,23 +66,48 @@ class Groups:
                     self.damage("a commit record is damaged; its records are taken as they are", segment, at)
                     yield from self.extent_facts(Extent(segment, group_start, at, 0), 0)
                 else:
-                    yield from self.commit_facts(commit)
+                    yield from self.commit_facts(commit, segment)
                 group_start = at + HEADER_BYTES
         finally:
             self._disk.close(handle)
 
-    def commit_facts(self, commit: Commit) -> Iterator[Facts]:
-        """Give the facts of one group; what is left of it where it is damaged."""
-        self.named.update(extent.segment for extent in commit.extents)
-        parts = [slice_entries(self.entries_of(e.segment), e.start, e.stop) for e in commit.extents]
+    def commit_facts(self, commit: Commit, holder: int) -> Iterator[Facts]:
+        """Give the facts of one group, whose commit stands in `holder`; what is left of it where it is damaged."""
+        extents = [extent for extent in commit.extents if not self.is_retired(extent.segment)]
+        self.named.update(extent.segment for extent in extents)
+        parts = [slice_entries(self.entries_of(e.segment), e.start, e.stop) for e in extents]
         whole = b"".join(parts)
-        if len(whole) != commit.records * ENTRY_BYTES or _native.blake3(whole) != commit.digest:
+        has_all = len(extents) == len(commit.extents) and _native.blake3(whole) == commit.digest
+        if len(whole) != sum(e.records for e in extents) * ENTRY_BYTES or not (
+            has_all or len(extents) < len(commit.extents)
+        ):
             first = commit.extents[0] if commit.extents else Extent(0, 0, 0, 0)
             self.damage(
                 "a committed group is damaged; what is left of it is taken", first.segment, first.start
             )
-        for extent in commit.extents:
+        for extent in extents:
             yield from self.extent_facts(extent, commit.time_ms)
+        spilled = [extent.segment for extent in extents if extent.segment != holder]
+        if spilled:
+            yield Facts(spilled=spilled)
+
+    def is_retired(self, segment: int) -> bool:
+        """Whether a segment was compacted away: a commit that names it has nothing there any more."""
+        return segment in self.retired or (
+            segment in self.claimed and self._disk.stat(segment_path(self._root, segment)) is None
+        )
+
+    def note_retired(self, entries: bytes, handle: int, into: Runs) -> None:
+        """Add to `into` the segments that records among these say were compacted away."""
+        if int(Kind.RETIRED) not in entries[::ENTRY_BYTES]:
+            return
+        payloads = windowed(lambda length, offset: self._disk.pread(handle, length, offset))
+        for entry in iter_entries(entries):
+            if entry.kind == Kind.RETIRED:
+                payload = payloads(0, entry.offset + HEADER_BYTES, entry.stored_bytes)
+                with suppress(FormatError):  # one that is damaged is reported with the facts
+                    if _native.blake3(payload) == entry.hash:
+                        into.add(parse_retired(payload))
 
     def extent_facts(self, extent: Extent, time_ms: int) -> Iterator[Facts]:
         """Give the facts of a stretch of records."""

@@ -8,7 +8,7 @@ after they are applied cut what is left of the tails (`finish`).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -29,7 +29,7 @@ from holdfast.backend.log.segment import (
     scan_records,
     slice_entries,
 )
-from holdfast.backend.log.tidy import close_quiet, retire, seal_again
+from holdfast.backend.log.tidy import close_quiet, remove_retired, retire, seal_again
 from holdfast.errors import BackendError
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SEALED, SEGMENT_SUPERSEDED, Facts
 from holdfast.types import Problem
@@ -75,6 +75,7 @@ class Recovery:
         committer: Committer | None,
         *,
         rebuilding: bool,
+        retired: Iterable[range] = (),
     ) -> None:
         self.copied_bytes = 0
         self.segments = 0
@@ -90,10 +91,15 @@ class Recovery:
         self._copied_before: set[bytes] = set()
         self._quiet: list[int] = []
         self._reseal: list[tuple[int, int]] = []
-        self._copied: list[Commit] = []
+        self._copied: list[tuple[Commit, int]] = []
+        """Groups of tails, each with the segment in which its commit stands."""
+        self._doomed: list[int] = []
+        self.is_outdated = False
+        """The catalog knows segments that were compacted away since: it is an older copy, and to be made anew."""
         self._positions: dict[int, tuple[int, int]] = {}
         self._writer: SegmentWriter | None = None
         self._groups = Groups(disk, root, store_id, self._own_entries)
+        self._groups.retired.add(retired)
 
     @property
     def problems(self) -> list[Problem]:
@@ -103,26 +109,23 @@ class Recovery:
     @property
     def has_work(self) -> bool:
         """Whether there is anything that the catalog does not know."""
-        return bool(self._clean or self._tails or self._positions or self._quiet)
+        is_untidy = bool(self._doomed) and self._committer is not None
+        return bool(self._clean or self._tails or self._positions or self._quiet or is_untidy)
 
     def prepare(self) -> None:
         """Look at every segment that the catalog does not know wholly; copy the whole commits of unclean tails."""
         segments = list_segments(self._disk, self._root)
         self.segments = len(segments)
-        present = set(segments)
-        for segment, (applied, state) in sorted(self._known.items()):
-            held = applied > SEGMENT_HEADER_BYTES and state in (SEGMENT_OPEN, SEGMENT_SEALED)
-            if held and segment not in present:
-                self._groups.damage("a segment that the catalog knows is missing", segment, 0)
         own = self._committer.writers.own() if self._committer else {}
         for segment in segments:
             applied, state = self._known.get(segment, (0, SEGMENT_OPEN))
-            if state == SEGMENT_OPEN:
+            if state == SEGMENT_OPEN and segment not in self._groups.retired:
                 writer = own.get(segment)
                 if writer is None:
                     self._look_at(segment, applied)
                 elif self._rebuilding:
                     self._look_at_own(writer)
+        self._leave_out_retired(segments)
         self._find_copies()
         try:
             for tail in self._tails:
@@ -132,6 +135,26 @@ class Recovery:
         finally:
             self._give_writer_back()
         self._groups.entries_of.cache_clear()
+        self._look_for_lost(set(segments))
+
+    def _leave_out_retired(self, segments: list[int]) -> None:
+        """Take nothing from segments that were compacted away and are still there: a crash came before the unlink."""
+        retired = self._groups.retired
+        self._doomed = [segment for segment in segments if segment in retired]
+        self._clean = [(segment, start) for segment, start in self._clean if segment not in retired]
+        for segment in self._doomed:
+            self._positions.pop(segment, None)
+        for tail in [tail for tail in self._tails if tail.found.segment in retired]:
+            self._tails.remove(tail)
+            self._disk.close(tail.handle)
+
+    def _look_for_lost(self, present: set[int]) -> None:
+        for segment, (applied, state) in sorted(self._known.items()):
+            held = applied > SEGMENT_HEADER_BYTES and state in (SEGMENT_OPEN, SEGMENT_SEALED)
+            if held and self._groups.is_retired(segment):
+                self.is_outdated = True  # rows may still point there
+            elif held and segment not in present:
+                self._groups.damage("a segment that the catalog knows is missing", segment, 0)
 
     def facts(self) -> Iterator[Facts]:
         """Give what the catalog is to learn, in batches; the positions last."""
@@ -156,7 +179,7 @@ class Recovery:
         if self._committer is None:
             return
         if any(not tail.dead for tail in self._tails):
-            self._committer.brought_in.update(commit.id for commit in self._copied)
+            self._committer.brought_in.update(commit.id for commit, _ in self._copied)
         for tail in self._tails:
             if tail.dead and tail.found.segment not in self._kept:
                 with suppress(BackendError):
@@ -169,6 +192,8 @@ class Recovery:
         for segment, records_stop in self._reseal:
             with suppress(BackendError):
                 seal_again(self._disk, self._root, segment, records_stop)
+        with suppress(BackendError):
+            remove_retired(self._disk, self._root, self._doomed)
 
     def close(self) -> None:
         """Give files and locks back."""
@@ -216,6 +241,7 @@ class Recovery:
                 return  # nothing new; whoever adopts it writes its end again
             if dead and (index.sealed or index.closed):
                 self._confirm(handle, index)
+                self._groups.note_retired(index.entries, handle, self._groups.retired)
                 if index.sealed and index.problems and self._is_whole(handle, segment, path, index):
                     self._reseal.append((segment, index.records_stop))
                 else:
@@ -229,6 +255,7 @@ class Recovery:
             else:
                 if not unclean:  # it was closed a moment ago, and somebody has adopted it
                     index = read_index(self._disk, handle, segment, path, start=start, deep=True)
+                self._groups.note_retired(index.entries, handle, self._groups.claimed)
                 self._tails.append(_Tail(index, start, dead, handle))
                 if applied <= SEGMENT_HEADER_BYTES:
                     self._groups.scanned[segment] = index.entries
@@ -283,6 +310,8 @@ class Recovery:
             entry = Entry._make(fields)
             if entry.kind == Kind.COMMIT:
                 stop = entry.stop
+        durable = writer.entries(SEGMENT_HEADER_BYTES, stop)
+        self._groups.note_retired(durable, writer.handle, self._groups.retired)
         self._clean.append((segment, SEGMENT_HEADER_BYTES))
         self._positions[segment] = (stop, SEGMENT_OPEN)
 
@@ -322,9 +351,12 @@ class Recovery:
             if commit.id in self._copied_before:
                 continue
             if self._committer is None:
-                self._copied.append(commit)
+                self._copied.append((commit, segment))
             else:
                 self._copied.append(self._copy(commit, tail, parts))
+            for extent, part in zip(commit.extents, parts, strict=True):
+                if extent.segment == segment and part is not None:
+                    self._groups.note_retired(part, tail.handle, self._groups.retired)
         if whole_after_broken and tail.dead:
             self._groups.damage(
                 "a group does not match its commit, and a later one does: kept for a look",
@@ -335,10 +367,16 @@ class Recovery:
         if tail.dead:
             self._positions[segment] = (tail.applied, SEGMENT_SUPERSEDED)
 
-    def _members(self, commit: Commit, tail: _Tail) -> list[bytes] | None:
-        """Give the entries of each extent if the group is whole, as its digest says."""
-        parts = []
+    def _members(self, commit: Commit, tail: _Tail) -> list[bytes | None] | None:
+        """Give the entries of each extent if the group is whole, as its digest says.
+
+        What was compacted away (None) was whole and applied before that; of the rest only the count can be seen.
+        """
+        parts: list[bytes | None] = []
         for extent in commit.extents:
+            if self._groups.is_retired(extent.segment):
+                parts.append(None)
+                continue
             if extent.segment == tail.found.segment:
                 part = slice_entries(tail.found.entries, extent.start, extent.stop)
                 if extent.start < tail.applied:
@@ -348,9 +386,12 @@ class Recovery:
             if len(part) != extent.records * ENTRY_BYTES:
                 return None
             parts.append(part)
-        return parts if _native.blake3(b"".join(parts)) == commit.digest else None
+        here = [part for part in parts if part is not None]
+        if len(here) < len(parts) and here:
+            return parts
+        return parts if _native.blake3(b"".join(here)) == commit.digest else None
 
-    def _copy(self, commit: Commit, tail: _Tail, parts: list[bytes]) -> Commit:
+    def _copy(self, commit: Commit, tail: _Tail, parts: list[bytes | None]) -> tuple[Commit, int]:
         """Append a group's records from the tail to a segment of ours; what lies in sealed segments stays there."""
         assert self._committer is not None
         extents: list[Extent] = []
@@ -360,6 +401,8 @@ class Recovery:
         )
         writer = self._writer_for(self._committer, length + HEADER_BYTES + MAX_RECORD_BYTES // 64)
         for extent, part in zip(commit.extents, parts, strict=True):
+            if part is None:
+                continue
             if extent.segment != tail.found.segment:
                 extents.append(extent)
                 moved.append(part)
@@ -368,12 +411,16 @@ class Recovery:
             entries = self._copy_records(tail, part, writer)
             extents.append(Extent(writer.segment, start, writer.offset, extent.records))
             moved.append(entries)
-        copy = commit._replace(digest=_native.blake3(b"".join(moved)), extents=tuple(extents))
+        copy = commit._replace(
+            records=sum(extent.records for extent in extents),
+            digest=_native.blake3(b"".join(moved)),
+            extents=tuple(extents),
+        )
         record, entry = frame_one(writer.segment, writer.offset, Kind.COMMIT, encode_commit(copy))
         writer.append([record], entry, len(record))
         self._positions[writer.segment] = (writer.offset, SEGMENT_OPEN)
         self.copied_bytes += length
-        return copy
+        return copy, writer.segment
 
     def _writer_for(self, committer: Committer, room_bytes: int) -> SegmentWriter:
         """Give one writer for all that is copied: it is synced when it is full, and when all is there."""
@@ -419,5 +466,5 @@ class Recovery:
     def _all_facts(self) -> Iterator[Facts]:
         for segment, start in self._clean:
             yield from self._groups.segment_facts(segment, start, self._positions[segment][0])
-        for commit in self._copied:
-            yield from self._groups.commit_facts(commit)
+        for commit, holder in self._copied:
+            yield from self._groups.commit_facts(commit, holder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import SEGMENTS, list_segments, segment_path
 from holdfast.backend.log.segment import SegmentWriter, read_tail
@@ -23,6 +25,16 @@ def retire(disk: Disk, root: str, store_id: bytes, segment: int, handle: int, ap
     disk.fsync(handle)
     writing = disk.open(segment_path(root, segment), "a")
     SegmentWriter(disk, root, segment, writing, applied).seal()
+
+
+def remove_retired(disk: Disk, root: str, segments: Sequence[int]) -> None:
+    """Remove segments that were compacted away, and are still there because a crash came. The highest id stays."""
+    present = list_segments(disk, root)
+    gone = [segment for segment in segments if segment < present[-1]]
+    for segment in gone:
+        disk.unlink(segment_path(root, segment))
+    if gone:
+        disk.fsync_dir(f"{root}/{SEGMENTS}")
 
 
 def seal_again(disk: Disk, root: str, segment: int, records_stop: int) -> None:
