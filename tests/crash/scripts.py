@@ -6,11 +6,18 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Final, NamedTuple
+from unittest.mock import patch
 
+from holdfast import filling, importing
+from holdfast._native import blake3
 from holdfast.store import Store
 from holdfast.testing.checks import Piece
+from holdfast.testing.streams import blocks
+from holdfast.types import Hash
 from tests.crash.world import (
     FaultyDisk,
     Ledger,
@@ -150,6 +157,53 @@ def _close(store: Store, ledger: Ledger) -> None:
     attempt(store.close)
 
 
+STREAMED: Final = piece("streamed", 7 * 16_384 + 5_000)
+"""Eight blocks, of several chunks each, in two segments."""
+
+
+class _Import(Script):
+    """Streams come in, with checkpoints as small as the blobs are."""
+
+    def run(self, world: World, disk: FaultyDisk) -> None:
+        with small_checkpoints():
+            super().run(world, disk)
+
+
+@contextmanager
+def small_checkpoints() -> Iterator[None]:
+    """Let a checkpoint come after two blocks, and a step of copying take three."""
+    with (
+        patch.object(importing, "CHECKPOINT_BYTES", 32_768),
+        patch.object(filling, "STEP_BYTES", 49_152),
+        patch.object(filling, "CARRY_BYTES", 20_000),
+    ):
+        yield
+
+
+def _import(store: Store, ledger: Ledger) -> None:
+    """Apart, in order, and what joins them; one that breaks off; one that comes whole before a checkpoint is due."""
+    attempt(lambda: ledger.decode(store, STREAMED, blocks(5, 6)))
+    attempt(lambda: ledger.decode(store, STREAMED, broken_from=3))
+    attempt(lambda: ledger.decode(store, STREAMED, blocks(3)))
+    attempt(lambda: ledger.decode(store, piece("short", 20_000)))
+
+
+def _half_imported(world: World) -> None:
+    """Leave a partial blob that a process was filling when it died, and one that is to expire."""
+    with small_checkpoints():
+        with world.open() as store:
+            world.ledger.decode(store, STREAMED, blocks(4, 5) | blocks(7))
+            world.ledger.decode(store, piece("stale", 50_000), blocks(0, 2))
+        crash_after(world, lambda store: world.ledger.decode(store, STREAMED, blocks(0, 3)))
+
+
+def _import_on(store: Store, ledger: Ledger) -> None:
+    missing = store.blobs.missing_ranges(Hash(blake3(STREAMED.content())))
+    attempt(lambda: ledger.decode(store, STREAMED, missing))
+    attempt(lambda: ledger.expire(store))
+    attempt(lambda: ledger.decode(store, piece("stale", 50_000), blocks(2)))
+
+
 class _RebuildBeside(Script):
     """A rebuild breaks, while another process has the store open, has written, and goes on writing."""
 
@@ -179,6 +233,8 @@ SCRIPTS: Final = {
         Script("rebuild", _mixed, _rebuild),
         Script("put_tree", lambda world: fill(world, 1, 500), _put_tree),
         Script("close", _nothing, _close),
+        _Import("import", _nothing, _import),
+        _Import("import_on", _half_imported, _import_on),
         _RebuildBeside(),
     )
 }

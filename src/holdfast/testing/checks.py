@@ -17,12 +17,16 @@ from holdfast import _native
 from holdfast.errors import (
     ArtifactNotFound,
     BlobNotFound,
+    CorruptStream,
     FormatError,
     HoldfastError,
     IntegrityError,
     NotFound,
 )
-from holdfast.types import Artifact, Hash, PutItem
+from holdfast.partials import expire_partials
+from holdfast.ranges import ChunkRanges
+from holdfast.testing.streams import Sender, blocks
+from holdfast.types import BLOCK_BYTES, Artifact, Hash, PutItem
 
 if TYPE_CHECKING:
     from holdfast.artifacts import Writer
@@ -70,6 +74,8 @@ class Ledger:
         """Acknowledged and not deleted, by name."""
         self.deleted: dict[str, Piece] = {}
         self.blobs: dict[str, Piece] = {}
+        self.parts: dict[str, ChunkRanges] = {}
+        """What was acknowledged of blobs that came as streams, by name."""
         self.ids: dict[str, str] = {}
         self.open_attempts: dict[int, _Attempt] = {}
         self.pieces: dict[str, Piece] = {}
@@ -133,6 +139,32 @@ class Ledger:
                 errors.append(error)
         if errors:
             raise errors[0]
+
+    def decode(
+        self, store: Store, piece: Piece, ranges: ChunkRanges | None = None, *, broken_from: int | None = None
+    ) -> None:
+        """Import a stream of some blocks of a blob; from block `broken_from` on what it carries is wrong."""
+        sender = Sender(piece.content())
+        wanted = (ranges or ChunkRanges.all()).clip(piece.size_bytes)
+        stream = bytearray(sender.stream(ranges))
+        if broken_from is not None:
+            wanted &= blocks(0, broken_from)
+            at = broken_from * BLOCK_BYTES
+            stream[stream.find(sender.content[at : at + 32])] ^= 1
+        number = self._begin("decode", (piece, str(wanted)))
+        try:
+            store.blobs.decode(sender.hash, stream, ranges)
+        except CorruptStream:
+            _require(broken_from is not None, f"2: the stream of {piece.name} was right and is refused")
+        else:
+            _require(broken_from is None, f"2: the stream of {piece.name} was wrong and is taken")
+        self._done(number, [])
+
+    def expire(self, store: Store) -> None:
+        """Let all partial blobs expire."""
+        number = self._begin("expire", tuple(self.parts))
+        expire_partials(store._core, 1 << 50)
+        self._done(number, [])
 
     def delete(self, store: Store, name: str) -> None:
         """Delete an artifact by its name."""
@@ -206,12 +238,24 @@ class Ledger:
         elif attempt.kind == "blobs":
             for piece, digits in zip(attempt.subject, ids, strict=True):
                 self.blobs[digits] = piece
+        elif attempt.kind == "decode":
+            piece, ranges = attempt.subject
+            self.parts[piece.name] = self.parts.get(piece.name, ChunkRanges.empty()) | ChunkRanges.parse(
+                ranges
+            )
+        elif attempt.kind == "expire":
+            for name in attempt.subject:
+                if not self._is_whole(name):
+                    del self.parts[name]
         elif attempt.kind == "delete":
             (name,) = attempt.subject
             self.deleted[name] = self.artifacts.pop(name)
         else:
             (name,) = attempt.subject
             self.artifacts[name] = self.deleted.pop(name)
+
+    def _is_whole(self, name: str) -> bool:
+        return self.parts[name] == ChunkRanges.all().clip(self.pieces[name].size_bytes)
 
 
 def dump_catalog(store: Store) -> list[str]:
@@ -270,6 +314,7 @@ def _check_contents(store: Store, expected: Ledger, damaged: bool) -> tuple[dict
     _check_acknowledged(store, expected, live, deleted, unsure, reported)
     _check_bytes(store, expected, live, deleted, damaged)
     _check_whole(store, expected, live, deleted, reported)
+    _check_parts(store, expected, damaged)
     return {n: a.id for n, a in live.items()}, {n: a.id for n, a in deleted.items()}
 
 
@@ -360,6 +405,27 @@ def _check_whole(
             all(there) or not any(there) or reported,
             f"5: of {len(there)} pieces that were not acknowledged, {sum(there)} are there",
         )
+
+
+def _check_parts(store: Store, expected: Ledger, damaged: bool) -> None:
+    """What was acknowledged of a stream is here, and whatever is here is right."""
+    expiring = any(attempt.kind == "expire" for attempt in expected.open_attempts.values())
+    begun = {a.subject[0].name for a in expected.open_attempts.values() if a.kind == "decode"}
+    for name in {*expected.parts, *begun}:
+        content = expected.content(name)
+        hash_ = Hash(_native.blake3(content))
+        field = store.blobs.bitfield(hash_)
+        lost = expected.parts.get(name, ChunkRanges.empty()) - field.ranges
+        _require(
+            not lost or damaged or expiring, f"1: of {name} leaves {lost} were acknowledged and are gone"
+        )
+        for start, stop in field.ranges.byte_ranges(field.size_bytes):
+            try:
+                got = store.blobs.read(hash_, start, stop - start)
+            except IntegrityError as error:
+                _require(damaged, f"2: {name} does not read at {start}: {error!r} {error.evidence}")
+            else:
+                _require(got == content[start:stop], f"2: {name} reads wrong at {start}")
 
 
 def _has_blob(store: Store, content: bytes) -> bool:

@@ -72,7 +72,12 @@ class PartialContract(ContractBase):
         assert not store.blobs.missing_ranges(sender.hash)
         assert store.scrub().ok
         (tmp_path / "stream").write_bytes(stream)
-        for source in (tmp_path / "stream", bytearray(stream), [stream[:9], b"", memoryview(stream)[9:]]):
+        sources: tuple[Any, ...] = (
+            tmp_path / "stream",
+            bytearray(stream),
+            [stream[:9], b"", memoryview(stream)[9:]],
+        )
+        for source in sources:
             assert store.blobs.decode(sender.hash, source).status is BlobStatus.COMPLETE
 
     def test_of_a_file_exactly_the_stream_is_read(self, store: Store) -> None:

@@ -171,8 +171,11 @@ class Partials:
         self._cache.pop(hash_, None)
         with suppress(FileNotFoundError):
             names = self.disk.listdir(path)
-            for name in sorted(names, key=lambda name: name != STATE):  # without it, it is none
-                with suppress(FileNotFoundError):
+            if STATE in names:  # without it, it is none: that is durable before anything that it claims goes
+                self.disk.unlink(f"{path}/{STATE}")
+                self.disk.fsync_dir(path)
+            for name in names:
+                if name != STATE:
                     self.disk.unlink(f"{path}/{name}")
             self.disk.rmdir(path)
             self.disk.fsync_dir(self.root)

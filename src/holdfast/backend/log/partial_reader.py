@@ -12,7 +12,7 @@ from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.log.payloads import Payloads
 from holdfast.backend.log.reader import BlobReader
 from holdfast.bao_stream import ReadAt, encode
-from holdfast.errors import BlobNotFound, CorruptBlob, RangeNotAvailable
+from holdfast.errors import BlobNotFound, CorruptBlob, MissingChunk, RangeNotAvailable
 from holdfast.ranges import ChunkRanges
 from holdfast.types import BLOCK_BYTES, BytesLike, Hash
 
@@ -123,7 +123,7 @@ class PartialReader:
                         )
                     return whole.read_at(start, stop - start)
                 return self._read(state, start, stop)
-            except (CorruptBlob, FileNotFoundError, RangeNotAvailable):
+            except (CorruptBlob, MissingChunk, RangeNotAvailable):
                 if attempt == TRIES - 1 or (state is not None and self._partials.find(self.hash) == state):
                     raise
         raise AssertionError("the last attempt returns or raises")
@@ -155,7 +155,7 @@ def _not_available(hash_: bytes, state: PartialState, missing: ChunkRanges) -> R
 
 
 class _Files(ExitStack):
-    """The files of a partial blob, opened to read as they are needed; `FileNotFoundError` once it is gone."""
+    """The files of a partial blob, opened to read as they are needed; `MissingChunk` once it is gone."""
 
     def __init__(self, partials: Partials, hash_: bytes) -> None:
         super().__init__()
@@ -167,7 +167,10 @@ class _Files(ExitStack):
         path = f"{self._path}/{name}"
         handle = self._handles.get(name)
         if handle is None:
-            handle = self._handles[name] = self._disk.open(path, "r")
+            try:
+                handle = self._handles[name] = self._disk.open(path, "r")
+            except FileNotFoundError:
+                raise MissingChunk(f"{path} is gone", path=path) from None
             self.callback(self._disk.close, handle)
         try:
             return self._disk.pread(handle, length, offset)
