@@ -64,10 +64,12 @@ if TYPE_CHECKING:
     from holdfast.types import BlobInfo as BlobInfo
     from holdfast.types import BlobStatus as BlobStatus
     from holdfast.types import Chain as Chain
+    from holdfast.types import CompactReport as CompactReport
     from holdfast.types import Durability as Durability
     from holdfast.types import Forecast as Forecast
     from holdfast.types import GcReport as GcReport
     from holdfast.types import Hash as Hash
+    from holdfast.types import KeptSegment as KeptSegment
     from holdfast.types import LabelCount as LabelCount
     from holdfast.types import Problem as Problem
     from holdfast.types import Progress as Progress
@@ -98,11 +100,13 @@ _VALUES: Final = (
     "BlobInfo",
     "BlobStatus",
     "Chain",
+    "CompactReport",
     "Durability",
     "Forecast",
     "GcReport",
     "Hash",
     "KEEP",
+    "KeptSegment",
     "LabelCount",
     "Problem",
     "Progress",

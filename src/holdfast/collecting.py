@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from holdfast.compaction import compact
 from holdfast.core import Core, entered
 from holdfast.gc.collector import Collector
 from holdfast.gc.maintenance import Maintenance
-from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, ProgressCallback
+from holdfast.types import Artifact, Chain, CompactReport, Forecast, GcReport, Hash, ProgressCallback
 
 
 class Collecting:
@@ -37,6 +38,24 @@ class Collecting:
         return self._collector.gc(
             dry=dry_run, min_age_seconds=min_age_seconds, max_batches=max_batches, progress=progress
         )
+
+    @entered
+    def compact(
+        self,
+        min_dead_share: float = 0.0,
+        progress: ProgressCallback | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> CompactReport:
+        """Give back the room of what `gc` dropped: segments of which at least this share is dead are rewritten.
+
+        What counts is verified, copied and durable before its old segment goes; who reads meanwhile, here or in
+        another process, is not disturbed. Damage is reported, and its segment kept; so is one that somebody writes to.
+        On a full disk it uses the reserve; `NoSpace` says how much is missing when that is too little. `dry_run` says
+        what would be done. `Locked` names who collects or compacts already. Interrupted (`progress` may raise), it
+        has lost nothing; what was rewritten by then is done.
+        """
+        return compact(self._core, min_dead_share, progress, dry_run=dry_run)
 
     @entered
     def forecast(self, *refs: Artifact | str) -> Forecast:

@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from holdfast import _native
 from holdfast.backend.log.collector import collecting
-from holdfast.backend.log.evacuation import Cannot, Evacuation, Source
+from holdfast.backend.log.evacuation import Cannot, Evacuation, Pending, Source
+from holdfast.backend.log.evidence import Evidence
 from holdfast.backend.log.layout import SEGMENTS, segment_path
 from holdfast.backend.log.outlet import Outlet
 from holdfast.backend.log.runs import Runs
@@ -43,6 +44,9 @@ BATCH_BYTES: Final = 256 << 20
 SWITCHED_ROWS: Final = 10_000
 """Rows moved in one transaction, under the store's lock: others write between two."""
 MAX_LISTED: Final = 10_000
+MIN_TOMBSTONES: Final = 1_000
+MAX_TOMBSTONES: Final = 1_000_000
+"""How many are looked at in one run."""
 ROW_KINDS: Final = (PAYLOAD_KINDS | DOCUMENT_KINDS) - {
     int(Kind.QUARANTINE),
     int(Kind.REPAIR),
@@ -71,7 +75,7 @@ def compact(
     """Rewrite segments of which at least this share is dead; `Locked` while somebody else collects or compacts."""
     core.backend.committer  # noqa: B018  # refuses a store that was opened to read
     with collecting(core.backend.disk, core.backend.root, "compact"):
-        return compact_segments(core, min_dead_share, progress, dry_run=dry_run)
+        return compact_segments(core, min_dead_share, progress, dry_run=dry_run, min_tombstones=1)
 
 
 def compact_segments(
@@ -80,10 +84,13 @@ def compact_segments(
     progress: ProgressCallback | None = None,
     *,
     dry_run: bool = False,
-    drops_tombstones: bool = True,
+    min_tombstones: int = MIN_TOMBSTONES,
 ) -> CompactReport:
-    """The same, for who holds the collector's lock already. It pins nothing, and waits for nobody."""
-    return _Compaction(core, min_dead_share, progress, drops_tombstones).run(dry_run)
+    """The same, for who holds the collector's lock already. It pins nothing, and waits for nobody.
+
+    `min_tombstones`: from how many on it looks whether tombstones may go, for which it reads documents of all segments.
+    """
+    return _Compaction(core, min_dead_share, progress, min_tombstones).run(dry_run)
 
 
 class _Replaced(Exception):
@@ -98,7 +105,7 @@ class _Compaction:
         core: Core,
         min_dead_share: float,
         progress: ProgressCallback | None,
-        drops_tombstones: bool,
+        min_tombstones: int,
     ) -> None:
         self._core = core
         self._backend = core.backend
@@ -106,7 +113,8 @@ class _Compaction:
         self._root = core.backend.root
         self._share = min_dead_share
         self._progress = progress
-        self._drops_tombstones = drops_tombstones
+        self._min_tombstones = min_tombstones
+        self._evidence: Evidence | None = None
         self._started = time.monotonic()
         self._gone: list[int] = []
         self._kept: dict[int, str] = {}
@@ -125,8 +133,9 @@ class _Compaction:
         self._close_idle()
         candidates = self._plan()
         self._total_bytes = sum(one.live_bytes for one in candidates)
+        last = self._with_tombstones(candidates)
         try:
-            for batch in _batches(candidates):
+            for batch in _batches(candidates, last):
                 self._empty(batch)
         except _Replaced:
             for one in candidates:
@@ -181,6 +190,26 @@ class _Compaction:
             (one for one in chosen if one.segment not in self._kept),
             key=lambda one: (one.live_bytes, one.segment),
         )
+
+    def _with_tombstones(self, candidates: list[Candidate]) -> set[int]:
+        """Begin to look for what tombstones may hide, if there are enough of them; gives the segments that have some.
+
+        Those come last and each by itself: a lower revision may lie in any segment that goes before.
+        """
+        counts = compacting.segments_with_tombstones(self._catalog)
+        segments = {one.segment for one in candidates if one.segment in counts}
+        lost = self._backend.lost_segments(self._catalog.segments())
+        if not segments or lost or sum(counts[segment] for segment in segments) < self._min_tombstones:
+            return set()
+        names: list[tuple[str, Any]] = []
+        for segment in sorted(segments):
+            names += compacting.useless_tombstones(self._catalog, segment)
+            if len(names) > MAX_TOMBSTONES:
+                break
+        self._evidence = Evidence(self._disk, self._root, names)
+        if any(state == SEGMENT_QUARANTINED for _, state in self._catalog.segments().values()):
+            self._evidence.obstacle = "a segment is in quarantine"
+        return segments
 
     def _is_dense(self, size_bytes: int, live_bytes: int) -> bool:
         """Whether too little can be dead, whatever the segment is made of."""
@@ -269,7 +298,7 @@ class _Compaction:
             places,
             outlet,
             self._is_here,
-            drops_tombstones=self._drops_tombstones,
+            drops_tombstones=self._evidence is not None,
         )
         try:
             sources = list(self._copy(evacuation, batch))
@@ -364,12 +393,20 @@ class _Compaction:
         if not sources:
             return []
         segments = [source.segment for source in sources]
+        evidence = self._evidence if any(source.pending for source in sources) else None
+        if evidence is not None:
+            evidence.look()  # most of it before the lock is held
         with self._backend.lock():
             self._check_catalog()
             if max(self._backend.segment_ids()) in segments:
                 outlet.rise()
+            if evidence is not None:
+                evidence.look()
             for source in sources:
                 for one in source.pending:
+                    if evidence is not None and evidence.allows((one.table, one.key), source.segment):
+                        self._drop(outlet.moves, one)
+                        continue
                     moves: list[tuple[object, int, int]] = getattr(outlet.moves, one.table)
                     outlet.add(
                         one.entry,
@@ -389,6 +426,14 @@ class _Compaction:
                 with suppress(FileNotFoundError):
                     self._disk.unlink(segment_path(self._root, segment))
         return sources
+
+    def _drop(self, moves: Moves, tombstone: Pending) -> None:
+        """Forget a tombstone: nothing is left that it hides."""
+        self._dropped += 1
+        dropped: list[tuple[Any, int]] = (
+            moves.drop_tags if tombstone.table == "tags" else moves.drop_tombstones
+        )
+        dropped.append((tombstone.key, tombstone.revision))
 
     def _unlink(self, gone: list[Source]) -> None:
         """An unlink counts once the directory is synced."""
@@ -433,10 +478,13 @@ class _Compaction:
         )
 
 
-def _batches(candidates: list[Candidate]) -> Iterator[list[Candidate]]:
+def _batches(candidates: list[Candidate], last: set[int]) -> Iterator[list[Candidate]]:
+    """Put together what is emptied at a time; what has tombstones comes `last`, the oldest first, each by itself."""
     batch: list[Candidate] = []
     size = 0
     for one in candidates:
+        if one.segment in last:
+            continue
         if batch and (len(batch) == BATCH_SEGMENTS or size + one.live_bytes > BATCH_BYTES):
             yield batch
             batch, size = [], 0
@@ -444,6 +492,7 @@ def _batches(candidates: list[Candidate]) -> Iterator[list[Candidate]]:
         size += one.live_bytes
     if batch:
         yield batch
+    yield from ([one] for one in sorted(candidates) if one.segment in last)
 
 
 def _content(entries: bytes) -> int:

@@ -53,6 +53,8 @@ _DROP_TOMBSTONE: Final = """
 DELETE FROM tombstones WHERE id = ?1 AND revision = ?2 AND NOT EXISTS(SELECT 1 FROM artifacts WHERE id = ?1)"""
 _DROP_TAG: Final = "DELETE FROM tags WHERE name = ? AND revision = ? AND deleted"
 
+_FORGOTTEN: Final = "NOT EXISTS(SELECT 1 FROM artifacts WHERE artifacts.id = tombstones.id)"
+_WITHIN: Final = "location >= ?1 AND location < ?2"
 _LIVE: Final = f"""
 SELECT segment, sum(bytes) FROM (
   SELECT location >> 32 AS segment, sum(stored + {RECORD_BYTES}) AS bytes FROM data GROUP BY 1
@@ -163,6 +165,21 @@ def set_contents(catalog: Catalog, found: Mapping[int, int]) -> None:
     """Keep, as a hint, how many bytes of records there are in sealed segments."""
     rows = [(content, segment) for segment, content in found.items()]
     catalog._write(lambda cursor: cursor.executemany("UPDATE segments SET content = ? WHERE id = ?", rows))
+
+
+def useless_tombstones(catalog: Catalog, segment: int) -> list[tuple[str, bytes | str]]:
+    """Give the tombstones in a segment that nothing in the catalog needs: ("tombstones", id) or ("tags", name)."""
+    low, high = segment << 32, (segment + 1) << 32
+    sql = f"""SELECT 'tombstones', id FROM tombstones WHERE {_WITHIN} AND {_FORGOTTEN}
+    UNION ALL SELECT 'tags', name FROM tags WHERE {_WITHIN} AND deleted"""
+    return cast("list[tuple[str, bytes | str]]", catalog._read(lambda reader: reader.all(sql, (low, high))))
+
+
+def segments_with_tombstones(catalog: Catalog) -> dict[int, int]:
+    """Give how many tombstones that nothing in the catalog needs lie in which segments."""
+    sql = f"""SELECT segment, count(*) FROM (SELECT location >> 32 AS segment FROM tombstones WHERE {_FORGOTTEN}
+    UNION ALL SELECT location >> 32 FROM tags WHERE deleted) GROUP BY segment"""
+    return dict(cast("list[tuple[int, int]]", catalog._read(lambda reader: reader.all(sql))))
 
 
 def advance_epoch(catalog: Catalog) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from holdfast import _native
@@ -27,6 +27,7 @@ HEADER_STORED: Final = 7
 HEADER_HASH: Final = 10
 """Where a record header's fields have the stored length and the hash."""
 MAX_FOUND: Final = 10_000
+MAX_LOOKS: Final = 8
 MAX_SUSPECTED: Final = 3
 """How many doubtful places lead to a rebuild of the catalog, in the life of one open store; one puts all right."""
 
@@ -40,8 +41,19 @@ class Place(NamedTuple):
     flags: int
 
 
+class DocumentPlace(Protocol):
+    """Where the record of a large blob is."""
+
+    @property
+    def location(self) -> int: ...
+    @property
+    def stored(self) -> int: ...
+
+
 class Index(Protocol):
     """What reading needs from the catalog."""
+
+    def find_blobs(self, hashes: Sequence[bytes]) -> Mapping[bytes, DocumentPlace]: ...
 
     def find_data(self, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, int, int, int]]: ...
     def copies(self, hash: bytes) -> Sequence[tuple[int, int, int, int]]: ...
@@ -121,6 +133,9 @@ class Payloads:
         try:
             record = self._pread(location, stored, with_header=True)
         except FileNotFoundError as error:
+            row = self._index().find_blobs((blob,)).get(blob)
+            if row is not None and row.location != location:  # compacted away since it was looked up
+                return self.read_document(blob, row.location, row.stored)
             path = segment_path(self._root, segment)
             gone = MissingChunk(
                 f"the record of blob {blob.hex()} should be in {place_text(location)}, and {path} is gone",
@@ -203,15 +218,18 @@ class Payloads:
         if isinstance(error, IntegrityError) and self._is_record_of(hash_, tried):
             self.note(tried.location, hash_, "read: does not match its hash")
         index = self._index()
-        rows = list(index.find_data((hash_,)).values()) + list(index.copies(hash_))
-        for row in rows:
-            place = Place._make(row)
-            if place == tried and not isinstance(error, FileNotFoundError):
-                continue
-            try:
-                return self.read_at(hash_, place)
-            except (FileNotFoundError, IntegrityError):
-                continue
+        for _ in range(MAX_LOOKS):
+            rows = list(index.find_data((hash_,)).values()) + list(index.copies(hash_))
+            for row in rows:
+                place = Place._make(row)
+                if place == tried and not isinstance(error, FileNotFoundError):
+                    continue
+                try:
+                    return self.read_at(hash_, place)
+                except (FileNotFoundError, IntegrityError):
+                    continue
+            if rows == list(index.find_data((hash_,)).values()) + list(index.copies(hash_)):
+                break  # nothing moved while we looked
         if isinstance(error, FileNotFoundError):
             path = segment_path(self._root, tried.location >> 32)
             gone = MissingChunk(

@@ -157,6 +157,9 @@ class LargeReader:
             data = self._payloads.handles.read(
                 location >> 32, (location & OFFSET_MASK) + HEADER_BYTES + at, length
             )
+        except FileNotFoundError:
+            self._places.clear()  # compacted away: the next look-up knows where
+            return None
         except OSError:
             return None
         return data if len(data) == length else None
