@@ -16,6 +16,7 @@ from holdfast.backend.log.recovery import Recovery
 from holdfast.catalog import Catalog, CatalogUnusable, compacting
 from holdfast.errors import CorruptSegment
 from holdfast.facts import Facts
+from holdfast.halves import drop_half_blobs
 from holdfast.types import Problem, Progress, ProgressCallback, RecoveryStats
 
 log = logging.getLogger("holdfast")
@@ -179,12 +180,14 @@ class CatalogKeeper:
                 fresh = Catalog.open(None, backend.store.id)
                 for facts in _watched(recovery.facts(), progress):
                     fresh.apply(facts)
+                recovery.problems.extend(drop_half_blobs(fresh, backend))
                 self._catalog = fresh
             else:
                 aside = Catalog.create_aside(self._path, backend.store.id)
                 try:
                     for facts in _watched(recovery.facts(), progress):
                         aside.apply(facts)
+                    recovery.problems.extend(drop_half_blobs(aside, backend))
                     aside.publish(self._path)
                 except BaseException:
                     aside.discard()
@@ -218,6 +221,7 @@ class CatalogKeeper:
             recovery.prepare()
             for facts in recovery.facts():
                 catalog.apply(facts)
+            recovery.problems.extend(drop_half_blobs(catalog, self._backend))
             self._note(recovery)
         finally:
             recovery.close()

@@ -340,7 +340,7 @@ class GcReport(Value, frozen=True, kw_only=True):
     `forgotten_artifacts`: deleted ones whose undo window is over. `dropped_blobs` and `dropped_payloads` are gone;
     `freed_bytes`: what their records take, which compaction gives back. `condemned`, `pardoned`: rows that were
     found unreachable at first, and those of them that were reached at the second look. `blobs`: the first 10,000 that
-    went; of a dry run `reasons` says why, by hash.
+    went; of a dry run `reasons` says why, by hash. `compacted`: what was given back at the end of the cycle.
     """
 
     complete: bool
@@ -354,6 +354,7 @@ class GcReport(Value, frozen=True, kw_only=True):
     blobs: tuple[Hash, ...] = ()
     reasons: Mapping[str, str] = {}
     waits_for: tuple[Waiting, ...] = ()
+    compacted: CompactReport | None = None
     seconds: float = 0.0
 
 

@@ -380,3 +380,10 @@ def blob_records(catalog: Catalog, hashes: Sequence[bytes]) -> list[tuple[bytes,
         return []
     sql = f"SELECT hash, stored FROM {_KEYS} blobs ON hash = keys.value"
     return cast("list[tuple[bytes, int]]", _page(catalog, sql, apsw.carray(tuple(hashes))))
+
+
+def drop_rows(catalog: Catalog, hashes: Sequence[bytes]) -> None:
+    """Take large blobs out of a catalog that is being rebuilt."""
+    if hashes:
+        rows = [(hash_, 0) for hash_ in hashes]
+        catalog._write(lambda cursor: _drop(cursor, "blobs", rows, _OF_BLOBS))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from holdfast.backend.log.collector import collecting
 from holdfast.catalog.collecting import iter_expired
+from holdfast.compaction import compact_segments
 from holdfast.core import Core
 from holdfast.errors import InvalidInput
 from holdfast.gc.cycle import Collection, expiry_ms
@@ -60,7 +61,11 @@ class Collector:
             self._marks = None
             collection.run()
             self._marks = collection.marks
-        return collection.found.report(time.monotonic() - started)
+            found = collection.found
+            # What went in earlier cycles can be given back, also while somebody is waited for.
+            ends = found.complete or bool(found.waits_for)
+            compacted = compact_segments(core, progress=progress) if ends and not stop() else None
+        return found.report(time.monotonic() - started, compacted)
 
     def gc_if_changed(self, stop: Callable[[], bool]) -> GcReport | None:
         """Collect, unless nothing has happened since the last cycle that this process saw to its end."""

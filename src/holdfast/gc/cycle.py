@@ -18,12 +18,21 @@ from holdfast.catalog import Catalog
 from holdfast.catalog import collecting as books
 from holdfast.catalog.collecting import FOREVER_MS, Cycle, Touch
 from holdfast.core import Core
+from holdfast.digests import BUCKETS, bucket_range
 from holdfast.errors import UnreadableRoot
 from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, FLAG_UNNAMED
-from holdfast.gc.digests import BUCKETS, bucket_range
 from holdfast.gc.marks import Marks, Root, Tracer, Unreadable, pages_of
 from holdfast.gc.roots import iter_leases, root_text
-from holdfast.types import GcReport, Hash, Progress, ProgressCallback, Waiting, now_ms, to_datetime
+from holdfast.types import (
+    CompactReport,
+    GcReport,
+    Hash,
+    Progress,
+    ProgressCallback,
+    Waiting,
+    now_ms,
+    to_datetime,
+)
 
 log = logging.getLogger("holdfast")
 
@@ -56,7 +65,7 @@ class Found:
         self.waits_for: tuple[Waiting, ...] = ()
         self.complete = False
 
-    def report(self, seconds: float) -> GcReport:
+    def report(self, seconds: float, compacted: CompactReport | None) -> GcReport:
         """Give it as a value."""
         return GcReport(
             complete=self.complete,
@@ -68,6 +77,7 @@ class Found:
             pardoned=self.pardoned,
             blobs=tuple(self.hashes),
             waits_for=self.waits_for,
+            compacted=compacted,
             seconds=seconds,
         )
 

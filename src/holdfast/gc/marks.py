@@ -9,19 +9,16 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 import apsw
 
-from holdfast.bao import outboard_bytes
+from holdfast.backend.log.pieces import iter_pieces
 from holdfast.catalog import BlobRow, Catalog
 from holdfast.catalog.collecting import blob_page
 from holdfast.core import Core
-from holdfast.errors import BlobNotFound, CorruptBlob, FormatError, HoldfastError, IntegrityError, NotFound
+from holdfast.digests import DigestSet, bucket_range
+from holdfast.errors import BlobNotFound, FormatError, HoldfastError, IntegrityError, NotFound
 from holdfast.facts import KIND_DATA, KIND_MASK
-from holdfast.gc.digests import DigestSet, bucket_range
 from holdfast.types import HASH_BYTES, Hash
-from holdfast.wire.document import parse_blob
-from holdfast.wire.pages import ENTRY_BYTES, ManifestReader, StreamReader
 
 BATCH: Final = 1_000
-_DIGEST_AT: Final = ENTRY_BYTES - HASH_BYTES
 
 T = TypeVar("T")
 R = TypeVar("R", bound=tuple[Any, ...])
@@ -178,23 +175,11 @@ class Tracer:
                 raise Unreadable(hash_, BlobNotFound(f"there is no blob {hash_.hex()}", hash=Hash(hash_)))
 
     def pieces_of(self, hash_: bytes, location: int, stored: int) -> Iterator[list[bytes]]:
-        """Give the payloads that a large blob is made of: pages of its manifest and outboard, and chunks."""
-        load = self._core.backend.payloads.load
+        """Give the payloads that a large blob is made of, some at a time."""
         try:
-            blob = parse_blob(self._document(hash_, location, stored))
-            if blob.hash != hash_:
-                raise CorruptBlob(
-                    f"the record of blob {hash_.hex()} describes another blob", hash=Hash(hash_)
-                )
-            manifest = ManifestReader(blob.manifest, blob.size_bytes, load)
-            if not blob.manifest.depth:
-                yield _digests(blob.manifest.body)
-            for page, is_leaf in manifest.iter_pages():
-                yield [page]
-                if is_leaf:
-                    yield _digests(load(page))
-            outboard = StreamReader(blob.outboard, outboard_bytes(blob.size_bytes), load)
-            yield from batches((page for page, _ in outboard.iter_pages()), BATCH)
+            yield from iter_pieces(
+                self._core.backend.payloads, hash_, self._document(hash_, location, stored)
+            )
         except (IntegrityError, FormatError, NotFound) as error:
             raise Unreadable(hash_, error) from error
 
@@ -207,12 +192,6 @@ class Tracer:
             if row is None or row.location == location or row.flags & KIND_MASK == KIND_DATA:
                 raise
             return read(hash_, row.location, row.stored)
-
-
-def _digests(page: bytes) -> list[bytes]:
-    if len(page) % ENTRY_BYTES:
-        raise CorruptBlob(f"a manifest page of {len(page)} bytes")
-    return [page[at : at + HASH_BYTES] for at in range(_DIGEST_AT, len(page), ENTRY_BYTES)]
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,0 +1,117 @@
+"""Blobs of which a rebuild finds the record and not every piece.
+
+Compaction removes the bytes of what was collected segment by segment, so the record of a blob may outlive its
+pieces. A row for such a blob would be a promise that nobody can keep: a put would rely on it. So a rebuild gives up
+its row where nothing names the blob; where something does, the blob is damaged, and is said to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from holdfast.backend.log.backend import LogBackend
+from holdfast.backend.log.payloads import Payloads, Place
+from holdfast.backend.log.pieces import iter_pieces
+from holdfast.backend.log.reader import LargeReader
+from holdfast.catalog import BlobRow, Catalog
+from holdfast.catalog.collecting import blob_page, drop_rows, iter_names
+from holdfast.digests import BUCKETS, DigestSet, bucket_range
+from holdfast.errors import HoldfastError, MissingChunk
+from holdfast.facts import KIND_DATA, KIND_MASK
+from holdfast.types import HASH_BYTES, Hash, Problem
+
+PAGE: Final = 1_000
+MAX_PROBLEMS: Final = 10_000
+
+
+def drop_half_blobs(catalog: Catalog, backend: LogBackend) -> list[Problem]:
+    """Take blobs out of a catalog that is being rebuilt whose pieces are not all here; gives those that are named.
+
+    Reads the manifests of all large blobs, unless no segment was ever removed. The caller holds the store's lock.
+    """
+    segments = backend.segment_ids()
+    if not segments or len(segments) == segments[-1]:
+        return []
+    payloads = Payloads(backend.disk, backend.root, lambda: catalog)
+    half, named = DigestSet(), DigestSet()
+    problems: list[Problem] = []
+    try:
+        for page in _pages(catalog):
+            half.add(
+                hash_
+                for hash_, location, stored in page
+                if not _is_whole(catalog, payloads, hash_, location, stored)
+            )
+        if not half.count:
+            return []
+        for hash_, format_ in iter_names(catalog):
+            named.add((hash_,))
+            if format_:
+                for words in _words(catalog, payloads, hash_):
+                    named.add(words)
+        for session in [] if backend.read_only else backend.sessions(leases=True):
+            named.add(hash_ for hash_, _ in session.leases or ())
+        for number, hashes in half.buckets():
+            kept = hashes & named.bucket(number)
+            drop_rows(catalog, sorted(hashes - kept))
+            problems += [_problem(hash_) for hash_ in sorted(kept)[: MAX_PROBLEMS - len(problems)]]
+    finally:
+        payloads.handles.close()
+        half.close()
+        named.close()
+    return problems
+
+
+def _pages(catalog: Catalog) -> Iterator[list[tuple[bytes, int, int]]]:
+    for number in range(BUCKETS):
+        after, below = bucket_range(number)
+        while page := blob_page(catalog, after, below, PAGE):
+            yield [row[:3] for row in page]
+            after = page[-1][0]
+
+
+def _is_whole(catalog: Catalog, payloads: Payloads, hash_: bytes, location: int, stored: int) -> bool:
+    try:
+        document = payloads.read_document(hash_, location, stored)
+        return all(
+            catalog.find_data(digests).keys() >= set(digests)
+            for digests in iter_pieces(payloads, hash_, document)
+        )
+    except (HoldfastError, OSError):
+        return False
+
+
+def _words(catalog: Catalog, payloads: Payloads, hash_: bytes) -> Iterator[list[bytes]]:
+    """Give what a hash seq lists, as far as it can be read."""
+    row = catalog.find_blob(hash_)
+    if row is None:
+        return
+    try:
+        data = b""
+        for piece in _pieces(catalog, payloads, row):
+            data += piece
+            whole = len(data) - len(data) % HASH_BYTES
+            yield [data[at : at + HASH_BYTES] for at in range(0, whole, HASH_BYTES)]
+            data = data[whole:]
+    except (HoldfastError, OSError):
+        return
+
+
+def _pieces(catalog: Catalog, payloads: Payloads, row: BlobRow) -> Iterator[bytes]:
+    if row.flags & KIND_MASK == KIND_DATA:
+        yield payloads.read(row.hash, Place(row.location, row.stored, row.plain, row.flags))
+        return
+    document = payloads.read_document(row.hash, row.location, row.stored)
+    with ThreadPoolExecutor(1) as pool:
+        reader = LargeReader(payloads, lambda: catalog, pool, document, row.hash)
+        yield from reader.iter_bytes(0, reader.size_bytes)
+
+
+def _problem(hash_: bytes) -> Problem:
+    return Problem(
+        kind=MissingChunk.kind,
+        message=f"blob {hash_.hex()} is named, and not all of its pieces are here",
+        hash=Hash(hash_),
+    )
