@@ -24,6 +24,7 @@ from holdfast.errors import (
     InvalidInput,
     MissingChunk,
     NeedsReopen,
+    RangeNotAvailable,
     TooLarge,
     Unavailable,
 )
@@ -264,6 +265,13 @@ class Core:
         state = backend.partials.find(digest)
         if state is None:
             return None
+        if not state.size_bytes:  # no blob of no bytes is ever partial: it was begun, and nothing of it has come
+            raise RangeNotAvailable(
+                f"of the partial blob {digest.hex()} nothing is here yet, not even its size",
+                hash=Hash(digest),
+                here=state.ranges,
+                size_bytes=0,
+            )
         return PartialReader(backend.partials, backend.payloads, digest, state, whole)
 
 

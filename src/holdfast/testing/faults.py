@@ -121,6 +121,11 @@ class FaultyDisk:
                 self.inner.close(handle)
             self._handles.clear()
 
+    def arm(self, fault: Fault, steps: int) -> None:
+        """Fail at the step that comes `steps` after this moment (1: the next)."""
+        with self._mutex:
+            self.fault, self.hit, self.at = fault, None, self._matching + steps
+
     def heal(self) -> None:
         """Fail no more."""
         self.fault = None
