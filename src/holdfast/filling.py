@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Final, NamedTuple
@@ -76,8 +76,10 @@ class _Cut(NamedTuple):
 class Filling:
     """What one importer does to one partial blob."""
 
-    def __init__(self, core: Core, hash_: bytes) -> None:
+    def __init__(self, core: Core, hash_: bytes, completed: Callable[[], None]) -> None:
+        """`completed` is called once the blob is there, and before the partial one goes: it is to keep the blob."""
         self._core = core
+        self._completed = completed
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="holdfast-sync")
         self._hash = hash_
         self._step_bytes = max(STEP_BYTES, core.backend.chunking.max_bytes + 2 * BLOCK_BYTES)
@@ -90,8 +92,8 @@ class Filling:
         """Blocks that wait for the next checkpoint."""
         return self._carry
 
-    def store(self, partial: Partial, batch: Batch, *, last: bool) -> bool:
-        """Make a batch durable; `last`: all of it, else a little may be carried over. True: the blob is complete."""
+    def store(self, partial: Partial, batch: Batch, *, last: bool) -> None:
+        """Make a batch durable; `last`: all of it, else a little may be carried over."""
         state = _claim(partial.state, batch)
         runs = _without([*self._carry, *batch.runs], state.have)
         self._carry = []
@@ -121,7 +123,7 @@ class Filling:
             ends = state.is_size_proven and found.stop == state.size_bytes
             if ends:
                 if self._complete(partial, state, cut):
-                    return True
+                    return
                 state = _forget_logged(state)
                 ahead, apart = _split(ahead, state)
                 state = self._spill(partial, state, apart)
@@ -145,7 +147,6 @@ class Filling:
             partial.compact()
         if trouble is not None:
             raise trouble
-        return False
 
     def close(self) -> None:
         """Wait for the thread that makes things durable."""
@@ -296,6 +297,7 @@ class Filling:
                     ingest.finish_blob(self._hash, state.size_bytes, manifest, outboard)
             if not group.is_empty:
                 group.commit()
+        self._completed()
         partial.retire()
         return True
 

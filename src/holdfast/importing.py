@@ -38,7 +38,7 @@ class Import:
         with core.backend.operation():
             self._look()
         self._decoder = Decoder(hash_, ranges, keep_pairs=not self._is_complete)
-        self._filling = Filling(core, hash_)
+        self._filling = Filling(core, hash_, self._look)
         self._partial: Partial | None = None
         self._runs: list[Run] = []
         self._waiting_bytes = 0
@@ -130,8 +130,7 @@ class Import:
                     self._partial = core.backend.partials.open(self._hash, now_ms())
                 with self._partial.locked() as is_here:
                     if is_here:
-                        if self._filling.store(self._partial, batch, last=last):
-                            self._complete()
+                        self._filling.store(self._partial, batch, last=last)
                         return
                 # Another one completed it meanwhile, or it had expired and was removed before we had it open.
                 self._partial.close()
@@ -139,13 +138,13 @@ class Import:
                 self._look()
 
     def _look(self) -> None:
-        """See whether the blob is here, all of it; then it is only verified from here on. The caller has pinned."""
-        if self._core.catalog.claim(self._hash) is not None:
-            self._complete()
+        """See whether the blob is here, all of it: then it is kept, and the stream only verified from here on.
 
-    def _complete(self) -> None:
-        self._is_complete = True
-        self._hold(self._hash)
+        The caller has pinned. A collection that runs hears of it before the partial blob, which kept the pieces, goes.
+        """
+        if self._core.catalog.claim(self._hash) is not None:
+            self._is_complete = True
+            self._hold(self._hash)
 
     def _is_whole(self, batch: Batch) -> bool:
         at = 0
@@ -163,7 +162,7 @@ class Import:
             assert stored.hash == self._hash, "what was verified has another hash"
             if not group.is_empty:
                 group.commit()
-        self._complete()
+        self._look()
         retire_leftover(core, self._hash)
 
 

@@ -13,7 +13,8 @@ from holdfast.errors import InvalidInput
 from holdfast.gc.cycle import Collection, expiry_ms
 from holdfast.gc.explain import dry_run, forecast, why
 from holdfast.gc.marks import Marks
-from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, ProgressCallback
+from holdfast.partials import expire_partials
+from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, ProgressCallback, now_ms
 
 
 def _never() -> bool:
@@ -49,6 +50,7 @@ class Collector:
         started = time.monotonic()
         backend = core.backend
         backend.committer  # noqa: B018  # refuses a store that was opened to read
+        expire_partials(core, now_ms())
         with collecting(backend.disk, backend.root, "gc"):
             collection = Collection(
                 core,
@@ -69,6 +71,8 @@ class Collector:
 
     def gc_if_changed(self, stop: Callable[[], bool]) -> GcReport | None:
         """Collect, unless nothing has happened since the last cycle that this process saw to its end."""
+        if expire_partials(self._core, now_ms()):
+            self._seen = None
         state = self._state()
         if state == self._seen:
             return None

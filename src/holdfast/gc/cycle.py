@@ -22,7 +22,7 @@ from holdfast.digests import BUCKETS, bucket_range
 from holdfast.errors import UnreadableRoot
 from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, FLAG_UNNAMED
 from holdfast.gc.marks import Marks, Root, Tracer, Unreadable, pages_of
-from holdfast.gc.roots import iter_leases, root_text
+from holdfast.gc.roots import iter_held, iter_leases, root_text
 from holdfast.types import (
     CompactReport,
     GcReport,
@@ -375,7 +375,7 @@ class Collection:
         tracer = Tracer(self._core, self._catalog, lambda count: self._tell("mark", count))
         if touches is not None:
             return tracer.trace(touches)
-        return tracer.trace(roots, books.iter_holds(self._catalog()), also)
+        return tracer.trace(roots, iter_held(self._core, self._catalog()), also)
 
     def _refuse(self, error: Unreadable) -> NoReturn:
         root = root_text(self._core, error.hash)

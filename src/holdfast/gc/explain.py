@@ -14,7 +14,7 @@ from holdfast.errors import BlobNotFound
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
 from holdfast.gc.cycle import MAX_LISTED, PAGE_ROWS, expiry_ms, unmarked_bits
 from holdfast.gc.marks import Marks, Tracer, pages_of
-from holdfast.gc.roots import iter_direct, iter_leases, named_text
+from holdfast.gc.roots import iter_direct, iter_held, iter_leases, named_text
 from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, Progress, ProgressCallback, id_text
 
 MAX_CHAINS = 100
@@ -28,7 +28,7 @@ def dry_run(core: Core, min_age_seconds: float, progress: ProgressCallback | Non
         catalog = core.catalog
         tracer = _tracer(core, catalog, progress)
         roots = chain(iter_leases(core), books.iter_names(catalog, until_ms))
-        marks = tracer.trace(roots, books.iter_holds(catalog))
+        marks = tracer.trace(roots, iter_held(core, catalog))
         try:
             return _unmarked(catalog, marks, until_ms, started)
         finally:
@@ -91,7 +91,7 @@ def forecast(core: Core, refs: Iterable[Artifact | str]) -> Forecast:
         )
         try:
             others = chain(iter_leases(core), books.iter_names(catalog, without=entries))
-            kept = tracer.trace(others, books.iter_holds(catalog))
+            kept = tracer.trace(others, iter_held(core, catalog))
             try:
                 freed, shared = _split(catalog, doomed, kept)
             finally:

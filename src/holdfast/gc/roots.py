@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from holdfast.backend.log.session import SessionState
+from holdfast.catalog import Catalog
+from holdfast.catalog import collecting as books
 from holdfast.catalog.collecting import Named, names_of
 from holdfast.core import Core
 from holdfast.errors import UnreadableRoot
 from holdfast.gc.marks import Root
+from holdfast.partials import iter_roots as iter_partial_roots
 from holdfast.types import id_text
 
 READABLE_SECONDS: Final = 1.0
@@ -21,6 +24,16 @@ def iter_leases(core: Core) -> Iterator[Root]:
     """Give what living processes lease; `UnreadableRoot` where one's session cannot be read."""
     for session in read_leases(core):
         yield from session.leases or ()
+
+
+def iter_held(core: Core, catalog: Catalog) -> Iterator[bytes]:
+    """Give the payloads that uploads and partial blobs keep.
+
+    They are read after names and leases: who completes a partial blob claims and leases the blob before it goes.
+    """
+    yield from books.iter_holds(catalog)
+    for hashes in iter_partial_roots(core):
+        yield from hashes
 
 
 def read_leases(core: Core) -> list[SessionState]:
