@@ -95,6 +95,7 @@ def _open_at(
                 limits.checksum,
                 upload_expiry_seconds=limits.upload_expiry_seconds,
                 min_age_seconds=config.gc.min_age_seconds,
+                partial_age_seconds=config.gc.partial_age_seconds,
                 gc_batch_size=config.gc.batch_size,
                 gc_interval_seconds=config.gc.interval_seconds,
                 gc_enabled=config.gc.enabled,

@@ -102,7 +102,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Gc:
-    """`[gc]`: collection. `min_age_seconds` is the undo window of what was deleted."""
+    """`[gc]`: collection. `min_age_seconds` is the undo window of what was deleted.
+
+    `partial_age_seconds`: how long a partial blob to which nothing is added is kept, and one that a stream completed
+    is held for a name by the process that took it in.
+    """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -110,6 +114,7 @@ class Gc:
     interval_seconds: Annotated[float, Between(1, _YEAR_SECONDS)] = 3600
     batch_size: Annotated[int, Between(1, 1_000_000)] = 10_000
     min_age_seconds: Annotated[float, Between(0, 100 * _YEAR_SECONDS)] = 86_400
+    partial_age_seconds: Annotated[float, Between(0, 100 * _YEAR_SECONDS)] = 7 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
