@@ -428,7 +428,8 @@ def test_reading_goes_on_while_blocks_move_and_the_blob_is_completed(
     store: Store, sender: Sender, small_checkpoints: None
 ) -> None:
     take(store, sender, blocks(20))
-    stop, wrong = threading.Event(), []
+    stop = threading.Event()
+    wrong: list[object] = []
 
     def read() -> None:
         rng = random.Random(1)
