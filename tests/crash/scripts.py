@@ -204,6 +204,54 @@ def _import_on(store: Store, ledger: Ledger) -> None:
     attempt(lambda: ledger.decode(store, piece("stale", 50_000), blocks(2)))
 
 
+def _worn(world: World) -> None:
+    """Leave segments with old revisions, with groups that others go on with, with copies, and a dead writer's tail."""
+    with world.open() as store:
+        world.ledger.put_many(store, [piece(f"worn-{i}", size) for i, size in enumerate((40_000, 60_000, 70))])
+        for i in range(3):
+            world.ledger.put(store, piece(f"old-{i}", 17_000 + i))
+            _wear(store, world.ledger, "worn-0", "worn-2", f"old-{i}")
+        world.ledger.delete(store, "old-0")
+        world.ledger.restore(store, "old-0")
+        world.ledger.delete(store, "old-1")
+    crash_after(world, lambda store: _wear(store, world.ledger, "worn-1", "old-2"))
+
+
+def _wear(store: Store, ledger: Ledger, *names: str) -> None:
+    """Give artifacts new revisions, with documents that are large enough to be worth the while."""
+    for name in names:
+        artifact = store.info(ledger.ids[name])
+        for _ in range(2):
+            artifact = store.update(artifact, metadata={"noise": f"{artifact.revision}-{name}-" * 200})
+
+
+def _compact(store: Store, ledger: Ledger) -> None:
+    attempt(store.compact)
+    attempt(lambda: ledger.put(store, piece("compacted", 20_000)))
+    attempt(lambda: _wear(store, ledger, "worn-0", "old-2"))
+    attempt(lambda: store.compact(0.1))
+
+
+class _CompactBeside(Script):
+    """A compaction breaks, while another process has the store open, reads, and goes on writing."""
+
+    def __init__(self) -> None:
+        super().__init__("compact_beside", _worn, _compact)
+
+    def run(self, world: World, disk: FaultyDisk) -> None:
+        with world.open() as live, live.open(world.ledger.ids["worn-1"]) as file:
+            file.read(1_000)
+            world.ledger.put(live, piece("beside-1", 3_000))
+            try:
+                super().run(world, disk)
+            finally:
+                file.seek(0)
+                assert file.read() == world.ledger.content("worn-1")
+                world.ledger.put(live, piece("beside-2", 20_000))
+                for name in world.ledger.artifacts.keys() - world.ledger.unsure():
+                    assert live.read(world.ledger.ids[name]) == world.ledger.content(name)
+
+
 class _RebuildBeside(Script):
     """A rebuild breaks, while another process has the store open, has written, and goes on writing."""
 
@@ -236,5 +284,7 @@ SCRIPTS: Final = {
         _Import("import", _nothing, _import),
         _Import("import_on", _half_imported, _import_on),
         _RebuildBeside(),
+        Script("compact", _worn, _compact),
+        _CompactBeside(),
     )
 }

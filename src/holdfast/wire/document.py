@@ -28,6 +28,7 @@ _BLOB: Final = struct.Struct("<BBH32sQQ")
 _QUARANTINE: Final = struct.Struct("<BBII32sH")
 _RETIRED: Final = struct.Struct("<B3s")
 _RUN: Final = struct.Struct("<II")
+_TIME: Final = struct.Struct("<Iq")
 
 
 class Details(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -245,7 +246,9 @@ def parse_quarantine(payload: bytes) -> QuarantineDocument:
 
 def encode_retired(runs: Iterable[range]) -> bytes:
     """Give the payload of a record that names segments which were compacted away; the runs rise, and do not touch."""
-    return _RETIRED.pack(DOCUMENT_VERSION, bytes(3)) + b"".join(_RUN.pack(run.start, run.stop) for run in runs)
+    return _RETIRED.pack(DOCUMENT_VERSION, bytes(3)) + b"".join(
+        _RUN.pack(run.start, run.stop) for run in runs
+    )
 
 
 def parse_retired(payload: bytes) -> list[range]:
@@ -258,6 +261,20 @@ def parse_retired(payload: bytes) -> list[range]:
     if any(run.start >= run.stop for run in runs) or any(a.stop > b.start for a, b in pairwise(runs)):
         raise FormatError("a record of retired segments has runs that do not rise")
     return runs
+
+
+def encode_times(runs: Iterable[tuple[int, int]]) -> bytes:
+    """Give the payload of a record that says of so many blobs of its group, in turn, when they were stored."""
+    return _RETIRED.pack(DOCUMENT_VERSION, bytes(3)) + b"".join(_TIME.pack(*run) for run in runs)
+
+
+def parse_times(payload: bytes) -> list[tuple[int, int]]:
+    """Read (how many blobs, time_ms) in turn."""
+    _check(payload, _RETIRED, "times")
+    rest = payload[_RETIRED.size :]
+    if len(rest) % _TIME.size:
+        raise FormatError("a record of times has another length than it can have")
+    return list(_TIME.iter_unpack(rest))
 
 
 def _check(payload: bytes, layout: struct.Struct, what: str) -> None:

@@ -55,6 +55,7 @@ class Kind(IntEnum):
     CLOSE = 0x8D
     FOOTER = 0x8E
     RETIRED = 0x0F
+    TIMES = 0x10
 
 
 KNOWN_KINDS: Final = frozenset(int(kind) for kind in Kind)

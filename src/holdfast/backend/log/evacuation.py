@@ -51,9 +51,11 @@ RUN_BYTES: Final = 4 << 20
 GAP_BYTES: Final = 64 << 10
 """What is read along rather than skipped."""
 _KIND_BITS: Final = 0x7F
+LEFT_BEHIND: Final = FRAMING_KINDS | {int(Kind.TIMES)}
+"""What belongs to the old groups: the new ones have their own."""
 COPIED_KINDS: Final = (
     PAYLOAD_KINDS
-    | FRAMING_KINDS
+    | LEFT_BEHIND
     | {
         int(kind)
         for kind in (
@@ -277,7 +279,7 @@ class _Copying:
             window = [
                 entry
                 for entry in iter_entries(source.entries[start : start + step])
-                if entry.kind not in FRAMING_KINDS and entry.offset not in self._repaired
+                if entry.kind not in LEFT_BEHIND and entry.offset not in self._repaired
             ]
             self._copy_window(window)
         source.in_doubt = self._stray and not self._strayed and not self._places.is_spilled(source.segment)

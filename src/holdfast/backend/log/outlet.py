@@ -1,4 +1,7 @@
-"""Where compaction writes: groups of records that come from elsewhere, each wholly in one segment, always synced."""
+"""Where compaction writes: groups of records that come from elsewhere, each wholly in one segment and synced by itself.
+
+A group is durable before the next one is begun: so a tail never has a broken group before a whole one.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +19,23 @@ from holdfast.backend.log.writers import Writers
 from holdfast.errors import HoldfastError
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_SEALED, Moves
 from holdfast.types import BytesLike, now_ms
+from holdfast.wire.document import encode_times
 from holdfast.wire.record import HEADER_BYTES, Commit, Entry, Extent, Kind, encode_commit, frame_one
 
-BUFFER_BYTES: Final = 4 << 20
-GROUP_BYTES: Final = HEADER_BYTES + 84
-"""What a group takes beside its records: its commit."""
+GROUP_BYTES: Final = 8 << 20
+"""How much is written and synced at a time, while what comes next is read and verified."""
+COMMIT_BYTES: Final = HEADER_BYTES + 84
+TIME_BYTES: Final = 12
+"""What a record of times takes for each run of blobs of the same time."""
 
 Moved = Callable[[int], None]
 """Hears the new location of a record."""
 
 
-class _Group:
-    """Records that are committed together; `time_ms` is that of the blobs among them, None while there is none."""
-
-    def __init__(self, time_ms: int | None, commit: Commit | None = None) -> None:
-        self.time_ms = time_ms
-        self.commit = commit
-        self.records = Records.empty()
-        self.moved: list[Moved | None] = []
-
-
 class Outlet:
     """Appends groups to segments of its own choice, never to one that is being emptied. One thread at a time.
 
-    The catalog learns of them by `moves` and `positions`, once `sync` has returned.
+    The catalog learns of them by `take_moves` and `positions`, once `sync` has returned.
     """
 
     def __init__(self, writers: Writers, background: Executor) -> None:
@@ -51,37 +47,36 @@ class Outlet:
         self.appended_bytes = 0
         self._writers = writers
         self._background = background
-        self._buffer_bytes = min(BUFFER_BYTES, writers.segment_bytes // 4)
+        self._group_bytes = min(GROUP_BYTES, writers.segment_bytes // 4)
         self._writer: SegmentWriter | None = None
-        self._groups: list[_Group] = []
+        self._records = Records.empty()
+        self._moved: list[Moved | None] = []
+        self._times: list[tuple[int, int]] = []
         self._bytes = 0
         self._starts: dict[int, int] = {}
         self._told: dict[int, int] = {}
         self._sealed: dict[int, tuple[int, int]] = {}
-        self._sealing: Future[None] | None = None
+        self._writing: Future[None] | None = None
 
     def add(
         self, entry: Entry, flags: int, payload: BytesLike, time_ms: int | None, moved: Moved | None
     ) -> None:
         """Append a record with other flags; `time_ms` is when a blob was stored, None for what has no such time."""
-        group = self._groups[-1] if self._groups else None
-        if (
-            group is None
-            or group.commit is not None
-            or (time_ms is not None and group.time_ms not in (None, time_ms))
-        ):
-            group = self._begin(_Group(time_ms))
-        if time_ms is not None:
-            group.time_ms = time_ms
-        records = group.records
+        records = self._records
         records.kinds.append(entry.kind)
         records.flags.append(flags)
         records.hashes.extend(entry.hash)
         records.plain.append(entry.plain_bytes)
         records.payloads.append(payload)
-        group.moved.append(moved)
+        self._moved.append(moved)
         self._bytes += HEADER_BYTES + len(payload)
-        if self._bytes >= self._buffer_bytes:
+        if time_ms is not None:
+            if self._times and self._times[-1][1] == time_ms:
+                self._times[-1] = (self._times[-1][0] + 1, time_ms)
+            else:
+                self._times.append((1, time_ms))
+                self._bytes += TIME_BYTES
+        if self._bytes >= self._group_bytes:
             self.flush()
 
     def add_document(self, kind: Kind, payload: bytes) -> None:
@@ -91,59 +86,54 @@ class Outlet:
 
     def add_commit(self, commit: Commit) -> None:
         """Append a commit of records that lie elsewhere."""
-        group = self._begin(_Group(commit.time_ms, commit))
-        self._bytes += len(encode_commit(commit)) - len(group.moved)
-
-    def _begin(self, group: _Group) -> _Group:
-        self._groups.append(group)
-        self._bytes += GROUP_BYTES
-        return group
+        self.flush()
+        payload = encode_commit(commit._replace(id=os.urandom(16)))
+        writer = self._open(HEADER_BYTES + len(payload))
+        record, entry = frame_one(writer.segment, writer.offset, Kind.COMMIT, payload)
+        self._write(writer, [record], entry, len(record))
 
     def flush(self) -> None:
-        """Write what waits in memory."""
-        groups, self._groups = self._groups, []
+        """Write and sync what waits in memory, in the background."""
+        records, self._records = self._records, Records.empty()
+        moved, self._moved = self._moved, []
+        times, self._times = self._times, []
         size, self._bytes = self._bytes, 0
-        if not groups:
+        if not records.plain:
             return
-        writer = self._open(size)
-        buffers: list[BytesLike] = []
-        entries = bytearray()
-        offset = writer.offset
-        for group in groups:
-            more, framed, length = self._frame(writer.segment, offset, group)
-            buffers += more
-            entries += framed
-            offset += length
-        length = offset - writer.offset
-        writer.append(buffers, bytes(entries), length)
+        if times:
+            payload = encode_times(times)
+            records.kinds.insert(0, Kind.TIMES)
+            records.flags.insert(0, 0)
+            records.hashes[:0] = _native.blake3(payload)
+            records.plain.insert(0, len(payload))
+            records.payloads.insert(0, payload)
+            moved.insert(0, None)
+        writer = self._open(size + HEADER_BYTES + COMMIT_BYTES)
+        start = writer.offset
+        buffers, entries, length = frame_records(writer.segment, start, records)
+        extent = Extent(writer.segment, start, start + length, len(records.plain))
+        commit = Commit(os.urandom(16), now_ms(), extent.records, _native.blake3(entries), (extent,))
+        record, entry = frame_one(writer.segment, start + length, Kind.COMMIT, encode_commit(commit))
+        self._write(writer, [*buffers, record], entries + entry, length + len(record))
+        at = writer.segment << 32 | start
+        for payload_, hear in zip(records.payloads, moved, strict=True):
+            if hear is not None:
+                hear(at)
+            at += HEADER_BYTES + len(payload_)
+
+    def _write(self, writer: SegmentWriter, buffers: list[BytesLike], entries: bytes, length: int) -> None:
         self.appended_bytes += length
-        offset -= length
-        for group in groups:
-            for payload, moved in zip(group.records.payloads, group.moved, strict=True):
-                if moved is not None:
-                    moved(writer.segment << 32 | offset)
-                offset += HEADER_BYTES + len(payload)
-            offset += GROUP_BYTES
+        self._writing = self._background.submit(self._append, writer, buffers, entries, length)
 
     @staticmethod
-    def _frame(segment: int, offset: int, group: _Group) -> tuple[list[BytesLike], bytes, int]:
-        if group.commit is not None:
-            commit = group.commit._replace(id=os.urandom(16))
-            record, entry = frame_one(segment, offset, Kind.COMMIT, encode_commit(commit))
-            return [record], entry, len(record)
-        buffers, entries, length = frame_records(segment, offset, group.records)
-        time_ms = now_ms() if group.time_ms is None else group.time_ms
-        extent = Extent(segment, offset, offset + length, len(group.records.plain))
-        commit = Commit(os.urandom(16), time_ms, extent.records, _native.blake3(entries), (extent,))
-        record, entry = frame_one(segment, offset + length, Kind.COMMIT, encode_commit(commit))
-        return [*buffers, record], entries + entry, length + len(record)
+    def _append(writer: SegmentWriter, buffers: list[BytesLike], entries: bytes, length: int) -> None:
+        writer.append(buffers, entries, length)
+        writer.fsync()
 
     def sync(self) -> None:
-        """Make durable all that was appended."""
+        """See that all that was appended is durable."""
         self.flush()
-        self._wait_for_seal()
-        if self._writer is not None:
-            self._writer.fsync()
+        self._wait()
 
     def take_moves(self) -> Moves:
         """Give the moves since the last call; the catalog is told of them next."""
@@ -158,7 +148,7 @@ class Outlet:
             self._told[self._writer.segment] = self._writer.offset
 
     def positions(self) -> dict[int, tuple[int, int]]:
-        """Give how far segments are that were written."""
+        """Give how far segments are that were written; after `sync`."""
         positions = dict(self._sealed)
         if self._writer is not None:
             positions[self._writer.segment] = (self._writer.offset, SEGMENT_OPEN)
@@ -172,25 +162,22 @@ class Outlet:
     def rise(self) -> None:
         """Go on in a segment with an id above all others, so that any of those may go: ids never come again."""
         self.flush()
-        if self._writer is not None:
-            self._fill_up()
+        self._fill_up()
+        self._wait()
         self._take(self._writers.fresh())
 
     def release(self) -> None:
         """Give the writer back; the catalog has been told of all that was appended."""
         writer, self._writer = self._writer, None
-        with suppress(HoldfastError):
-            self._wait_for_seal()
         if writer is not None:
             self._writers.checkin(writer)
 
     def abort(self) -> None:
         """Forget what the catalog has not been told of. Where it cannot be cut off, it is a copy that nobody needs."""
-        self._groups.clear()
-        self._bytes = 0
+        self._records, self._moved, self._times, self._bytes = Records.empty(), [], [], 0
         self.take_moves()
         with suppress(HoldfastError):
-            self._wait_for_seal()
+            self._wait()
         writer, self._writer = self._writer, None
         if writer is not None:
             if not writer.given_up:
@@ -201,13 +188,12 @@ class Outlet:
             self._writers.note(segment, size, state)
 
     def _open(self, size_bytes: int) -> SegmentWriter:
-        writer = self._writer
-        if writer is not None and not self._writers.has_room(writer, size_bytes):
+        """Give the writer for the next group, with nothing under way."""
+        self._wait()
+        if self._writer is not None and not self._writers.has_room(self._writer, size_bytes):
             self._fill_up()
-            writer = None
-        if writer is None:
-            writer = self._take(self._writers.checkout(size_bytes))
-        return writer
+            self._wait()
+        return self._writer or self._take(self._writers.checkout(size_bytes))
 
     def _take(self, writer: SegmentWriter) -> SegmentWriter:
         self._writer = writer
@@ -215,11 +201,11 @@ class Outlet:
         return writer
 
     def _fill_up(self) -> None:
-        """Seal the full segment in the background while the next one fills."""
+        """Seal the segment that is open, in the background."""
+        self._wait()
         writer, self._writer = self._writer, None
-        assert writer is not None
-        self._wait_for_seal()
-        self._sealing = self._background.submit(self._seal, writer)
+        if writer is not None:
+            self._writing = self._background.submit(self._seal, writer)
 
     def _seal(self, writer: SegmentWriter) -> None:
         try:
@@ -230,7 +216,8 @@ class Outlet:
         self._sealed[writer.segment] = (size, SEGMENT_SEALED)
         self._writers.release_sealed(writer)
 
-    def _wait_for_seal(self) -> None:
-        sealing, self._sealing = self._sealing, None
-        if sealing is not None:
-            sealing.result()
+    def _wait(self) -> None:
+        """Wait for what is under way; raises what went wrong there."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()

@@ -16,6 +16,7 @@ from holdfast.wire.document import (
     parse_quarantine,
     parse_retired,
     parse_tag,
+    parse_times,
     parse_tombstone,
 )
 from holdfast.wire.record import (
@@ -52,10 +53,36 @@ def iter_facts(
     out; without (a commit of our own, from memory), it is an error.
     """
     step = BATCH_RECORDS * ENTRY_BYTES
-    for start in range(0, len(entries), step):
-        yield _facts(
-            segment, entries[start : start + step], start // ENTRY_BYTES, time_ms, payloads, problems
-        )
+    for begin, end, stored_ms in _times(segment, entries, time_ms, payloads, problems):
+        for start in range(begin, end, step):
+            part = entries[start : min(end, start + step)]
+            yield _facts(segment, part, start // ENTRY_BYTES, stored_ms, payloads, problems)
+
+
+def _times(
+    segment: int, entries: bytes, time_ms: int, payloads: Payloads, problems: list[Problem] | None
+) -> Iterator[tuple[int, int, int]]:
+    """Cut the entries of a group, as (begin, end, time), where its first record says when its blobs were stored."""
+    begin = 0
+    if entries[:1] == bytes((Kind.TIMES,)):
+        kinds, flags, offsets, stored, _, hashes = _native.entry_columns(entries)
+        payload = payloads(0, offsets[0] + 64, stored[0])
+        runs: list[tuple[int, int]] = []
+        if _native.blake3(payload) == hashes[0]:
+            runs = parse_times(payload)
+        elif problems is not None:
+            message = "times: a record does not match its hash; its blobs seem newer than they are"
+            problems.append(
+                Problem(kind=IntegrityError.kind, message=message, segment=segment, offset_bytes=offsets[0])
+            )
+        at = 0
+        for count, stored_ms in runs:
+            while count and at < len(kinds):
+                count -= kinds[at] == Kind.BLOB or (kinds[at] == Kind.DATA and flags[at] & FLAG_BLOB != 0)
+                at += 1
+            yield begin, at * ENTRY_BYTES, stored_ms
+            begin = at * ENTRY_BYTES
+    yield begin, len(entries), time_ms
 
 
 def _facts(
