@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -27,14 +28,15 @@ MAX_PROBLEMS = 10_000
 class CatalogKeeper:
     """Holds the catalog of a store that is open.
 
-    A catalog that was replaced is dropped and not closed: another thread may be asking it something, and its
-    connections close with the last of them.
+    A catalog that was replaced is dropped and not closed: another thread may be asking it something. Its connections
+    close with the last of them, or when the store is closed.
     """
 
     def __init__(self, backend: LogBackend, path: Path | None) -> None:
         self._backend = backend
         self._path = path
         self._catalog: Catalog | None = None
+        self._opened: weakref.WeakSet[Catalog] = weakref.WeakSet()
         self.problems: tuple[Problem, ...] = ()
         """Damage that the last look at storage found."""
 
@@ -42,7 +44,7 @@ class CatalogKeeper:
         """Open the catalog, or rebuild it, and catch up with storage."""
         with self._backend.lock():
             try:
-                self._catalog = self._open_existing()
+                self._take(self._open_existing())
                 self._catch_up()
             except CatalogUnusable as error:
                 if self._backend.read_only:
@@ -123,10 +125,15 @@ class CatalogKeeper:
                 self._renew()
 
     def close(self) -> None:
-        """Close the catalog."""
-        if self._catalog is not None:
-            self._catalog.close()
-            self._catalog = None
+        """Close the catalog, and those that it took the place of: nobody asks any more."""
+        self._catalog = None
+        for catalog in list(self._opened):
+            catalog.close()
+
+    def _take(self, catalog: Catalog) -> Catalog:
+        self._catalog = catalog
+        self._opened.add(catalog)
+        return catalog
 
     def _renew(self) -> Catalog:
         """The file at the path is another one, or none: take it, or rebuild it; one process does, others wait."""
@@ -181,7 +188,7 @@ class CatalogKeeper:
                 for facts in _watched(recovery.facts(), progress):
                     fresh.apply(facts)
                 recovery.problems.extend(drop_half_blobs(fresh, backend))
-                self._catalog = fresh
+                catalog = self._take(fresh)
             else:
                 aside = Catalog.create_aside(self._path, backend.store.id)
                 try:
@@ -192,15 +199,15 @@ class CatalogKeeper:
                 except BaseException:
                     aside.discard()
                     raise
-                self._catalog = Catalog.open(self._path, backend.store.id)
+                catalog = self._take(Catalog.open(self._path, backend.store.id))
             self._note(recovery)
             recovery.finish()
         finally:
             recovery.close()
-        counts = self._catalog.counts()
+        counts = catalog.counts()
         return RecoveryStats(
             complete_blobs=counts.blobs,
-            partial_blobs=sum(self._catalog.find_blob(hash_) is None for hash_ in backend.partials.hashes()),
+            partial_blobs=sum(catalog.find_blob(hash_) is None for hash_ in backend.partials.hashes()),
             chunks=counts.chunks,
             artifacts=counts.artifacts,
             tags=counts.tags,
@@ -215,7 +222,7 @@ class CatalogKeeper:
         """A store that is opened to read cannot mend its catalog: read storage into one in memory."""
         log.warning("the catalog cannot be used read-only (%s): reading storage into memory", reason)
         self._path = None
-        self._catalog = catalog = Catalog.open(None, self._backend.store.id)
+        catalog = self._take(Catalog.open(None, self._backend.store.id))
         recovery = self._backend.recovery({}, rebuilding=True)
         try:
             recovery.prepare()

@@ -1,6 +1,6 @@
 """What a child does that somebody else breaks: works on a store, and says on its standard output what was acknowledged.
 
-`python -m tests.crash.child work STORE SEED` works for a while; each line is an event of a ledger, or a refusal.
+`python -m tests.crash.child work STORE SEED [TURNS]` works for a while; each line is an event, or a refusal.
 `python -m tests.crash.child fill STORE` works until the disk is full, makes room, and checks everything itself.
 """
 
@@ -41,11 +41,11 @@ def events(output: str) -> list[Event]:
     return found
 
 
-def work(path: str, seed: int) -> None:
+def work(path: str, seed: int, turns: int = 2) -> None:
     """Do each kind of work; go on after refusals, with the store opened anew where it was not to be had."""
     ledger = Ledger(say)
     rng = random.Random(seed)
-    for turn in range(2):
+    for turn in range(turns):
         try:
             store = Store._open(path, **OPTIONS)
         except HoldfastError as error:
@@ -106,6 +106,6 @@ def fill_up(path: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "work":
-        work(sys.argv[2], int(sys.argv[3]))
+        work(sys.argv[2], int(sys.argv[3]), *map(int, sys.argv[4:]))
     else:
         fill_up(os.path.abspath(sys.argv[2]))
