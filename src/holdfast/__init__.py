@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from holdfast.types import Progress as Progress
     from holdfast.types import PutItem as PutItem
     from holdfast.types import RecoveryStats as RecoveryStats
+    from holdfast.types import SeqInfo as SeqInfo
     from holdfast.types import Stats as Stats
     from holdfast.types import Tag as Tag
     from holdfast.types import TreeReport as TreeReport
@@ -112,6 +113,7 @@ _VALUES: Final = (
     "Progress",
     "PutItem",
     "RecoveryStats",
+    "SeqInfo",
     "Stats",
     "Tag",
     "TreeReport",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from heapq import merge
+from itertools import islice
 
 from holdfast.artifacts import SourceBatch
 from holdfast.backend.log.commit import Group
@@ -14,12 +14,15 @@ from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.log.session import LEASE_HASH_SEQ, LEASE_RAW
 from holdfast.catalog import BlobRow
 from holdfast.core import Core, Watch, entered
-from holdfast.errors import BlobNotFound, EmptyData, InvalidHash, InvalidInput
+from holdfast.encoding import BaoStream, Encoding
+from holdfast.errors import BlobNotFound, EmptyData, InvalidHash
 from holdfast.facts import KIND_DATA, KIND_MASK
+from holdfast.hashseqs import HashSeqs
 from holdfast.ingest import Stored
-from holdfast.partials import PartialBlobs, checked, iter_partials, look, partial_info, status_of
+from holdfast.partials import checked, iter_partials, look, partial_info, status_of
+from holdfast.ranges import ChunkRanges
 from holdfast.reading import Reading
-from holdfast.sources import iter_windows
+from holdfast.sources import WINDOW_BYTES, iter_windows
 from holdfast.types import (
     HASH_BYTES,
     BlobInfo,
@@ -58,12 +61,13 @@ class Lease:
         return f"Lease({self.hash}, {'held' if self._slot is not None else 'released'})"
 
 
-class Blobs(PartialBlobs):
+class Blobs(HashSeqs):
     """`store.blobs`: puts, looks at and reads blobs by hash."""
 
     def __init__(self, core: Core, reading: Reading) -> None:
         self._core = core
         self._reading = reading
+        self._encoding = Encoding(core)
         self._held = deque()
 
     @entered
@@ -84,34 +88,35 @@ class Blobs(PartialBlobs):
                 batch.add(source)
             return self._acknowledge(group, batch.finish())
 
+    @entered
+    def hash_seq(self, children: Iterable[Hash | Lease | str]) -> Lease:
+        """Store a hash seq: the hashes, one after another. The lease holds it, and those of its children that are here.
+
+        Children may be missing, come later, and be named twice, as in iroh: nobody looks at them now. They may come
+        from an iterator; memory is bounded. No children at all is an empty blob (`EmptyData`, unless that is allowed).
+        """
+        core = self._core
+        with core.adding() as (group, ingest):
+            digests = (_child_digest(child) for child in children)
+            pages = iter(lambda: b"".join(islice(digests, CHILDREN_PER_WINDOW)), b"")
+            stored = ingest.add(pages)
+            (lease,) = self._acknowledge(group, [stored], LEASE_HASH_SEQ)
+            return lease
+
     def _acknowledge(self, group: Group, stored: list[Stored], kind: int = LEASE_RAW) -> list[Lease]:
         """Commit, then lease while the pin still holds what was found there already."""
         core = self._core
         if not core.options.allow_empty and any(not one.size_bytes for one in stored):
             raise EmptyData("a source has no bytes; set limits.allow_empty if empty data is meant")
         durability = core.backend.durability if group.is_empty else group.commit()
+        if kind == LEASE_HASH_SEQ:
+            for one in stored:
+                core.claim(one.hash, 1)  # its children are relied on, and nobody brought their bytes
         slots = core.backend.session.lease([one.hash for one in stored], kind)
         return [
             Lease(core, Hash(one.hash), one.size_bytes, durability, slot)
             for one, slot in zip(stored, slots, strict=True)
         ]
-
-    @entered
-    def hash_seq(self, children: Iterable[Hash]) -> Lease:
-        """Store a blob that lists hashes. The lease holds it, and those of the children that are here; so does a tag.
-
-        Children need not be here, nor all at once. `InvalidInput` for none.
-        """
-        core = self._core
-        digests = [checked(child).digest for child in children]
-        if not digests:
-            raise InvalidInput("a hash seq lists at least one hash")
-        with core.adding() as (group, ingest):
-            for digest in dict.fromkeys(digests):
-                with suppress(BlobNotFound):
-                    core.claim(digest)
-            (stored,) = ingest.add_many([b"".join(digests)])
-            return self._acknowledge(group, [stored], LEASE_HASH_SEQ)[0]
 
     @entered
     def info(self, hash: Hash) -> BlobInfo:
@@ -174,6 +179,16 @@ class Blobs(PartialBlobs):
         """Open a blob as a seekable file."""
         return self._reading.open(checked(hash))
 
+    @entered
+    def encode(self, hash: Hash, ranges: ChunkRanges | None = None) -> Iterator[bytes]:
+        """Give the BAO stream of a blob, or of ranges of it, in pieces: 8 bytes of size, then what verifies itself.
+
+        Ranges beyond the end select the last leaf; none give no bytes at all. Nothing wrong is sent: `CorruptBlob` when
+        no copy of a piece is right. Of a partial blob what is here can be encoded; `RangeNotAvailable` for other
+        ranges. What is wrong with the hash or the ranges is said at once. Memory: a few pieces of 1 MiB.
+        """
+        return BaoStream(self._core, self._encoding, checked(hash), ranges)
+
     def _view(self, row: BlobRow, stored_bytes: int) -> BlobInfo:
         return BlobInfo(
             hash=Hash(row.hash),
@@ -197,6 +212,13 @@ class Blobs(PartialBlobs):
 
 
 PAGE = 1_000
+CHILDREN_PER_WINDOW = WINDOW_BYTES // HASH_BYTES
+
+
+def _child_digest(child: Hash | Lease | str) -> bytes:
+    if isinstance(child, Lease):
+        return child.hash.digest
+    return Hash.parse(child).digest if isinstance(child, str) else checked(child).digest
 
 
 def _prefix_bounds(prefix: str) -> tuple[bytes, bytes]:

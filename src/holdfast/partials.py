@@ -10,10 +10,18 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Final, TypeAlias, cast
 
 from holdfast.backend.log.partial_state import PartialState
+from holdfast.backend.log.session import LEASE_RAW
 from holdfast.bitfield import Bitfield, present_bytes
 from holdfast.catalog import BlobRow
 from holdfast.core import Core, entered
-from holdfast.errors import CorruptBlob, CorruptStream, InvalidHash, InvalidInput, RemoteProtocolError
+from holdfast.errors import (
+    CorruptBlob,
+    CorruptStream,
+    HoldfastError,
+    InvalidHash,
+    InvalidInput,
+    RemoteProtocolError,
+)
 from holdfast.importing import Import
 from holdfast.ranges import ChunkRanges, leaf_count
 from holdfast.sources import as_bytes, iter_windows
@@ -77,11 +85,9 @@ class PartialBlobs:
                 progress(Progress(phase="decode", done_bytes=done, total_bytes=size_bytes))
 
         try:
-            importing.run(_source(stream), watch)
+            importing.run(open_source(stream), watch)
         except CorruptStream as error:
-            if error.evidence.get("reason") in _MALFORMED:
-                raise RemoteProtocolError(error.message, **error.evidence) from error
-            raise
+            raise stream_error(error) from error
         return self._after_import(digest)
 
     @entered
@@ -109,10 +115,10 @@ class PartialBlobs:
             is_size_verified=False,
         )
 
-    def _hold(self, digest: bytes) -> None:
+    def _hold(self, digest: bytes, kind: int = LEASE_RAW) -> None:
         """Lease a blob of which a stream came: it is kept as its partial blob was, so that it can be named."""
         session = self._core.backend.session
-        (slot,) = session.lease([digest])
+        (slot,) = session.lease([digest], kind)
         held = self._held
         held.append((time.monotonic(), slot))
         oldest = time.monotonic() - self._core.options.partial_age_seconds
@@ -211,6 +217,13 @@ def expire_partials(core: Core, now_ms: int) -> int:
     return removed
 
 
+def stream_error(error: CorruptStream) -> HoldfastError:
+    """Give the error for a stream that is wrong: what does not verify is damage, what is malformed is the sender's."""
+    if error.evidence.get("reason") in _MALFORMED:
+        return RemoteProtocolError(error.message, **error.evidence)
+    return CorruptStream(error.message, **error.evidence)
+
+
 class _File:
     """A caller's file, from which only bytes are taken."""
 
@@ -222,7 +235,8 @@ class _File:
         return as_bytes(piece) if piece else b""
 
 
-def _source(stream: Stream) -> IO[bytes] | Iterable[BytesLike]:
+def open_source(stream: Stream) -> IO[bytes] | Iterable[BytesLike]:
+    """Give what a stream is read from: a file, or pieces that end with it."""
     if isinstance(stream, (str, os.PathLike, bytes, bytearray, memoryview)):
         return iter_windows(stream)
     if hasattr(stream, "read"):

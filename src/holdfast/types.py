@@ -188,6 +188,20 @@ class BlobInfo(Value, frozen=True, kw_only=True):
     is_size_verified: bool = True
 
 
+class SeqInfo(Value, frozen=True, kw_only=True):
+    """How much of a hash seq is here; children count as often as they are named. `is_complete`: it, and all of them.
+
+    While the hash seq itself is partial, `children` is a claim, and none of them is counted.
+    """
+
+    hash: Hash
+    children: int
+    is_complete: bool
+    complete_children: int = 0
+    partial_children: int = 0
+    complete_bytes: int = 0
+
+
 class PutItem(msgspec.Struct, frozen=True):
     """One item of `put_many`: a source, and what replaces the call's defaults for it (None: the default stays)."""
 

@@ -19,6 +19,7 @@ from holdfast.testing.contract_finding import FindingContract
 from holdfast.testing.contract_partial import PartialContract
 from holdfast.testing.contract_putting import PuttingContract
 from holdfast.testing.contract_reading import ReadingContract
+from holdfast.testing.contract_streams import StreamsContract
 from holdfast.testing.contract_tags import TagsContract
 from holdfast.testing.contract_uploads import UploadsContract
 
@@ -34,5 +35,6 @@ class StoreContract(
     UploadsContract,
     CareContract,
     PartialContract,
+    StreamsContract,
 ):
     """Subclass it, define `make_store` (and `reopen`, `corrupt`), and set what differs."""

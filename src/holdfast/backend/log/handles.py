@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 from holdfast.backend.log.disk import Disk
@@ -79,6 +80,10 @@ class Handles:
     def read(self, segment: int, offset: int, length: int) -> bytes:
         """Read from a segment; short only at its end."""
         return self._disk.pread(self.get(segment), length, offset)
+
+    def read_into(self, segment: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+        """Read from a segment into buffers, one after the other; gives the count of bytes."""
+        return self._disk.preadv(self.get(segment), buffers, offset)
 
     def close(self) -> None:
         """Close the handles of all threads; nobody may be reading."""

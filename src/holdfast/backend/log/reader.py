@@ -14,14 +14,20 @@ from holdfast.errors import CorruptBlob, FormatError, IntegrityError, MissingChu
 from holdfast.facts import FLAG_ZSTD
 from holdfast.types import BLOCK_BYTES, Hash
 from holdfast.wire.document import parse_blob
-from holdfast.wire.pages import ManifestReader, StreamReader
+from holdfast.wire.pages import STREAM_PAGE_BYTES, ManifestReader, StreamReader
 from holdfast.wire.record import FLAG_SHA256, HEADER_BYTES
 
+RUN_BYTES: Final = 256 << 10
+"""From here on it pays to look the places of chunks up together."""
 PIECE_BYTES: Final = 1 << 20
 """About how much `iter_bytes` gives at a time."""
 READ_AHEAD: Final = 3
 """How many pieces are read before they are asked for."""
 MAX_PLACES: Final = 65_536
+MAX_VECTORS: Final = 1_024
+"""How many buffers one system call fills (Linux, IOV_MAX)."""
+MAX_PAIR_PAGES: Final = 64
+"""4 MiB: the outboard of 1 GiB."""
 """How many places of chunks a reader remembers."""
 
 
@@ -85,6 +91,7 @@ class LargeReader:
         self.outboard_stream = stream
         self._outboard: OutboardReader | None = OutboardReader(blob.size_bytes, hash_, stream.read)
         self._places: dict[bytes, Place] = {}
+        self._pair_pages: dict[int, bytes] = {}
 
     def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
         if not length_bytes:
@@ -92,17 +99,46 @@ class LargeReader:
         first = offset_bytes // BLOCK_BYTES
         start = first * BLOCK_BYTES
         stop = min(-(-(offset_bytes + length_bytes) // BLOCK_BYTES) * BLOCK_BYTES, self.size_bytes)
-        data = self._read_raw(start, stop) if self._outboard is not None else None
-        if data is not None and self._verified(data, first):
+        outboard = self._outboard  # another thread may find it damaged
+        data = self._read_raw(start, stop) if outboard is not None else None
+        if outboard is not None and data is not None and self._verified(outboard, data, first):
             at = offset_bytes - start
             return bytes(data[at : at + length_bytes])
         return self._read_chunks(offset_bytes, offset_bytes + length_bytes)
 
-    def _verified(self, data: bytes | bytearray, first_block: int) -> bool:
+    def read_data(self, offset: int, length: int) -> bytes | bytearray:
+        """Give bytes as they lie on disk, for who verifies them; where that does not do, verified ones."""
+        stop = offset + length
+        if length >= RUN_BYTES:
+            whole, at = bytearray(length), 0
+            view = memoryview(whole)
+            for run in self._runs(offset, stop):
+                count = self._read_into(view[at:], run)
+                if count < 0:
+                    piece = self._read_run(run)
+                    count = len(piece)
+                    view[at : at + count] = piece
+                at += count
+            return whole
+        data = self._read_raw(offset, stop)
+        return self._read_chunks(offset, stop) if data is None else data
+
+    def read_pairs(self, offset: int, length: int) -> bytes:
+        """Give pairs of the outboard, for who verifies them."""
+        page, at = divmod(offset, STREAM_PAGE_BYTES)
+        content = self._pair_pages.get(page)
+        if content is None:
+            content = self.outboard_stream.leaf_at(offset).content
+            if len(self._pair_pages) >= MAX_PAIR_PAGES:
+                self._pair_pages.clear()
+            self._pair_pages[page] = content
+        pairs = content[at : at + length]
+        return pairs if len(pairs) == length else self.outboard_stream.read(offset, length)
+
+    def _verified(self, outboard: OutboardReader, data: bytes | bytearray, first_block: int) -> bool:
         """Check blocks against the root. A bad outboard is not the data's fault: chunk hashes decide then."""
-        assert self._outboard is not None
         try:
-            return self._outboard.check(data, first_block) < 0
+            return outboard.check(data, first_block) < 0
         except (IntegrityError, FormatError):
             self._payloads.bad_outboards += 1
             self._outboard = None
@@ -263,17 +299,31 @@ class LargeReader:
         finally:
             self._places.pop(digest, None)
 
+    def _read_into(self, view: memoryview, run: _Run) -> int:
+        """Read a run whose chunks lie side by side straight into its place, unverified; its length, or -1."""
+        chunks = run.chunks
+        stop = _adjacent_stop(chunks)
+        if stop < 0 or len(chunks) > MAX_VECTORS // 2:
+            return -1
+        location, at = chunks[0][3].location, 0
+        skipped = max(0, run.start - chunks[0][0])
+        buffers: list[bytearray | memoryview] = []
+        for start, length, _, _ in chunks:
+            size = min(run.stop, start + length) - max(run.start, start)
+            buffers += (view[at : at + size], bytearray(HEADER_BYTES))  # the header of the next one
+            at += size
+        del buffers[-1]
+        try:
+            offset = (location & OFFSET_MASK) + HEADER_BYTES + skipped
+            count = self._payloads.handles.read_into(location >> 32, buffers, offset)
+        except OSError:
+            return -1
+        return at if count == at + HEADER_BYTES * (len(chunks) - 1) else -1
+
     def _read_adjacent(self, chunks: list[tuple[int, int, bytes, Place]]) -> bytes | None:
-        location = chunks[0][3].location
-        expected = location
-        for _, length, _, place in chunks:
-            if (
-                place.location != expected
-                or place.flags & (FLAG_ZSTD | FLAG_SHA256)
-                or place.stored_bytes != length
-            ):
-                return None
-            expected += HEADER_BYTES + length
+        location, expected = chunks[0][3].location, _adjacent_stop(chunks)
+        if expected < 0:
+            return None
         try:
             data = self._payloads.handles.read(location >> 32, location & OFFSET_MASK, expected - location)
         except OSError:
@@ -285,10 +335,25 @@ class LargeReader:
             offsets.append(at)
             lengths.append(length)
             at += length + HEADER_BYTES
-        if _native.verify_many(data, offsets, lengths, b"".join([chunk[2] for chunk in chunks])) >= 0:
+        digests = b"".join([chunk[2] for chunk in chunks])
+        if _native.verify_many(data, offsets, lengths, digests) >= 0:
             return None
         view = memoryview(data)
         return b"".join([view[at : at + length] for at, length in zip(offsets, lengths, strict=True)])
+
+
+def _adjacent_stop(chunks: list[tuple[int, int, bytes, Place]]) -> int:
+    """Where chunks end that lie side by side, as they are; -1 for others."""
+    expected = chunks[0][3].location
+    for _, length, _, place in chunks:
+        if (
+            place.location != expected
+            or place.flags & (FLAG_ZSTD | FLAG_SHA256)
+            or place.stored_bytes != length
+        ):
+            return -1
+        expected += HEADER_BYTES + length
+    return expected
 
 
 class _Run(NamedTuple):
