@@ -139,14 +139,14 @@ class Core:
         return self.keeper.current()
 
     @contextmanager
-    def adding(self, *, checksum: bool = False) -> Iterator[tuple[Group, Ingest]]:
+    def adding(self, *, checksum: bool = False, time_ms: int = 0) -> Iterator[tuple[Group, Ingest]]:
         """Pin, begin a group, and forget it on an error. The body commits.
 
-        `checksum`: blobs get the further checksum that the options ask for.
+        `checksum`: blobs get the further checksum that the options ask for. `time_ms`: see `Group`.
         """
         backend = self.backend
         with backend.operation():
-            group = backend.group()
+            group = backend.group(time_ms)
             ingest = Ingest(
                 group,
                 lambda: Reusable(self.catalog),
@@ -265,7 +265,9 @@ class Core:
         state = backend.partials.find(digest)
         if state is None:
             return None
-        if not state.size_bytes:  # no blob of no bytes is ever partial: it was begun, and nothing of it has come
+        if (
+            not state.size_bytes
+        ):  # no blob of no bytes is ever partial: it was begun, and nothing of it has come
             raise RangeNotAvailable(
                 f"of the partial blob {digest.hex()} nothing is here yet, not even its size",
                 hash=Hash(digest),

@@ -268,6 +268,31 @@ class ScrubReport(VerifyReport, frozen=True, kw_only=True):
     catalog_rebuilt: bool = False
 
 
+class Mended(Value, frozen=True, kw_only=True):
+    """One piece that `repair` brought back: what it is, where its damaged record lies (None: nowhere), and whence.
+
+    `source`: the location or path of a source, "this store" (another copy), "the catalog", or "computed".
+    """
+
+    what: str
+    hash: Hash | None = None
+    segment: int | None = None
+    offset_bytes: int | None = None
+    source: str
+
+
+class RepairReport(Value, frozen=True, kw_only=True):
+    """What `repair` brought back, and what is still damaged or missing (the first 10,000 of each)."""
+
+    ok: bool
+    repaired: tuple[Mended, ...] = ()
+    repaired_count: int = 0
+    missing: tuple[Problem, ...] = ()
+    missing_count: int = 0
+    fetched_bytes: int = 0
+    seconds: float = 0.0
+
+
 class RecoveryStats(Value, frozen=True, kw_only=True):
     """What a rebuild of the catalog found in storage."""
 

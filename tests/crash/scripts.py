@@ -207,7 +207,9 @@ def _import_on(store: Store, ledger: Ledger) -> None:
 def _worn(world: World) -> None:
     """Leave segments with old revisions, with groups that others go on with, with copies, and a dead writer's tail."""
     with world.open() as store:
-        world.ledger.put_many(store, [piece(f"worn-{i}", size) for i, size in enumerate((40_000, 60_000, 70))])
+        world.ledger.put_many(
+            store, [piece(f"worn-{i}", size) for i, size in enumerate((40_000, 60_000, 70))]
+        )
         for i in range(3):
             world.ledger.put(store, piece(f"old-{i}", 17_000 + i))
             _wear(store, world.ledger, "worn-0", "worn-2", f"old-{i}")

@@ -22,6 +22,7 @@ KINDS = {
     0x83: "manifest page",
     0x84: "blob",
     0x85: "artifact",
+    0x86: "tag",
     0x87: "tombstone",
     0x8C: "commit",
     0x8D: "close",
@@ -121,6 +122,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             ledger.put_many(store, [piece(f"many-{i}", 900) for i in range(3)])
             ledger.delete(store, "many-0")
             ledger.put_blobs(store, [piece("bare", 5_000)])
+            store.tags.set("kept", store.info(ledger.ids["large"]).hash)
         fill(world, 2, 1_000, name="closed")
         yield world
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, cast
+
 from holdfast.care.figures import stats
+from holdfast.care.repair import repair
 from holdfast.care.scrub import scrub
 from holdfast.care.verify import verify
 from holdfast.core import Core, entered
-from holdfast.types import ProgressCallback, Ref, ScrubReport, Stats, VerifyReport
+from holdfast.types import ProgressCallback, Ref, RepairReport, ScrubReport, Stats, VerifyReport
+
+if TYPE_CHECKING:
+    from holdfast.store import Store
 
 
 class Care:
@@ -44,6 +53,32 @@ class Care:
             max_bytes=max_bytes,
             bytes_per_second=bytes_per_second,
         )
+
+    @entered
+    def repair(
+        self,
+        sources: Iterable[Store | str | os.PathLike[str]] | Store | str | os.PathLike[str] = (),
+        *,
+        give_up: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> RepairReport:
+        """Bring back what is known to be damaged or missing: `scrub` first, to know all of it.
+
+        `sources`: other stores (open ones or locations, of any backend), and files or directories with original
+        bytes. Only what is damaged is read there, and verified. It is stored anew, the old places are nobody's then;
+        headers, indexes and other things that follow from sound bytes are put back in place. Documents (artifacts,
+        tags) come back from the catalog, or from a store that has the very same ones: same id, revision and words.
+        What no source has stays in quarantine and is `missing` in the report; with `give_up` it is let go for good.
+        """
+        from holdfast.care.origins import open_origin
+
+        one = isinstance(sources, (str, os.PathLike)) or hasattr(sources, "iter_bytes")
+        with ExitStack() as stack:
+            origins = []
+            for source in (sources,) if one else sources:  # type: ignore[union-attr]
+                origins.append(open_origin(cast("Store | str | os.PathLike[str]", source)))
+                stack.callback(origins[-1].close)
+            return repair(self._core, origins, progress, give_up=give_up)
 
     @entered
     def stats(self) -> Stats:

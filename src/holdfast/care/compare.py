@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from holdfast import _native
 from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.payloads import OFFSET_MASK
 from holdfast.backend.log.segment import SegmentIndex, read_index
@@ -21,8 +20,6 @@ from holdfast.errors import HoldfastError, MissingChunk
 from holdfast.reading import Reading
 from holdfast.types import HASH_BYTES, Hash, Problem
 from holdfast.wire.record import ENTRY_BYTES, Entry, Kind, iter_entries
-
-BATCH: Final = 1_000
 
 
 def compare(core: Core, report: Report) -> str | None:
@@ -115,6 +112,7 @@ class Lack(NamedTuple):
     piece: bytes
     offset: int | None
     length: int | None
+    kind: int
     problem: Problem
 
 
@@ -129,7 +127,7 @@ def iter_missing(core: Core) -> Iterator[Lack]:
                 message=f"the blob {blob.hex()} is named and not here",
                 hash=Hash(blob),
             )
-            yield Lack(blob, blob, None, None, problem)
+            yield Lack(blob, blob, None, None, Kind.BLOB, problem)
         elif row.flags >> 8 == Kind.BLOB & 0x7F:
             yield from _lacks(core, blob)
 
@@ -160,27 +158,28 @@ def _lacks(core: Core, blob: bytes) -> Iterator[Lack]:
     catalog = core.catalog
     try:
         reader = core.backend.large_reader(core.blob(blob))
-        for tree in (reader.manifest, reader.outboard_stream):
+        trees = ((Kind.MANIFEST_PAGE, reader.manifest), (Kind.OUTBOARD_PAGE, reader.outboard_stream))
+        for kind, tree in trees:
             pages = [hash_ for hash_, _ in tree.iter_pages()]
             found = catalog.find_data(pages)
             for page in pages:
                 if page not in found:
-                    yield _lack(blob, page, None, None)
+                    yield _lack(blob, page, None, None, kind)
         for leaf in reader.manifest.iter_leaves():
             found = catalog.find_data([entry[2] for entry in leaf.entries])
             for at, (_, length, digest) in zip(leaf.starts, leaf.entries, strict=False):
                 if digest not in found:
-                    yield _lack(blob, digest, at, length)
+                    yield _lack(blob, digest, at, length, Kind.DATA)
     except MENDABLE as error:
         fault: Any = getattr(error, "fault", None)
         if fault is None:
             raise
-        yield Lack(blob, blob, None, None, problem_of(fault, hash=Hash(blob)))
+        yield Lack(blob, blob, None, None, Kind.BLOB, problem_of(fault, hash=Hash(blob)))
     except HoldfastError as error:
-        yield Lack(blob, blob, None, None, problem_of(error, hash=Hash(blob)))
+        yield Lack(blob, blob, None, None, Kind.BLOB, problem_of(error, hash=Hash(blob)))
 
 
-def _lack(blob: bytes, piece: bytes, offset: int | None, length: int | None) -> Lack:
+def _lack(blob: bytes, piece: bytes, offset: int | None, length: int | None, kind: int) -> Lack:
     where = "" if offset is None else f" at offset {offset}"
     problem = Problem(
         kind=MissingChunk.kind,
@@ -188,9 +187,4 @@ def _lack(blob: bytes, piece: bytes, offset: int | None, length: int | None) -> 
         hash=Hash(blob),
         offset_bytes=offset,
     )
-    return Lack(blob, piece, offset, length, problem)
-
-
-def hash_of(payload: bytes) -> bytes:
-    """Give the name of a record's payload."""
-    return _native.blake3(payload)
+    return Lack(blob, piece, offset, length, kind, problem)

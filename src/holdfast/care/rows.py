@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
+
+import apsw
 
 from holdfast import _native
 from holdfast.catalog import Catalog
@@ -29,6 +32,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     "artifacts": ("id", "revision", "hash", "size", "format", "created_ms", "modified_ms", "chunks", "doc"),
     "tombstones": ("id", "revision", "deleted_ms"),
     "tags": ("name", "hash", "format", "revision", "modified_ms", "deleted"),
+    "uploads": ("token", "doc"),
 }
 """The columns of each, the key first, that a record tells, beside the place."""
 
@@ -56,7 +60,7 @@ class Row(NamedTuple):
         if self.table == "tags":
             name, hash_, format_, revision, modified_ms, deleted = self.columns
             return encode_tag(TagDocument(name, hash_, format_, revision, modified_ms, bool(deleted)))
-        return None
+        return bytes(self.columns[1]) if self.table == "uploads" else None
 
     @property
     def record_hash(self) -> bytes | None:
@@ -82,7 +86,12 @@ class Row(NamedTuple):
             ) and own | role | 1 == has | role | 1
         if self.table == "blobs":
             return entry.kind == Kind.BLOB and entry.stored_bytes == self.columns[2]
-        kinds = {"artifacts": Kind.ARTIFACT, "tombstones": Kind.TOMBSTONE, "tags": Kind.TAG}
+        kinds = {
+            "artifacts": Kind.ARTIFACT,
+            "tombstones": Kind.TOMBSTONE,
+            "tags": Kind.TAG,
+            "uploads": Kind.UPLOAD,
+        }
         return entry.kind == kinds[self.table] and entry.hash == self.record_hash
 
 
@@ -97,6 +106,20 @@ def iter_rows(catalog: Catalog) -> Iterator[Row]:
     for number, location, *values in catalog.iter_sorted(" UNION ALL ".join(selects) + " ORDER BY 2"):
         table, columns = names[number]
         yield Row(table, location, tuple(values[: len(columns)]))
+
+
+def rows_at(catalog: Catalog, places: Sequence[int], segments: Sequence[int]) -> list[Row]:
+    """Give the rows at these places and in these segments. Looks through all rows."""
+    found: list[Row] = []
+    if places or segments:
+        where = (
+            "location IN (SELECT value FROM carray(?1)) OR location >> 32 IN (SELECT value FROM carray(?2))"
+        )
+        for table, columns in TABLES.items():
+            sql = f"SELECT location, {', '.join(columns)} FROM {table} WHERE {where}"
+            keys = (apsw.carray(array("q", places or (-1,))), apsw.carray(array("q", segments or (-1,))))
+            found += [Row(table, row[0], tuple(row[1:])) for row in catalog.ask(sql, keys)]
+    return found
 
 
 def is_still_there(catalog: Catalog, row: Row) -> bool:

@@ -47,7 +47,7 @@ READ_BYTES: Final = 4 << 20
 AHEAD: Final = 3
 """Stretches that are read and checked at the same time: two threads, and one that is waited for."""
 NAP_SECONDS: Final = 0.1
-KEPT: Final = PAYLOAD_KINDS | DOCUMENT_KINDS
+KEPT: Final = (PAYLOAD_KINDS | DOCUMENT_KINDS) - {int(Kind.TIMES)}
 """What goes into quarantine: the rest is derived from these, and is put back in place."""
 POSITION: Final = "scrub_position"
 DONE: Final = "scrub_done"

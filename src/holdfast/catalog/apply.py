@@ -160,7 +160,7 @@ def apply_names(cursor: apsw.Cursor, facts: Facts) -> list[int]:
     for owner, hash_ in facts.holds:
         holds.hold(cursor, owner, (hash_,))
     if facts.uploads:
-        cursor.executemany(_UPLOAD, facts.uploads)
+        cursor.executemany(_UPLOAD, damage.without_repaired(cursor, facts.uploads, 5))
     if facts.segments:
         cursor.executemany(_SEGMENT, [(id, *row) for id, row in facts.segments.items()])
     if facts.spilled:

@@ -76,7 +76,7 @@ def apply_damage(
     cursor.executemany(_RELEASE, [row[:1] for row in repaired])
     if repaired:
         places = array("q", [row[0] for row in repaired])
-        for table in ("artifacts", "tombstones", "tags"):
+        for table in ("artifacts", "tombstones", "tags", "uploads"):
             cursor.execute(_UPROOT.format(table), (NOWHERE, apsw.carray(places)))
     cursor.executemany(_QUARANTINE, quarantine)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Protocol
@@ -115,9 +115,19 @@ class LogBackend:
         """Hold the store-wide lock."""
         return nullcontext() if self._lock is None else self._lock.held()
 
-    def group(self) -> Group:
-        """Begin a group of records."""
-        return self.committer.group()
+    def group(self, time_ms: int = 0) -> Group:
+        """Begin a group of records; `time_ms`: when it is said to be committed (0: now)."""
+        return self.committer.group(time_ms)
+
+    def commit_all(self, groups: Sequence[Group]) -> None:
+        """Commit groups with one fsync, as far as they fit into memory; each is whole or absent."""
+        for group in groups:
+            if group.is_streaming:
+                group.commit()
+        small = [group for group in groups if not group.is_streaming]
+        if small:
+            with self.lock():
+                self.committer.commit_now(small)
 
     @property
     def committer(self) -> Committer:

@@ -53,9 +53,12 @@ class Committed(NamedTuple):
 
 
 class Group:
-    """Collects records; `commit` makes them durable and visible, `abort` forgets them. One thread at a time."""
+    """Collects records; `commit` makes them durable and visible, `abort` forgets them. One thread at a time.
 
-    def __init__(self, committer: Committer) -> None:
+    `time_ms`: when it is said to be committed; 0: now. What is stored anew keeps its time.
+    """
+
+    def __init__(self, committer: Committer, time_ms: int = 0) -> None:
         self._committer = committer
         self._records = Records.empty()
         self._bytes = 0
@@ -63,7 +66,7 @@ class Group:
         self.done = False
         self.error: BaseException | None = None
         self._id = b""
-        self._time_ms = 0
+        self._time_ms = time_ms
 
     def add(
         self, kinds: bytes, flags: bytes, hashes: bytes, plain: Sequence[int], payloads: Sequence[BytesLike]
@@ -96,6 +99,11 @@ class Group:
         return self._stream is None and not self._records.plain
 
     @property
+    def is_streaming(self) -> bool:
+        """Whether it became too large to wait in memory."""
+        return self._stream is not None
+
+    @property
     def size_bytes(self) -> int:
         """What the group takes in a segment, its commit included; only while it waits in memory."""
         return self._bytes + HEADER_BYTES + COMMIT_BYTES
@@ -107,7 +115,7 @@ class Group:
         """
         if self._stream is not None:
             self._stream.write(self._records)
-            self._committer.finish_stream(self._stream)
+            self._committer.finish_stream(self._stream, self._time_ms)
         elif alone:
             self._committer.commit_now([self])
         else:
@@ -125,7 +133,7 @@ class Group:
         """Give (buffers, index entries, length, the group as committed) for this place, commit record included."""
         records = self._records
         if not self._id:  # one that is written again, elsewhere, is the same
-            self._id, self._time_ms = os.urandom(16), now_ms()
+            self._id, self._time_ms = os.urandom(16), self._time_ms or now_ms()
         buffers, entries, length = frame_records(segment, offset, records)
         commit = Commit(
             self._id,
@@ -176,9 +184,9 @@ class Committer:
         """Whether there are durable groups that the catalog does not know yet."""
         return bool(self._unapplied) or self._applying
 
-    def group(self) -> Group:
+    def group(self, time_ms: int = 0) -> Group:
         """Begin a group."""
-        return Group(self)
+        return Group(self, time_ms)
 
     def stream(self) -> Stream:
         """Begin to write a group that is too large to wait in memory."""
@@ -239,10 +247,10 @@ class Committer:
             if any(writer.given_up for writer in used):
                 self.tell()
 
-    def finish_stream(self, stream: Stream) -> None:
+    def finish_stream(self, stream: Stream, time_ms: int = 0) -> None:
         """Commit a streamed group."""
         try:
-            commit = stream.finish()
+            commit = stream.finish(time_ms or now_ms())
             writer = stream.writer
             assert writer is not None
             positions = {**stream.sealed, writer.segment: (writer.offset, SEGMENT_OPEN)}

@@ -158,7 +158,15 @@ class Recovery:
 
     def facts(self) -> Iterator[Facts]:
         """Give what the catalog is to learn, in batches; the positions last."""
-        yield from merged(self._all_facts())
+        repaired: set[int] = set()
+        for facts in merged(self._all_facts()):
+            repaired.update(place for place, _ in facts.repaired)
+            yield facts
+        if repaired:  # what stands there is damaged, and is nobody's
+            problems = self._groups.problems
+            problems[:] = [
+                p for p in problems if (p.segment or 0) << 32 | (p.offset_bytes or 0) not in repaired
+            ]
         if self._committer is not None:
             self._keep_named()
         yield Facts(segments=dict(self._positions))
@@ -242,16 +250,16 @@ class Recovery:
             if dead and (index.sealed or index.closed):
                 self._confirm(handle, index)
                 self._groups.note_retired(index.entries, handle, self._groups.retired)
+                broken = problem is not None
                 if index.sealed and index.problems and self._is_whole(handle, segment, path, index):
                     self._reseal.append((segment, index.records_stop))
                 else:
                     self._groups.problems.extend(index.problems)
+                    broken |= bool(index.problems)
                 self._groups.problems.extend([problem] if problem is not None else [])
                 self._clean.append((segment, start))
-                self._positions[segment] = (
-                    index.size_bytes,
-                    SEGMENT_SEALED if index.sealed else SEGMENT_OPEN,
-                )
+                state = SEGMENT_SEALED if index.sealed else SEGMENT_OPEN
+                self._positions[segment] = (index.size_bytes, SEGMENT_QUARANTINED if broken else state)
             else:
                 if not unclean:  # it was closed a moment ago, and somebody has adopted it
                     index = read_index(self._disk, handle, segment, path, start=start, deep=True)

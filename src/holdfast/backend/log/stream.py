@@ -12,7 +12,6 @@ from holdfast.backend.log.segment import SegmentWriter
 from holdfast.backend.log.writers import Writers
 from holdfast.errors import HoldfastError, NoSpace, Unavailable
 from holdfast.facts import SEGMENT_SEALED
-from holdfast.types import now_ms
 from holdfast.wire.record import (
     HEADER_BYTES,
     MAX_EXTENTS,
@@ -75,14 +74,14 @@ class Stream:
             if first < total:
                 self._fill_up()
 
-    def finish(self) -> Commit:
+    def finish(self, time_ms: int) -> Commit:
         """Append the commit record and make everything durable, in this order: filled segments first."""
         writer = self._open_writer()
         self._close_extent(writer)
         self._wait_for_seal()
         digest, _ = self._digest.finish()
         commit = Commit(
-            os.urandom(16), now_ms(), sum(e.records for e in self.extents), digest, tuple(self.extents)
+            os.urandom(16), time_ms, sum(e.records for e in self.extents), digest, tuple(self.extents)
         )
         if len(self.extents) > MAX_EXTENTS:
             raise NoSpace(

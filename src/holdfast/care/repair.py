@@ -1,0 +1,622 @@
+"""Repair: damaged and missing pieces brought back from elsewhere, as new records; the old places become nobody's.
+
+It works on the damage that is known: what is in quarantine, segments that are broken or gone, pieces that blobs lack.
+First what is derived is put back in place (`framing`). Then each piece is looked for in the store itself, in the
+sources by its hash, and as a range of the blobs that it belongs to; verified, and appended together with its repair
+record. What describes blobs is computed anew from verified bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from holdfast import _native
+from holdfast.backend.log.commit import Group
+from holdfast.backend.log.layout import segment_path
+from holdfast.backend.log.payloads import OFFSET_MASK, Place
+from holdfast.bao import OutboardBuilder
+from holdfast.care.compare import Lack, iter_missing, read_segment
+from holdfast.care.framing import Framing, mend_bit
+from holdfast.care.origins import Origin, right
+from holdfast.care.rows import Row, iter_rows, rows_at
+from holdfast.compress import compress
+from holdfast.core import MENDABLE, Core
+from holdfast.errors import BackendError, HoldfastError, IntegrityError, NotFound
+from holdfast.facts import (
+    FLAG_BLOB,
+    KIND_BLOB,
+    KIND_MASK,
+    KIND_SHIFT,
+    SEGMENT_OPEN,
+    SEGMENT_QUARANTINED,
+    SEGMENT_SEALED,
+    SEGMENT_SUPERSEDED,
+)
+from holdfast.types import Hash, Mended, Problem, Progress, ProgressCallback, RepairReport
+from holdfast.wire.document import (
+    QuarantineDocument,
+    encode_quarantine,
+    encode_retired,
+)
+from holdfast.wire.pages import StreamWriter
+from holdfast.wire.record import (
+    FLAG_SHA256,
+    HEADER_BYTES,
+    PAYLOAD_KINDS,
+    Kind,
+    iter_entries,
+    parse_commit,
+)
+
+GROUP_BYTES: Final = 2 << 20
+MAX_LISTED: Final = 10_000
+_MUST: Final = {1: Kind.DATA, 2: Kind.OUTBOARD_PAGE, 3: Kind.MANIFEST_PAGE, 4: Kind.BLOB}
+HERE: Final = "this store"
+COMPUTED: Final = "computed"
+CATALOG: Final = "the catalog"
+
+
+class Wanted(NamedTuple):
+    """One record that is to be stored anew. `place` is None for what is nowhere."""
+
+    place: int | None
+    hash: bytes
+    """Of the record: what its payload must hash to."""
+    kind: int
+    flags: int
+    time_ms: int
+    """When its group was committed, where that is a fact; else 0."""
+    row: Row | None
+    reason: str
+
+
+class Owner(NamedTuple):
+    """A stretch of a blob that a chunk is; or a page of what describes the blob (offset None)."""
+
+    blob: bytes
+    size: int
+    offset: int | None
+    kind: int
+
+
+class Repair:
+    """One call."""
+
+    def __init__(self, core: Core, origins: Sequence[Origin], progress: ProgressCallback | None) -> None:
+        self._core = core
+        self._backend = core.backend
+        self._origins = origins
+        self._progress = progress
+        self._groups: dict[int, Group] = {}
+        self._pending = 0
+        self._mended: list[Mended] = []
+        self._missing: list[Problem] = []
+        self._fetched = 0
+        self._documents: dict[bytes, tuple[bytes, str]] | None = None
+        self._owners: dict[bytes, list[Owner]] = {}
+
+    def run(self, *, give_up: bool) -> RepairReport:
+        started = time.monotonic()
+        self._backend.committer  # noqa: B018  # refuses a store that was opened to read
+        self._core.write_down_damage()
+        with self._backend.operation():
+            self._mend_framing()
+            lost = self._lost_segments()
+            wanted = self._wanted(lost)
+            self._find_owners({one.hash for one in wanted})
+            left = [one for one in wanted if not self._bring_back(one)]
+            self._commit()
+            left = [one for one in left if not self._describe_again(one)]
+            told = {one.row.key for one in left if one.row is not None} | {one.hash for one in left}
+            for lack in list(iter_missing(self._core)):
+                if lack.blob not in told and lack.piece not in told:
+                    self._supply(lack)
+            self._commit()
+            for one in left:
+                self._say_missing(one)
+            if give_up:
+                for one in left:
+                    if one.place is not None:
+                        self._release(self._group(0), one, "given up")
+            kept = {one.place >> 32 for one in left if one.place is not None} if not give_up else set()
+            gone = [segment for segment in lost if segment not in kept]
+            if gone:
+                self._group(0).add_one(Kind.RETIRED, encode_retired(_runs(gone)))
+            self._commit()
+        return RepairReport(
+            ok=not self._missing,
+            repaired=tuple(self._mended[:MAX_LISTED]),
+            repaired_count=len(self._mended),
+            missing=tuple(self._missing[:MAX_LISTED]),
+            missing_count=len(self._missing),
+            fetched_bytes=self._fetched,
+            seconds=time.monotonic() - started,
+        )
+
+    # -- what there is to do
+
+    def _mend_framing(self) -> None:
+        """Put back what is derived, in segments whose structure is broken or that hold something in quarantine."""
+        catalog = self._core.catalog
+        known = catalog.segments()
+        doubtful = {place >> 32 for place, _, _ in catalog.quarantined()}
+        doubtful |= {segment for segment, (_, state) in known.items() if state == SEGMENT_QUARANTINED}
+        doubtful |= {problem.segment or 0 for problem in self._core.keeper.problems}
+        restored = False
+        for segment in sorted(doubtful & set(self._backend.segment_ids())):
+            applied, state = known.get(segment, (0, SEGMENT_OPEN))
+            framing = Framing(self._backend, segment, applied)
+            try:
+                found = framing.mend()
+            finally:
+                framing.close()
+            path = segment_path(self._backend.root, segment)
+            for offset, what in found.done:
+                self._note(what, None, segment, offset, COMPUTED)
+            for offset, what in found.left:
+                if (segment << 32 | offset) not in {place for place, _, _ in catalog.quarantined(segment)}:
+                    self._missing.append(
+                        Problem(
+                            kind="corrupt_segment",
+                            message=what,
+                            segment=segment,
+                            offset_bytes=offset,
+                            path=path,
+                        )
+                    )
+            if not found.left and state == SEGMENT_QUARANTINED:
+                catalog.set_segment_state(segment, SEGMENT_SEALED if found.sealed else SEGMENT_OPEN)
+            restored |= found.has_facts or (bool(found.done) and state == SEGMENT_SUPERSEDED)
+        if restored:  # what a rebuild had to leave out is there again
+            self._core.keeper.replace("records were put back")
+
+    def _lost_segments(self) -> list[int]:
+        known = self._core.catalog.segments()
+        return [segment for segment, _, _ in self._backend.lost_segments(known)]
+
+    def _wanted(self, lost: Sequence[int]) -> list[Wanted]:
+        catalog = self._core.catalog
+        bad = {place: (hash_, reason) for place, hash_, reason in catalog.quarantined()}
+        wanted: list[Wanted] = []
+        seen: set[int] = set()
+        for row in rows_at(catalog, list(bad), lost):
+            hash_, reason = bad.get(row.location, (b"", "its segment is gone"))
+            if row.location in seen:
+                continue
+            seen.add(row.location)
+            wanted.append(self._wanted_row(row, hash_ or row.record_hash or b"", reason))
+        for place, (hash_, reason) in bad.items():
+            if place not in seen:
+                kind, flags, time_ms = self._record_at(place)
+                wanted.append(Wanted(place, hash_, kind, flags, time_ms, None, reason))
+        return wanted
+
+    def _wanted_row(self, row: Row, hash_: bytes, reason: str) -> Wanted:
+        catalog = self._core.catalog
+        if row.table in ("data", "copies"):
+            flags = row.columns[3]
+            if flags & KIND_MASK != KIND_BLOB:
+                kind = _MUST[flags >> KIND_SHIFT & 0x7F]
+                ((whole, created_ms),) = catalog.ask(
+                    "SELECT flags, ifnull(created_ms, 0) FROM data WHERE hash = ?", (row.columns[0],)
+                ) or ((0, 0),)
+                role = whole & FLAG_BLOB
+                own = flags & FLAG_SHA256 | role
+                return Wanted(row.location, row.key, kind, own, created_ms if role else 0, row, reason)
+        if row.table in ("blobs", "copies"):
+            found = catalog.ask("SELECT created_ms FROM blobs WHERE hash = ?", (row.columns[0],))
+            return Wanted(row.location, hash_, Kind.BLOB, 0, found[0][0] if found else 0, row, reason)
+        kinds = {
+            "artifacts": Kind.ARTIFACT,
+            "tombstones": Kind.TOMBSTONE,
+            "tags": Kind.TAG,
+            "uploads": Kind.UPLOAD,
+        }
+        return Wanted(row.location, hash_, kinds[row.table], 0, 0, row, reason)
+
+    def _record_at(self, place: int) -> tuple[int, int, int]:
+        """Give kind, flags and time of a record that no row of the catalog names; 0 where the segment has nothing."""
+        index = read_segment(self._core, place >> 32)
+        offset = place & OFFSET_MASK
+        kind, flags = 0, 0
+        for entry in iter_entries(index.entries) if index is not None else ():
+            if entry.offset == offset:
+                kind, flags = entry.kind, entry.flags & FLAG_SHA256
+            elif kind and entry.kind == Kind.COMMIT:
+                handles = self._backend.payloads.handles
+                commit = parse_commit(
+                    handles.read(place >> 32, entry.offset + HEADER_BYTES, entry.stored_bytes)
+                )
+                return kind, flags, 0 if commit is None else commit.time_ms
+        return kind, flags, 0
+
+    # -- bringing back
+
+    def _bring_back(self, one: Wanted) -> bool:
+        self._tell()
+        if one.kind in PAYLOAD_KINDS:
+            if one.row is None:  # nothing names it: garbage, or stored anew since
+                self._release(self._group(0), one, "nothing needs it")
+                return True
+            found = self._payload(one)
+            if found is None:
+                return False
+            self._append_payload(one, *found)
+            return True
+        document = self._document(one)
+        if document is None:
+            return False
+        self._append_document(one, *document)
+        return True
+
+    def _payload(self, one: Wanted) -> tuple[bytes, str] | None:
+        assert one.row is not None
+        payloads = self._backend.payloads
+        try:
+            _, stored, plain, flags = one.row.columns
+            data: bytes | None = payloads.read(one.hash, Place(one.row.location, stored, plain, flags))
+        except (HoldfastError, FileNotFoundError):
+            data = None
+        if data is not None:
+            return data, HERE
+        for origin in self._origins:
+            data = right(origin.payload(one.hash, one.flags), one.hash, one.flags)
+            if data is not None:
+                self._fetched += len(data)
+                return data, origin.name
+        for owner in self._owners.get(one.hash, ()):
+            found = self._from_owner(one, owner)
+            if found is not None:
+                return found
+        if one.flags & FLAG_BLOB:
+            return self._range(one, one.hash, one.row.columns[2], 0, one.row.columns[2])
+        return None
+
+    def _from_owner(self, one: Wanted, owner: Owner) -> tuple[bytes, str] | None:
+        assert one.row is not None
+        if owner.offset is not None:
+            return self._range(one, owner.blob, owner.size, owner.offset, one.row.columns[2])
+        if owner.kind == Kind.OUTBOARD_PAGE:
+            for page in self._outboard_pages(owner.blob):
+                if _native.blake3(page) == one.hash:
+                    return page, COMPUTED
+        return None
+
+    def _range(
+        self, one: Wanted, blob: bytes, size: int, offset: int, length: int
+    ) -> tuple[bytes, str] | None:
+        for origin in self._origins:
+            for part in origin.ranges(blob, size, offset, length):
+                data = right(part, one.hash, one.flags)
+                if data is not None:
+                    self._fetched += len(data)
+                    return data, origin.name
+        return None
+
+    def _outboard_pages(self, blob: bytes) -> Iterator[bytes]:
+        """Compute the outboard of a blob from its data, and give its pages, inner ones too."""
+        core = self._core
+        pages: list[bytes] = []
+
+        def emit(page: bytes) -> bytes:
+            pages.append(page)
+            return _native.blake3(page)
+
+        try:
+            reader = core.backend.reader(core.blob(blob))
+            hasher = _native.BlobHasher()
+            writer = StreamWriter(emit)
+            with OutboardBuilder() as builder:
+                for piece in reader.iter_bytes(0, reader.size_bytes):
+                    hasher.update(piece)
+                    builder.feed(hasher.take_groups())
+                root, rest = hasher.finish()
+                builder.feed(rest)
+                for part in builder.finish(reader.size_bytes):
+                    writer.write(part)
+                    yield from _drain(pages)
+                writer.finish()
+            if root == blob:
+                yield from _drain(pages)
+        except (HoldfastError, *MENDABLE):
+            return
+
+    def _document(self, one: Wanted) -> tuple[bytes, str] | None:
+        """Give the document of a record: what its row says, its own bytes but for one bit, or another store's."""
+        known = None if one.row is None else one.row.document
+        if known is not None and (not one.hash or _native.blake3(known) == one.hash):
+            return known, CATALOG
+        raw = self._raw(one)
+        if raw is not None and one.hash:
+            if _native.blake3(raw) == one.hash:
+                return raw, HERE
+            mended = mend_bit(raw, lambda trial: _native.blake3(trial) == one.hash)
+            if mended is not None:
+                return mended, COMPUTED
+        if one.kind == Kind.BLOB and one.row is not None:
+            for origin in self._origins:
+                document = origin.blob_document(one.row.key)
+                if document is not None and _native.blake3(document) == one.hash:
+                    return document, origin.name
+            return None
+        return self._all_documents().get(one.hash)
+
+    def _raw(self, one: Wanted) -> bytes | None:
+        """Read a damaged payload as it lies."""
+        if one.place is None:
+            return None
+        index = read_segment(self._core, one.place >> 32)
+        offset = one.place & OFFSET_MASK
+        for entry in iter_entries(index.entries) if index is not None else ():
+            if entry.offset == offset:
+                try:
+                    return self._backend.payloads.handles.read(
+                        one.place >> 32, offset + HEADER_BYTES, entry.stored_bytes
+                    )
+                except (BackendError, OSError):
+                    return None
+        return None
+
+    def _all_documents(self) -> dict[bytes, tuple[bytes, str]]:
+        """Give, by hash, the documents that this catalog or another store has: looked for once, when one is needed."""
+        if self._documents is None:
+            wanted = {hash_ for _, hash_, _ in self._core.catalog.quarantined()}
+            found: dict[bytes, tuple[bytes, str]] = {}
+            places: Iterable[tuple[str, Iterable[Row]]] = [
+                (CATALOG, iter_rows(self._core.catalog)),
+                *((origin.name, origin.rows()) for origin in self._origins),
+            ]
+            for name, rows in places:
+                for row in rows:
+                    document = row.document
+                    if document is not None and (hash_ := _native.blake3(document)) in wanted:
+                        found.setdefault(hash_, (document, name))
+            self._documents = found
+        return self._documents
+
+    # -- describing anew, and what is nowhere
+
+    def _describe_again(self, one: Wanted) -> bool:
+        """Store a whole blob once more, from verified bytes, where what describes it cannot be had as it was."""
+        if one.kind == Kind.BLOB and one.row is not None:
+            blobs = [one.row.key]
+        elif one.kind == Kind.MANIFEST_PAGE:
+            blobs = list(dict.fromkeys(owner.blob for owner in self._owners.get(one.hash, ())))
+        else:
+            return False
+        done = bool(blobs)
+        for blob in blobs:
+            rows = rows_at(self._core.catalog, [one.place] if one.place is not None else [], ())
+            is_there = self._core.catalog.find_blob(blob)
+            if is_there is None or (one.kind == Kind.BLOB and not any(row.key == blob for row in rows)):
+                continue  # brought back by another of its pieces
+            done &= self._store_again(blob, is_there.size, is_there.created_ms, one, is_there.location)
+        return done
+
+    def _store_again(
+        self, blob: bytes, size: int | None, time_ms: int, one: Wanted | None, described: int | None
+    ) -> bool:
+        for origin in self._origins:
+            for pieces in origin.blobs(blob, size):
+                if self._ingest(blob, pieces, time_ms, one, described):
+                    self._note(
+                        "blob" if one is None else _name(one.kind),
+                        blob,
+                        None if one is None or one.place is None else one.place >> 32,
+                        None if one is None or one.place is None else one.place & OFFSET_MASK,
+                        origin.name,
+                    )
+                    return True
+        return False
+
+    def _ingest(
+        self, blob: bytes, pieces: Iterator[bytes], time_ms: int, one: Wanted | None, described: int | None
+    ) -> bool:
+        with self._core.adding(time_ms=time_ms) as (group, ingest):
+            try:
+                stored = ingest.add(pieces)
+            except BackendError:
+                raise
+            except (IntegrityError, NotFound, OSError):  # the source is no better
+                group.abort()
+                return False
+            if stored.hash != blob:
+                group.abort()
+                return False
+            if one is not None:
+                self._release(group, one, "stored anew")
+                if described is not None and one.place != described:  # what names the old pages
+                    old = Wanted(described, blob, Kind.BLOB, 0, 0, None, "")
+                    self._release(group, old, "described anew")
+            self._fetched += stored.size_bytes
+            group.commit()
+        return True
+
+    def _supply(self, lack: Lack) -> None:
+        """Bring what a blob lacks and no place is known for."""
+        one = Wanted(None, lack.piece, Kind.DATA, 0, 0, None, "")
+        row = self._core.catalog.find_blob(lack.blob)
+        if lack.piece != lack.blob and row is not None:
+            for origin in self._origins:
+                data = right(origin.payload(lack.piece, 0), lack.piece, 0)
+                found = (data, origin.name) if data is not None else None
+                if found is None and lack.offset is not None and lack.length is not None:
+                    found = self._range(one, lack.blob, row.size, lack.offset, lack.length)
+                if found is not None:
+                    kind = Kind.DATA if lack.offset is not None else lack.kind
+                    self._append_payload(one._replace(kind=kind), *found)
+                    return
+            if lack.kind == Kind.OUTBOARD_PAGE:
+                for page in self._outboard_pages(lack.blob):
+                    if _native.blake3(page) == lack.piece:
+                        self._append_payload(one._replace(kind=lack.kind), page, COMPUTED)
+                        return
+            if lack.kind == Kind.MANIFEST_PAGE:
+                old = Wanted(row.location, lack.blob, Kind.BLOB, 0, 0, None, "")
+                if self._store_again(lack.blob, row.size, row.created_ms, old, row.location):
+                    return
+        elif lack.piece == lack.blob and row is None:
+            size = self._size_of(lack.blob)
+            if self._store_again(lack.blob, size, 0, None, None):
+                return
+        elif row is not None and row.flags & KIND_MASK == KIND_BLOB:
+            old = Wanted(row.location, lack.blob, Kind.BLOB, 0, 0, None, "")
+            if self._store_again(lack.blob, row.size, row.created_ms, old, row.location):
+                return
+        self._missing.append(lack.problem)
+
+    def _size_of(self, blob: bytes) -> int | None:
+        sql = "SELECT size FROM artifacts WHERE hash = ? AND format = 0 LIMIT 1"
+        rows = self._core.catalog.ask(sql, (blob,))
+        return int(rows[0][0]) if rows else None
+
+    # -- writing
+
+    def _append_payload(self, one: Wanted, data: bytes, source: str) -> None:
+        group = self._group(one.time_ms)
+        if one.place is not None:
+            self._release(group, one, f"from {source}")
+        stored, packed = [data], bytes((0,))
+        if self._backend.compression == "zstd" and one.kind == Kind.DATA:
+            out, marks = compress([data])
+            stored, packed = [bytes(out[0])], bytes(marks)
+        group.add(bytes((one.kind,)), bytes((packed[0] | one.flags,)), one.hash, [len(data)], stored)
+        self._took(len(data))
+        self._note_one(one, source)
+
+    def _append_document(self, one: Wanted, document: bytes, source: str) -> None:
+        group = self._group(one.time_ms)
+        if one.place is not None:
+            self._release(group, one, f"from {source}")
+        group.add_one(Kind(one.kind), document)
+        self._took(len(document))
+        self._note_one(one, source)
+
+    def _release(self, group: Group, one: Wanted, reason: str) -> None:
+        """Say that what stood at a place is stored anew (or given up): the place is nobody's."""
+        assert one.place is not None
+        document = QuarantineDocument(one.place >> 32, one.place & OFFSET_MASK, one.hash or bytes(32), reason)
+        group.add_one(Kind.REPAIR, encode_quarantine(document))
+
+    def _group(self, time_ms: int) -> Group:
+        group = self._groups.get(time_ms)
+        if group is None:
+            group = self._groups[time_ms] = self._backend.group(time_ms=time_ms)
+        return group
+
+    def _took(self, more_bytes: int) -> None:
+        self._pending += more_bytes + 3 * HEADER_BYTES
+        if self._pending > GROUP_BYTES:
+            self._commit()
+
+    def _commit(self) -> None:
+        groups = [group for group in self._groups.values() if not group.is_empty]
+        self._groups, self._pending = {}, 0
+        if groups:
+            self._backend.commit_all(groups)
+
+    # -- telling
+
+    def _find_owners(self, wanted: set[bytes]) -> None:
+        """See which blobs the wanted pieces belong to, and where in them."""
+        if not wanted:
+            return
+        core = self._core
+        for row in list(core.catalog.iter_blobs()):
+            if row.flags & KIND_MASK != KIND_BLOB:
+                continue
+            try:
+                reader = core.backend.large_reader(row)
+            except (HoldfastError, *MENDABLE):
+                continue
+            for kind, pages in (
+                (Kind.MANIFEST_PAGE, reader.manifest.iter_pages()),
+                (Kind.OUTBOARD_PAGE, reader.outboard_stream.iter_pages()),
+            ):
+                self._own(row, kind, wanted, lambda pages=pages: (hash_ for hash_, _ in pages))  # type: ignore[misc]
+            try:
+                for start, _, _, digest in reader.manifest.iter_chunks():
+                    if digest in wanted:
+                        owner = Owner(row.hash, row.size, start, Kind.DATA)
+                        self._owners.setdefault(digest, []).append(owner)
+            except (HoldfastError, *MENDABLE):
+                continue
+
+    def _own(self, row: Any, kind: int, wanted: set[bytes], pages: Callable[[], Iterator[bytes]]) -> None:
+        try:
+            for hash_ in pages():
+                if hash_ in wanted:
+                    self._owners.setdefault(hash_, []).append(Owner(row.hash, row.size, None, kind))
+        except (HoldfastError, *MENDABLE):
+            return
+
+    def _note_one(self, one: Wanted, source: str) -> None:
+        place = one.place
+        self._note(
+            _name(one.kind),
+            one.hash,
+            None if place is None else place >> 32,
+            None if place is None else place & OFFSET_MASK,
+            source,
+        )
+
+    def _note(
+        self, what: str, hash_: bytes | None, segment: int | None, offset: int | None, source: str
+    ) -> None:
+        self._mended.append(
+            Mended(
+                what=what,
+                hash=Hash(hash_) if hash_ else None,
+                segment=segment,
+                offset_bytes=offset,
+                source=source,
+            )
+        )
+
+    def _say_missing(self, one: Wanted) -> None:
+        place = one.place
+        self._missing.append(
+            Problem(
+                kind="missing_chunk",
+                message=f"no source has this {_name(one.kind)} ({one.reason})",
+                hash=Hash(one.hash) if one.hash else None,
+                segment=None if place is None else place >> 32,
+                offset_bytes=None if place is None else place & OFFSET_MASK,
+                path=None if place is None else segment_path(self._backend.root, place >> 32),
+            )
+        )
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(Progress(phase="repair", done_bytes=self._fetched, done_items=len(self._mended)))
+
+
+def _drain(pages: list[bytes]) -> Iterator[bytes]:
+    while pages:
+        yield pages.pop(0)
+
+
+def _runs(segments: Sequence[int]) -> list[range]:
+    runs: list[range] = []
+    for segment in sorted(segments):
+        if runs and runs[-1].stop == segment:
+            runs[-1] = range(runs[-1].start, segment + 1)
+        else:
+            runs.append(range(segment, segment + 1))
+    return runs
+
+
+def _name(kind: int) -> str:
+    try:
+        return Kind(kind).name.lower().replace("_", " ")
+    except ValueError:
+        return "record"
+
+
+def repair(
+    core: Core, origins: Sequence[Origin], progress: ProgressCallback | None, *, give_up: bool = False
+) -> RepairReport:
+    """Bring back what is damaged or missing, as far as the origins have it."""
+    return Repair(core, origins, progress).run(give_up=give_up)
