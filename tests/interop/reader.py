@@ -23,6 +23,7 @@ from blake3 import blake3
 
 DATA, OUTBOARD, MANIFEST, BLOB, ARTIFACT, TAG, TOMBSTONE = 0x81, 0x02, 0x83, 0x84, 0x85, 0x86, 0x87
 QUARANTINE, REPAIR, UPLOAD, COMMIT, CLOSE, FOOTER = 0x88, 0x89, 0x0A, 0x8C, 0x8D, 0x8E
+RETIRED, TIMES = 0x0F, 0x10
 IS_BLOB, IS_ZSTD, IS_END, IS_SHA256 = 1, 2, 4, 8
 FORMATS = ("raw", "hash_seq")
 
@@ -137,10 +138,40 @@ class Store:
         self.segments: dict[int, Segment] = {}
         for path in (root / "segments").glob("[0-9]" * 10 + ".seg"):
             self.segments[int(path.stem)] = Segment(int(path.stem), path.read_bytes(), store_id, self.damage)
+        self.retired = self._find_retired()
+        for number in self.retired & self.segments.keys():
+            del self.segments[number]
         for segment in self.segments.values():
             for entry in list(segment.entries.values()):
                 if entry.kind == COMMIT:
                     self._take_group(segment, entry)
+
+    def _find_retired(self) -> set[int]:
+        """Segments that were compacted away; one that is still there only if a group that counts says so."""
+        retired = set()
+        for segment in self.segments.values():
+            for entry in segment.entries.values():
+                if entry.kind == RETIRED:
+                    try:
+                        runs = struct.iter_unpack("<2I", segment.verified(entry)[4:])
+                    except (Damaged, struct.error):
+                        continue
+                    counts = any(self._names(segment, commit, entry) for commit in segment.entries.values())
+                    ids = {number for first, stop in runs for number in range(first, stop)}
+                    retired |= ids if counts else ids - self.segments.keys()
+        return retired
+
+    def _names(self, segment: Segment, commit: Entry, entry: Entry) -> bool:
+        """Whether a commit counts, lies in one segment, and names a record there."""
+        try:
+            head = segment.verified(commit) if commit.kind == COMMIT else b""
+        except Damaged:
+            return False
+        runs = list(struct.iter_unpack("<4I", head[68:]))
+        if [run[0] for run in runs] != [segment.number] or not runs[0][1] <= entry.offset < runs[0][2]:
+            return False
+        packed = b"".join(struct.pack("<BBIII32s", *e) for _, e in self._run(*runs[0]))
+        return segment.clean or blake3(packed).digest() == head[32:64]
 
     def _run(self, number: int, start: int, stop: int, _: int) -> list[tuple[Segment, Entry]]:
         where = self.segments.get(number)
@@ -153,16 +184,31 @@ class Store:
             self.damage += [f"a commit is damaged: {error}"] * segment.clean
             return
         time_ms, count, digest, extents = struct.unpack_from("<qQ32sI", head, 16)
-        runs = struct.iter_unpack("<4I", head[68 : 68 + 16 * extents])
+        every = list(struct.iter_unpack("<4I", head[68 : 68 + 16 * extents]))
+        runs = [run for run in every if run[0] not in self.retired]
         group = [pair for run in runs for pair in self._run(*run)]
         packed = b"".join(struct.pack("<BBIII32s", *entry) for _, entry in group)
         whole = len(group) == count and blake3(packed).digest() == digest
+        if len(runs) < len(every):
+            whole = len(group) == sum(run[3] for run in runs)
         if not segment.clean and not (whole and all(w.is_sound(e) for w, e in group if w is segment)):
             return
         if not whole:
             self.damage.append(f"segment {segment.number}: the group that ends at {commit.offset} is damaged")
+        times = self._times(*group[0]) if group and group[0][1].kind == TIMES else iter(())
         for where, entry in group:
-            self._take(where, entry, time_ms)
+            is_blob = entry.kind == BLOB or (entry.kind == DATA and entry.flags & IS_BLOB)
+            self._take(where, entry, next(times, time_ms) if is_blob else time_ms)
+
+    def _times(self, segment: Segment, entry: Entry) -> Iterator[int]:
+        """When the blobs of a copied group were stored, one after another."""
+        try:
+            runs = list(struct.iter_unpack("<Iq", segment.verified(entry)[4:]))
+        except (Damaged, struct.error) as error:
+            self.damage.append(f"times are damaged: {error}")
+            return
+        for count, time_ms in runs:
+            yield from (time_ms for _ in range(count))
 
     def _take(self, segment: Segment, entry: Entry, time_ms: int) -> None:
         place, kind, flags = (segment.number, entry.offset), entry.kind, entry.flags
