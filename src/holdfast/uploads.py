@@ -11,7 +11,7 @@ from typing import Final
 
 from holdfast.backend.log.layout import UPLOADS
 from holdfast.core import Core
-from holdfast.errors import InvalidInput, UploadNotFound
+from holdfast.errors import FormatError, IntegrityError, InvalidInput, UnreadableRoot, UploadNotFound
 from holdfast.types import BLOCK_BYTES, BytesLike, Upload, id_text, to_datetime
 from holdfast.wire.pages import ManifestReader, StreamReader
 from holdfast.wire.record import Kind
@@ -91,6 +91,21 @@ def iter_held(document: UploadDocument, load: Load) -> Iterator[bytes]:
         yield digest
 
 
+def iter_roots(core: Core) -> Iterator[bytes]:
+    """Give what all open uploads keep: roots of each collection. `UnreadableRoot` where that cannot be known."""
+    for raw in core.catalog.iter_open_uploads():
+        document = parse_upload(raw)
+        try:
+            yield from iter_held(document, core.backend.payloads.load)
+        except (IntegrityError, FormatError) as error:
+            token = document.token.hex()
+            raise UnreadableRoot(
+                f"nothing is collected: the upload {token} cannot be read, so nobody knows what it keeps ({error})."
+                " Repair it, or abort it on purpose",
+                root=f"upload {token}",
+            ) from error
+
+
 def iter_pieces(document: UploadDocument, load: Load, start: int) -> Iterator[tuple[int, int, bytes]]:
     """Give (length, offset, hash) of the chunks, and of the pieces of the tail, that hold the bytes from `start` on."""
     for offset, _, length, digest in _manifest(document, load).iter_chunks(start):
@@ -131,6 +146,8 @@ def expire_uploads(core: Core, now_ms: int) -> list[str]:
     """
     claims = core.backend.claims
     ended: list[str] = []
+    if all(parse_upload(raw).expires_ms > now_ms for raw in core.catalog.iter_open_uploads()):
+        return ended
     with core.changing() as group:
         for raw in core.catalog.iter_open_uploads():
             found = parse_upload(raw)

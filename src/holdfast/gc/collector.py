@@ -15,6 +15,7 @@ from holdfast.gc.explain import dry_run, forecast, why
 from holdfast.gc.marks import Marks
 from holdfast.partials import expire_partials
 from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, ProgressCallback, now_ms
+from holdfast.uploads import expire_uploads
 
 
 def _never() -> bool:
@@ -51,6 +52,7 @@ class Collector:
         backend = core.backend
         backend.committer  # noqa: B018  # refuses a store that was opened to read
         expire_partials(core, now_ms())
+        expire_uploads(core, now_ms())
         with collecting(backend.disk, backend.root, "gc"):
             collection = Collection(
                 core,
@@ -71,7 +73,7 @@ class Collector:
 
     def gc_if_changed(self, stop: Callable[[], bool]) -> GcReport | None:
         """Collect, unless nothing has happened since the last cycle that this process saw to its end."""
-        if expire_partials(self._core, now_ms()):
+        if expire_partials(self._core, now_ms()) or expire_uploads(self._core, now_ms()):
             self._seen = None
         state = self._state()
         if state == self._seen:

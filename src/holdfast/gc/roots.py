@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from holdfast import uploads
 from holdfast.backend.log.session import SessionState
 from holdfast.catalog import Catalog
 from holdfast.catalog import collecting as books
@@ -32,6 +33,7 @@ def iter_held(core: Core, catalog: Catalog) -> Iterator[bytes]:
     They are read after names and leases: who completes a partial blob claims and leases the blob before it goes.
     """
     yield from books.iter_holds(catalog)
+    yield from uploads.iter_roots(core)
     for hashes in iter_partial_roots(core):
         yield from hashes
 

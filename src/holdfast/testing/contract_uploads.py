@@ -207,3 +207,45 @@ class UploadsContract(ContractBase):
         artifact = writer.commit()
         assert artifact.hash.digest == _native.blake3(content)
         assert store.read(artifact) == content
+
+    def test_a_collection_leaves_what_an_upload_has(self, make_store: MakeStore) -> None:
+        content = sample(self.segment_bytes // 2)
+        with make_store(upload_expiry_seconds=60.0) as store:
+            shared = store.put(content[: 2 * self.chunk_bytes])
+            writer = store.writer("a", resumable=True)
+            writer.write(content[:-100])
+            writer.checkpoint()
+            store.delete(shared)
+            store.gc(min_age_seconds=0)
+            writer.write(content[-100:-50])
+            token = writer.suspend()
+            store.gc(min_age_seconds=0)
+            store.compact()
+            if self.persistent:
+                store.rebuild()
+            writer = store.writer(resume=token)
+            assert writer.offset_bytes == len(content) - 50
+            writer.write(content[-50:])
+            artifact = writer.commit()
+            store.gc(min_age_seconds=0)
+            assert store.read(artifact) == content
+            assert store.verify(artifact).ok
+            assert store.scrub().ok
+
+    @pytest.mark.parametrize("end", ["abort", "expire", "commit"])
+    def test_what_an_upload_alone_had_is_collected(self, make_store: MakeStore, end: str) -> None:
+        with make_store(upload_expiry_seconds=60.0) as store:
+            store.put(b"kept")
+            before = store.stats().unique_bytes
+            writer = store.writer("a", resumable=True)
+            writer.write(sample(3 * self.chunk_bytes))
+            writer.checkpoint()
+            if end == "abort":
+                writer.abort()
+            elif end == "expire":
+                writer.suspend()
+                assert expire_uploads(store._core, now_ms() + 61_000)
+            else:
+                store.delete(writer.commit())
+            store.gc(min_age_seconds=0)
+            assert store.stats().unique_bytes == before
