@@ -181,7 +181,7 @@ def chosen(
         if not again and known.get("killed") and known.get("of") == fingerprint(line):
             continue
         names.append(name)
-    return names
+    return sorted(names, key=lambda name: name in results)  # those that were never tried come first
 
 
 def main() -> int:

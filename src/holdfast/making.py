@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any, Final, TypedDict, Unpack
 
@@ -11,6 +13,7 @@ from holdfast.backend.log.layout import (
     CATALOG_FILE,
     MAX_SEGMENT_BYTES,
     MIN_SEGMENT_BYTES,
+    SEGMENTS,
     create_store,
     read_store_file,
 )
@@ -19,6 +22,8 @@ from holdfast.core import Core, Options
 from holdfast.errors import Conflict, InvalidConfig, StoreNotFound
 from holdfast.recovery import CatalogKeeper
 from holdfast.types import now_ms
+
+log = logging.getLogger("holdfast")
 
 DEFAULT_SEGMENT_BYTES: Final = 64 << 20
 DEFAULT_COMPRESSION: Final = "zstd"
@@ -64,6 +69,8 @@ def open_core(root: str, **how: Unpack[How]) -> Core:
             " or read_only",
             path=root,
         )
+    if disk is None:
+        _look_at_rights(root)
     backend = LogBackend(
         used,
         root,
@@ -84,6 +91,17 @@ def open_core(root: str, **how: Unpack[How]) -> Core:
         backend.abandon()
         raise
     return Core(backend, keeper, how.get("options") or Options())
+
+
+def _look_at_rights(root: str) -> None:
+    """Say when everybody may write where the store lies: then anybody can take its files away, or put others there."""
+    for path in (root, f"{root}/{SEGMENTS}"):
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            continue
+        if mode & 0o002:
+            log.warning("everybody may write to %s: take that right away (chmod o-w)", path)
 
 
 def _create(

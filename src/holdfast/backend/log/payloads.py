@@ -20,7 +20,7 @@ from holdfast.errors import (
 )
 from holdfast.facts import FLAG_ZSTD
 from holdfast.types import Hash
-from holdfast.wire.record import ENTRY_BYTES, FLAG_SHA256, HEADER, HEADER_BYTES
+from holdfast.wire.record import ENTRY_BYTES, FLAG_SHA256, HEADER, HEADER_BYTES, MAX_RECORD_BYTES
 
 OFFSET_MASK: Final = (1 << 32) - 1
 HEADER_STORED: Final = 7
@@ -166,7 +166,7 @@ class Payloads:
             self.found.setdefault(location, (hash_, reason))
 
     def decompress(self, data: bytes | memoryview, plain_bytes: int, hash_: bytes, location: int) -> bytes:
-        """Undo compression; never makes more than the record says."""
+        """Undo compression; never makes more than the record says, nor than a record may have."""
         try:
             decompressor = self._local.decompressor
         except AttributeError:
@@ -176,7 +176,7 @@ class Payloads:
             self._local.zstandard = zstandard
         zstandard = self._local.zstandard
         try:
-            if zstandard.frame_content_size(data) != plain_bytes:
+            if plain_bytes > MAX_RECORD_BYTES or zstandard.frame_content_size(data) != plain_bytes:
                 raise self.corrupt(hash_, location, "says another size than it has")
             plain: bytes = decompressor.decompress(data)
         except zstandard.ZstdError:
