@@ -106,6 +106,21 @@ def test_leases_tags_and_requirements_keep_what_they_name(store: Store) -> None:
     assert store.scrub().ok
 
 
+def test_what_is_held_stays_until_it_is_released(store: Store) -> None:
+    blob = store.blobs.put(noise(30_000, 1))
+    chunk = store._core.backend.large_reader(store._core.blob(blob.hash)).manifest.leaf_at(0).entries[0][2]
+    small = store.blobs.put(b"small")
+    store._core.catalog.hold(b"an upload of mine", [chunk, small.hash.digest])
+    blob.release()
+    small.release()
+    assert store.gc().dropped_blobs == 1
+    assert store._core.catalog.find_data([chunk]).keys() == {chunk}
+    assert store.read(small.hash) == b"small"
+    store._core.catalog.release(b"an upload of mine")
+    store.gc()
+    assert rows(store, "data") == 0
+
+
 def test_a_hash_seq_keeps_its_children_and_theirs(store: Store, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "sub").mkdir(parents=True)
@@ -127,11 +142,13 @@ def test_a_hash_seq_keeps_its_children_and_theirs(store: Store, tmp_path: Path) 
     assert rows(store, "blobs") == 0
 
 
-def test_a_root_that_cannot_be_read_stops_everything(store: Store) -> None:
-    tree = store.blobs.put(store.blobs.put(noise(20_000, 1)).hash.digest)
-    store.tags.set("broken", tree.hash, "hash_seq")
+@pytest.mark.parametrize(("table", "format"), [("data", "hash_seq"), ("blobs", "raw")])
+def test_a_root_that_cannot_be_read_stops_everything(store: Store, table: str, format: str) -> None:
+    leaf = store.blobs.put(noise(20_000, 1))
+    tree = store.blobs.put(leaf.hash.digest) if table == "data" else leaf
+    store.tags.set("broken", tree.hash, format)
     store._core.catalog._write(
-        lambda cursor: cursor.execute("DELETE FROM data WHERE hash = ?", (tree.hash.digest,))
+        lambda cursor: cursor.execute(f"DELETE FROM {table} WHERE hash = ?", (tree.hash.digest,))
     )
     garbage = store.blobs.put(b"garbage")
     garbage.release()
