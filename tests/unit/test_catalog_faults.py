@@ -18,6 +18,7 @@ import pytest
 
 from holdfast.catalog import Catalog, CatalogUnusable
 from holdfast.catalog import aside as catalog_aside
+from holdfast.catalog.connection import connect
 from holdfast.catalog.schema import MIGRATIONS
 from holdfast.errors import HoldfastError, NeedsReopen, PermissionDenied, Unavailable
 from holdfast.facts import FLAG_BLOB, KIND_DATA, ArtifactRow, Facts
@@ -76,7 +77,7 @@ def test_a_catalog_of_another_store_is_not_used(path: Path) -> None:
 
 
 def test_a_newer_catalog_is_not_used(path: Path) -> None:
-    apsw.Connection(str(path)).execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
+    connect(path).execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
     for read_only in (False, True):
         with pytest.raises(CatalogUnusable, match="newer"):
             Catalog.open(path, STORE, read_only=read_only)
@@ -114,7 +115,7 @@ def test_a_catalog_whose_rows_do_not_say_where_documents_lie_is_rebuilt(path: Pa
             lambda cursor: cursor.execute(
                 "ALTER TABLE artifacts DROP COLUMN location; ALTER TABLE tombstones DROP COLUMN location;"
                 "ALTER TABLE tags DROP COLUMN location; ALTER TABLE segments DROP COLUMN content;"
-                "DROP TABLE spilled; DROP TABLE retired; PRAGMA user_version=4"
+                "DROP TABLE spilled; DROP TABLE retired; DROP TABLE repaired; PRAGMA user_version=4"
             ).fetchall()
         )
         catalog.close()

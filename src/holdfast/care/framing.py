@@ -209,7 +209,7 @@ class Framing:
     def _candidates(self, offset: int, payload: bytes) -> Iterator[Entry]:
         length = len(payload)
         hash_ = _native.blake3(payload)
-        for kind in (*sorted(DOCUMENT_KINDS), Kind.COMMIT, Kind.CLOSE):
+        for kind in (*sorted(DOCUMENT_KINDS), Kind.TIMES, Kind.COMMIT, Kind.CLOSE):
             yield Entry(kind, 0, offset, length, length, hash_)
         plains = [(0, payload)]
         packed = self._unpack(payload)

@@ -430,7 +430,7 @@ class Catalog(CatalogFile):
                 try:
                     yield from iter_dump(reader)
                 finally:
-                    reader.all("COMMIT")
+                    reader.end_view()
             finally:
                 self._pool.give(reader)
         except MET as error:

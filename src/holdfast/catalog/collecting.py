@@ -172,7 +172,7 @@ def _in_one_view(catalog: Catalog, rows: Callable[[Reader], Iterator[Any]]) -> I
             try:
                 yield from rows(reader)
             finally:
-                reader.all("COMMIT")
+                reader.end_view()
         finally:
             catalog._pool.give(reader)
     except MET as error:

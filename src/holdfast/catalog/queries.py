@@ -64,6 +64,11 @@ SELECT
   ifnull(sum(stored) FILTER (WHERE flags & {KIND_MASK} <> {KIND_DATA}), 0)
 FROM data"""
 
+_COPIES: Final = f"""
+SELECT location, stored, iif(flags & {KIND_MASK} = {KIND_BLOB}, stored, ifnull(plain, stored)), flags
+FROM copies WHERE hash = ? ORDER BY location"""
+"""A further record of a large blob keeps the count of its chunks as `plain`."""
+
 _ARTIFACT_COLUMNS: Final = ", ".join(ArtifactEntry._fields)
 _TAG_COLUMNS: Final = ", ".join(TagEntry._fields)
 _KEYS: Final = {
@@ -166,7 +171,7 @@ class Reader:
             small, chunks, unique, stored, tree = self.all(_DATA_COUNTS)[0]
             pages = self.connection.pragma("page_count") * self.connection.pragma("page_size")
         finally:
-            self.cursor.execute("COMMIT")
+            self.end_view()
         return Counts(
             artifacts=artifacts,
             deleted_artifacts=deleted,
@@ -185,8 +190,7 @@ class Reader:
 
     def copies(self, hash: bytes) -> list[Location]:
         """Give the further copies of a payload, lowest location first."""
-        sql = "SELECT location, stored, ifnull(plain, stored), flags FROM copies WHERE hash = ? ORDER BY location"
-        return cast("list[Location]", self.all(sql, (hash,)))
+        return cast("list[Location]", self.all(_COPIES, (hash,)))
 
     def ids_range(self, low: bytes, high: bytes, limit: int) -> list[bytes]:
         """Give ids of artifacts, low and high included."""
@@ -220,6 +224,11 @@ class Reader:
         for table, key in _KEYS.items():
             for order in ("", "DESC"):
                 self.all(f"SELECT * FROM {table} ORDER BY {key} {order} LIMIT 1")
+
+    def end_view(self) -> None:
+        """End a transaction that only reads; a page that cannot be read has ended it already."""
+        if self.connection.in_transaction:
+            self.cursor.execute("COMMIT")
 
     def rows(self, sql: str) -> Iterator[tuple[Any, ...]]:
         """Stream the rows of one statement; the cursor is busy until the end."""

@@ -17,6 +17,8 @@ from holdfast.catalog import damage, holds
 from holdfast.catalog.labels import migrate_labels
 from holdfast.catalog.unusable import CatalogUnusable
 
+CHECKSUM_BYTES: Final = 8
+"""Kept free at the end of each page for the sum that the checksum VFS (`connection.py`) writes and verifies."""
 APPLICATION_ID: Final = 0x48464341
 """ASCII "HFCA", in the header of the file."""
 
@@ -98,6 +100,7 @@ def create(
     connection: apsw.Connection, store_id: bytes, migrations: Sequence[Migration] = MIGRATIONS
 ) -> None:
     """Turn an empty file into an empty catalog with an identity of its own."""
+    connection.reserve_bytes("main", CHECKSUM_BYTES)
     connection.pragma("page_size", PAGE_BYTES)
     connection.pragma("journal_mode", "wal")
     with transaction(connection):

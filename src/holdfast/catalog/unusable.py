@@ -35,6 +35,8 @@ def translate(error: Exception, path: Path | None) -> Exception:
     """Give the error to raise instead of SQLite's `error`; what can only be our own mistake stays as it is."""
     where = "in memory" if path is None else str(path)
     text = str(error) or type(error).__name__
+    if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
+        return CatalogUnusable("a page of it does not match its checksum", path=where)
     if isinstance(error, _DAMAGE) or (isinstance(error, apsw.SQLError) and text.startswith(_SAID_OF_DAMAGE)):
         return CatalogUnusable(f"it is damaged ({text})", path=where)
     if isinstance(error, apsw.FullError):
