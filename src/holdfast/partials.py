@@ -98,7 +98,10 @@ class PartialBlobs:
     @entered
     def missing_ranges(self, hash: Hash) -> ChunkRanges:
         """Say what to ask for next: all of a blob of which nothing is here, nothing of one that is complete."""
-        return bitfield(self._core, checked(hash).digest).missing
+        found = look(self._core, checked(hash).digest)
+        if isinstance(found, PartialState):
+            return found.missing
+        return ChunkRanges.all() if found is None else ChunkRanges.empty()
 
     def _described(self, digest: bytes) -> BlobInfo | None:
         """Say what is known of a blob, complete or partial; None if nothing."""

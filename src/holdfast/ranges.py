@@ -180,7 +180,11 @@ class ChunkRanges:
 
     def clip(self, size_bytes: int) -> ChunkRanges:
         """Give the leaves that a blob of `size_bytes` has."""
-        return self & ChunkRanges.leaves(0, leaf_count(size_bytes))
+        own, count = self._boundaries, leaf_count(size_bytes)
+        if not self.is_open and (not own or own[-1] <= count):
+            return self
+        kept = bisect_left(own, count)
+        return ChunkRanges._of((*own[:kept], count) if kept % 2 else own[:kept])
 
     def select(self, size_bytes: int) -> ChunkRanges:
         """Give the leaves that a response carries: those that the blob has, and its last one if any beyond is asked."""

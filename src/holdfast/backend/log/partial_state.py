@@ -6,9 +6,7 @@ so whatever prefix of the journal comes back after a crash is true.
 
 from __future__ import annotations
 
-import sys
-from array import array
-from struct import Struct
+from struct import Struct, pack, unpack
 from typing import Final, NamedTuple
 
 from holdfast import _native
@@ -153,15 +151,8 @@ def parse_journal(
 
 
 def _pack(numbers: tuple[int, ...]) -> bytes:
-    packed = array("Q", numbers)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
+    return pack(f"<{len(numbers)}Q", *numbers)
 
 
 def _unpack(packed: memoryview) -> tuple[int, ...]:
-    numbers = array("Q")
-    numbers.frombytes(packed)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return tuple(numbers)
+    return unpack(f"<{len(packed) // 8}Q", packed)
