@@ -22,7 +22,9 @@ REGISTRY: Final = "tools/mutants.toml"
 ELSEWHERE: Final = ("cli/", "config/", "testing/", "reference.py", "reference_bao.py")
 """What holds no data: the doors, the harness, and the slow definitions that tests compare with."""
 
-STEPS: Final = frozenset({"fsync", "fsync_dir", "_fsync", "_fsync_data", "sync", "give_up", "touch", "lease"})
+STEPS: Final = frozenset(
+    {"fsync", "fsync_dir", "_fsync", "_fsync_data", "_sync", "sync", "give_up", "touch", "lease"}
+)
 GUARDS: Final = frozenset(
     {"remove_companions", "catch_up", "_confirm", "check_same_store", "check_segment_header"}
     | {"_check_same", "_check_length", "_check_some", "_refuse_to_forget"}
