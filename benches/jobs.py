@@ -22,6 +22,7 @@ from resource import RUSAGE_SELF, getrusage
 from typing import Any, Final
 
 from benches.peak import peak_bytes
+from benches.stream_jobs import claim_half, decode, first_ask, look, make_stream
 
 RANGE_BYTES: Final = 64 << 10
 _BUFFER_BYTES: Final = 4 << 20
@@ -480,6 +481,8 @@ def main() -> None:
     counts = globals()[name](clock, **json.loads(arguments))
     print(json.dumps(_result(clock, counts)))
 
+
+__all__ = ["claim_half", "decode", "first_ask", "look", "make_stream"]
 
 if __name__ == "__main__":
     main()

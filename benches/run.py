@@ -24,7 +24,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benches import large, opening, small, trees
+from benches import large, opening, partials, small, trees
 from benches.corpora import place
 from benches.measure import Bench, Report
 from holdfast.chunking import Chunking
@@ -46,6 +46,9 @@ ROWS: Final[dict[str, Callable[[Bench], Report]]] = {
     "open": opening.opening,
     "space": large.space,
     "start": opening.start,
+    "decode": partials.decode,
+    "resume": partials.resume,
+    "bitfield": partials.bitfield,
 }
 COLUMNS: Final = ("who", "median", "slowest to fastest", "beside", "CPU", "memory", "proof")
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "performance.md"
