@@ -6,9 +6,11 @@ import functools
 import logging
 import os
 import threading
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from holdfast.backend.log.backend import LogBackend
@@ -71,9 +73,13 @@ class Core:
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="holdfast-ingest")
         self._pid = os.getpid()
         self._closed = False
-        self._running = 0
-        self._gate = threading.Lock()  # not the condition around it: an interrupt could leave that one locked
+        self._callers: dict[int, int] = {}
+        """How many calls, one within the other, each thread has under way."""
+        # Not the condition around it: an interrupt could leave that one locked. Reentrant: for signal handlers.
+        self._gate = threading.RLock()
         self._calls = threading.Condition(self._gate)
+        self._let_go = weakref.finalize(self, _let_go, backend, keeper, self.pool)
+        self._let_go.atexit = False  # the end of the process lets go of everything anyway
 
     @property
     def closed(self) -> bool:
@@ -97,24 +103,55 @@ class Core:
 
     def enter(self) -> None:
         """Begin a call; `close` waits until it has left."""
+        thread = threading.get_ident()
         with self._gate:
             self.check()
-            self._running += 1
+            self._callers[thread] = self._callers.get(thread, 0) + 1
 
     def leave(self) -> None:
         """The call is over. What it met of damage is written down, now that it holds no lock."""
         if self.backend.payloads.found and not self._closed and os.getpid() == self._pid:
             self.write_down_damage()
+        self._leave()
+
+    def _leave(self) -> None:
+        thread = threading.get_ident()
         with self._gate:
-            self._running -= 1
-            if self._closed and not self._running:
-                self._calls.notify_all()
+            self._callers[thread] -= 1
+            if not self._callers[thread]:
+                del self._callers[thread]
+                if self._closed and not self._callers:
+                    self._calls.notify_all()
+
+    def called_back(self, callback: ProgressCallback) -> ProgressCallback:
+        """Give a callback for threads of our own: what it calls counts as within the call that waits for them."""
+
+        def call(progress: Progress) -> None:
+            thread = threading.get_ident()
+            with self._gate:
+                self._callers[thread] = self._callers.get(thread, 0) + 1
+            try:
+                callback(progress)
+            finally:
+                self._leave()
+
+        return call
+
+    def refuse_within_call(self) -> None:
+        """Raise `InvalidInput` in a thread that has a call under way: a close there would wait for itself."""
+        if threading.get_ident() in self._callers:
+            raise InvalidInput(
+                "close() was called from within a call of the same store (by a callback, an iterator that is being"
+                " stored, or a signal handler), which would wait for itself: close it when the call has returned"
+            )
 
     def close(self) -> None:
         """Let no further call in, and wait for those that run."""
         with self._calls:
+            self.refuse_within_call()
             self._closed = True
-            while self._running:
+            self._let_go.detach()
+            while self._callers:
                 self._calls.wait()
         self.pool.shutdown()
 
@@ -275,6 +312,21 @@ class Core:
                 size_bytes=0,
             )
         return PartialReader(backend.partials, backend.payloads, digest, state, whole)
+
+
+def _let_go(backend: LogBackend, keeper: CatalogKeeper, pool: ThreadPoolExecutor) -> None:
+    """A store that nobody has any more was not closed: warn, and let go of all it holds, as a killed process would."""
+    if os.getpid() != backend.pid:
+        return  # a forked child: the parent has it
+    try:
+        pool.shutdown(wait=False)
+        keeper.close()
+        with suppress(RuntimeError):  # one of its own threads came to collect it, and cannot wait for itself
+            backend.abandon()
+    finally:
+        warnings.warn(
+            f"unclosed store {backend.root}: close it, or use `with`", ResourceWarning, stacklevel=2
+        )
 
 
 class _Room(Protocol):

@@ -109,17 +109,17 @@ def _create(
 ) -> None:
     try:
         read_store_file(disk, root)
+        is_ours = False
     except StoreNotFound:
-        create_store(
+        is_ours = create_store(
             disk,
             root,
             chunking=chunking or Chunking.choose(),
             compression=DEFAULT_COMPRESSION if compression is None else compression,
             now_ms=now_ms(),
         )
-    else:
-        if not exist_ok:
-            raise Conflict(f"there is a store at {root} already", path=root)
+    if not is_ours and not exist_ok:
+        raise Conflict(f"there is a store at {root} already", path=root)
 
 
 def _check_conflicts(

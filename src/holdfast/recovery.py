@@ -234,7 +234,8 @@ class CatalogKeeper:
             recovery.close()
 
     def _note(self, recovery: Recovery) -> None:
-        for problem in recovery.problems[len(self.problems) :][:10]:
+        known = set(self.problems)
+        for problem in [one for one in recovery.problems if one not in known][:10]:
             log.warning(
                 "damage in segment %s at offset %s: %s",
                 problem.segment,

@@ -64,7 +64,8 @@ class Store(Care, Collecting):
         self._blobs = Blobs(core, self._reading)
         self._tags = Tags(core)
         self._begin_collecting()
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()
+        self._is_closing = False
         _open_stores.add(self)
 
     @classmethod
@@ -369,18 +370,27 @@ class Store(Care, Collecting):
         self._core.backend.sync()
 
     def close(self) -> None:
-        """Close the store; harmless when done twice. Readers and writers that are open must not be used after it."""
+        """Close the store; harmless when done twice. Readers and writers that are open must not be used after it.
+
+        Waits for the calls of other threads; from within a call of its own thread it is `InvalidInput`. A store that
+        is never closed is let go when nobody has it any more, with a `ResourceWarning`.
+        """
+        self._core.refuse_within_call()
         with self._closing:
-            if self._core.closed:
+            if self._core.closed or self._is_closing:  # the latter: in a signal handler that interrupted us
                 return
-            self.stop_maintenance()
-            self._core.write_down_damage()
-            self._core.close()
-            self._collector.close()
+            self._is_closing = True
             try:
-                self._core.backend.close()
+                self.stop_maintenance()
+                self._core.write_down_damage()
+                self._core.close()
+                self._collector.close()
+                try:
+                    self._core.backend.close()
+                finally:
+                    self._core.keeper.close()
             finally:
-                self._core.keeper.close()
+                self._is_closing = False
 
     def __enter__(self) -> Store:
         self._core.check()

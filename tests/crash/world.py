@@ -95,7 +95,7 @@ class World:
 
 def open_store(disk: Disk, catalog: Path, *, create: bool = False, root: str = ROOT) -> Store:
     """Open a store with segments and chunks as small as they may be."""
-    return Store._open(
+    store = Store._open(
         root,
         disk=disk,
         catalog_path=catalog,
@@ -105,6 +105,8 @@ def open_store(disk: Disk, catalog: Path, *, create: bool = False, root: str = R
         segment_bytes=SEGMENT_BYTES,
         lock_timeout_seconds=2.0,
     )
+    store._core._let_go.detach()  # a process that dies in a test closes nothing, and is not warned of it
+    return store
 
 
 @contextmanager

@@ -279,7 +279,7 @@ def scrub(
 
     Memory: a few read buffers, and the index of one segment.
     """
-    report = Report("scrub", progress)
+    report = Report("scrub", None if progress is None else core.called_back(progress))
     work = Scrub(core, report, Pace(max_bytes, bytes_per_second), drop_cache=drop_cache)
     if resume and (kept := read_hint(core, POSITION, Position)) is not None:
         work.position = kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -79,6 +80,7 @@ class LogBackend:
         self.chunking = Chunking.from_dict(store.chunking)
         self.compression = store.compression
         self.read_only = read_only
+        self.pid = os.getpid()
         self.segment_bytes = segment_bytes
         self._fsync = fsync
         self._catalog: Callable[[], CatalogPort] | None = None

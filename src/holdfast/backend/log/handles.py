@@ -1,91 +1,103 @@
-"""Open segment files for reading: a few for each thread, so that no thread closes what another reads from."""
+"""Open segment files for reading: one budget for all threads of a store, and none is closed while it is read."""
 
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import segment_path
 
-MAX_OPEN: Final = 64
+MAX_OPEN: Final = 128
+"""How many stay open; more only while more than so many threads read at once."""
 
 
-class _Cache:
-    """The open segments of one thread, the least recently opened first."""
+class _Open:
+    """One open segment."""
 
-    def __init__(self, disk: Disk, root: str) -> None:
-        self.handles: OrderedDict[int, int] = OrderedDict()
-        self.looked = 0
-        """How often segments were compacted away here before this thread last looked."""
-        self._disk = disk
-        self._root = root
+    __slots__ = ("handle", "is_dropped", "users")
 
-    def open(self, segment: int) -> int:
-        self.let_go(1)  # by and by also of what other processes have compacted away
-        handle = self._disk.open(segment_path(self._root, segment), "r")
-        if len(self.handles) >= MAX_OPEN:
-            _, oldest = self.handles.popitem(last=False)
-            self._disk.close(oldest)
-        self.handles[segment] = handle
-        return handle
-
-    def let_go(self, count: int) -> None:
-        """See whether some of the segments are gone, and close those: their room comes back only then."""
-        for segment in [*self.handles][:count]:
-            if self._disk.stat(segment_path(self._root, segment)) is None:
-                self._disk.close(self.handles.pop(segment))
-            else:
-                self.handles.move_to_end(segment)
-
-    def close(self) -> None:
-        while self.handles:
-            _, handle = self.handles.popitem()
-            self._disk.close(handle)
-
-    def __del__(self) -> None:
-        self.close()
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self.users = 1
+        self.is_dropped = False
+        """Nobody will find it any more: its last user closes it."""
 
 
 class Handles:
-    """Gives handles of segments for reading."""
+    """Reads segments by their ids."""
 
     def __init__(self, disk: Disk, root: str) -> None:
         self._disk = disk
         self._root = root
-        self._local = threading.local()
-        self._caches: weakref.WeakSet[_Cache] = weakref.WeakSet()
-        self._compacted = 0
-
-    def get(self, segment: int) -> int:
-        """Give a handle that stays good until this thread asks for another; `FileNotFoundError` when it is gone."""
-        try:
-            cache: _Cache = self._local.cache
-        except AttributeError:
-            cache = self._local.cache = _Cache(self._disk, self._root)
-            self._caches.add(cache)
-        if cache.looked != self._compacted:
-            cache.looked = self._compacted
-            cache.let_go(MAX_OPEN)
-        handle = cache.handles.get(segment)
-        return cache.open(segment) if handle is None else handle
-
-    def compacted(self) -> None:
-        """Have each thread let go of segments that are gone, before it reads the next time."""
-        self._compacted += 1
+        self._mutex = threading.RLock()  # a signal handler may read while its thread is in here
+        self._open: OrderedDict[int, _Open] = OrderedDict()
+        """The least recently opened first."""
 
     def read(self, segment: int, offset: int, length: int) -> bytes:
-        """Read from a segment; short only at its end."""
-        return self._disk.pread(self.get(segment), length, offset)
+        """Read from a segment; short only at its end. `FileNotFoundError` when it is gone."""
+        one = self._take(segment)
+        try:
+            return self._disk.pread(one.handle, length, offset)
+        finally:
+            self._give_back(one)
+
+    def compacted(self) -> None:
+        """Let go of segments that are gone: while one is open, its room is not given back."""
+        with self._mutex:
+            for segment in [*self._open]:
+                if self._disk.stat(segment_path(self._root, segment)) is None:
+                    self._drop(segment)
 
     def read_into(self, segment: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         """Read from a segment into buffers, one after the other; gives the count of bytes."""
-        return self._disk.preadv(self.get(segment), buffers, offset)
+        one = self._take(segment)
+        try:
+            return self._disk.preadv(one.handle, buffers, offset)
+        finally:
+            self._give_back(one)
 
     def close(self) -> None:
-        """Close the handles of all threads; nobody may be reading."""
-        for cache in list(self._caches):
-            cache.close()
+        """Close all; what is being read is closed by its reader."""
+        with self._mutex:
+            while self._open:
+                self._drop(next(iter(self._open)))
+
+    def _take(self, segment: int) -> _Open:
+        with self._mutex:
+            one = self._open.get(segment)
+            if one is not None:
+                one.users += 1
+                return one
+        return self._add(segment)
+
+    def _give_back(self, one: _Open) -> None:
+        with self._mutex:
+            one.users -= 1
+            if one.is_dropped and not one.users:
+                self._disk.close(one.handle)
+
+    def _add(self, segment: int) -> _Open:
+        handle = self._disk.open(segment_path(self._root, segment), "r")
+        with self._mutex:
+            other = self._open.get(segment)
+            if other is not None:  # another thread was faster
+                self._disk.close(handle)
+                other.users += 1
+                return other
+            surplus = len(self._open) + 1 - MAX_OPEN
+            if surplus > 0:
+                idle = (number for number, one in self._open.items() if not one.users)
+                for number in [*islice(idle, surplus)]:
+                    self._drop(number)
+            one = self._open[segment] = _Open(handle)
+            return one
+
+    def _drop(self, segment: int) -> None:
+        one = self._open.pop(segment)
+        one.is_dropped = True
+        if not one.users:
+            self._disk.close(one.handle)

@@ -173,11 +173,11 @@ def read_store_file(disk: Disk, root: str) -> StoreFile:
 _LEFTOVERS: Final = frozenset({SEGMENTS, SESSIONS, QUARANTINE, LOCK_FILE, STORE_FILE + ".new"})
 
 
-def create_store(disk: Disk, root: str, *, chunking: Chunking, compression: str, now_ms: int) -> StoreFile:
+def create_store(disk: Disk, root: str, *, chunking: Chunking, compression: str, now_ms: int) -> bool:
     """Make the directory of a new store; durable when it returns. Its store file comes last: without it, no store.
 
     An existing empty directory is taken, and what is left of one whose making broke off; anything else in it is
-    `Conflict`. Of several that make it at once, all get the one that was first.
+    `Conflict`. Of several that make it at once, one does: False when somebody else was first.
     """
     if compression not in COMPRESSIONS:
         raise InvalidConfig(f"compression is {compression!r}; it can be {' or '.join(COMPRESSIONS)}")
@@ -193,8 +193,10 @@ def create_store(disk: Disk, root: str, *, chunking: Chunking, compression: str,
     try:
         disk.lock(guard, wait=True)
         if disk.stat(f"{root}/{STORE_FILE}") is not None:  # somebody was faster: there is one store, not two
-            return read_store_file(disk, root)
-        return _fill_directory(disk, root, chunking, compression, now_ms)
+            read_store_file(disk, root)
+            return False
+        _fill_directory(disk, root, chunking, compression, now_ms)
+        return True
     finally:
         disk.close(guard)
 
@@ -205,7 +207,7 @@ def _is_unfinished(disk: Disk, root: str) -> bool:
     return names <= _LEFTOVERS and (SEGMENTS not in names or not disk.listdir(f"{root}/{SEGMENTS}"))
 
 
-def _fill_directory(disk: Disk, root: str, chunking: Chunking, compression: str, now_ms: int) -> StoreFile:
+def _fill_directory(disk: Disk, root: str, chunking: Chunking, compression: str, now_ms: int) -> None:
     for name in (SEGMENTS, SESSIONS, QUARANTINE):
         if disk.stat(f"{root}/{name}") is None:
             disk.mkdir(f"{root}/{name}")
@@ -228,7 +230,6 @@ def _fill_directory(disk: Disk, root: str, chunking: Chunking, compression: str,
     disk.rename(temporary, f"{root}/{STORE_FILE}")
     disk.fsync_dir(root)
     disk.fsync_dir(os.path.dirname(root) or "/")
-    return store
 
 
 def _make_directories(disk: Disk, path: str) -> None:

@@ -109,10 +109,10 @@ class Payloads:
         return self.read(hash_, self.find(hash_))
 
     def read(self, hash_: bytes, place: Place) -> bytes:
-        """Give a verified payload from its place, or from another copy if that one is bad or has moved."""
+        """Give a verified payload from its place, or from another copy if that one is bad, unreadable or moved."""
         try:
             return self.read_at(hash_, place)
-        except (FileNotFoundError, IntegrityError) as error:
+        except (FileNotFoundError, IntegrityError, BackendError) as error:
             return self._read_elsewhere(hash_, place, error)
 
     def read_at(self, hash_: bytes, place: Place) -> bytes:
@@ -226,7 +226,7 @@ class Payloads:
                     continue
                 try:
                     return self.read_at(hash_, place)
-                except (FileNotFoundError, IntegrityError):
+                except (FileNotFoundError, IntegrityError, BackendError):
                     continue
             if rows == list(index.find_data((hash_,)).values()) + list(index.copies(hash_)):
                 break  # nothing moved while we looked
@@ -247,7 +247,10 @@ class Payloads:
     def _is_record_of(self, hash_: bytes, place: Place) -> bool:
         """Whether the record at a place is, by its own header, the one that the catalog says is there."""
         segment, offset = place.location >> 32, place.location & OFFSET_MASK
-        header = self.handles.read(segment, offset, HEADER_BYTES)
+        try:
+            header = self.handles.read(segment, offset, HEADER_BYTES)
+        except OSError:  # the payload could be read a moment ago: the disk's fault, not the catalog's
+            return True
         if _native.find_header(header, segment, offset, 0) != 0:
             return False
         fields = HEADER.unpack(header)
