@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import shutil
+import sys
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -20,11 +23,18 @@ from holdfast.cli.output import (
     size,
     when,
 )
+from holdfast.cli.streams import COMMANDS as STREAMS
 from holdfast.errors import InvalidInput
 
 if TYPE_CHECKING:
     import holdfast
+    from holdfast.bitfield import Bitfield
     from holdfast.types import BlobInfo, Hash, Tag
+
+
+SIGNS: Final = "█▒░"
+"""All of it, some of it, nothing of it is here."""
+ASCII_SIGNS: Final = "#+-"
 
 
 @group("tag", example="holdfast tag set latest 0199c8f3\nholdfast cat tag:latest\nholdfast tag ls")
@@ -127,19 +137,27 @@ def blob_ls(state: State, prefix: str) -> None:
 @command("info", example="holdfast blob info blake3:af1349b9")
 @click.argument("ref", metavar="HASH")
 def blob_info(state: State, ref: str) -> None:
-    """Show what is known of a blob."""
+    """Show what is known of a blob, and which parts of it are here."""
     with state.open(reads=True) as store:
-        blob = store.blobs.info(_hash(store, ref))
-    state.answer(blob.to_dict(), lambda: show_blob(blob), quiet=str(blob.hash))
+        hash_ = whole_hash(store, ref)
+        blob, field = store.blobs.info(hash_), store.blobs.bitfield(hash_)
+    document = blob.to_dict() | {"bitfield": field.to_dict()}
+    state.answer(document, lambda: show_blob(blob, field), quiet=str(blob.hash))
 
 
-def show_blob(blob: BlobInfo) -> None:
+def show_blob(blob: BlobInfo, field: Bitfield) -> None:
     """Show a blob for people."""
+    claimed = "" if blob.is_size_verified else ", as a stream claimed"
+    missing = str(field.missing)
     fields(
         {
             "hash": str(blob.hash),
-            "size": f"{size(blob.size_bytes)} ({blob.size_bytes:,} bytes)",
+            "size": f"{size(blob.size_bytes)} ({blob.size_bytes:,} bytes{claimed})",
             "status": str(blob.status),
+            "here": f"{draw_bar(field)} {_share(field)}",
+            "missing": f"{missing[:100]}{'…' if len(missing) > 100 else ''} (in leaves of 1,024)"
+            if missing
+            else None,
             "on disk": size(blob.stored_bytes),
             "outboard": "yes" if blob.has_outboard else "none (not needed up to 16 KiB)",
             "stored": when(blob.created_at),
@@ -183,10 +201,43 @@ def blob_cat(state: State, ref: str, byte_range: tuple[int, int | None] | None) 
     start, stop = byte_range or (0, None)
     length = None if stop is None else stop - start
     with state.open(reads=True) as store:
-        out_bytes(store.blobs.iter_bytes(_hash(store, ref), start, length))
+        out_bytes(store.blobs.iter_bytes(whole_hash(store, ref), start, length))
 
 
-def _hash(store: holdfast.Store, text: str) -> Hash:
+def draw_bar(field: Bitfield, cells: int | None = None) -> str:
+    """Draw what is here of a blob, as wide as the terminal allows; in ASCII where it can write nothing else."""
+    from holdfast.ranges import ChunkRanges, leaf_count
+
+    if cells is None:
+        cells = max(10, min(100, shutil.get_terminal_size().columns) - 30)
+    full, some, none = SIGNS if _writes(SIGNS) else ASCII_SIGNS
+    leaves = leaf_count(field.size_bytes)
+    cells = min(cells, leaves)
+    edges = [leaves * cell // cells for cell in range(cells + 1)]
+    drawn = []
+    for start, stop in pairwise(edges):
+        here = (field.ranges & ChunkRanges.leaves(start, stop)).count(field.size_bytes)
+        drawn.append(full if here == stop - start else some if here else none)
+    return "".join(drawn)
+
+
+def _share(field: Bitfield) -> str:
+    if field.status == "complete":
+        return "100 %"
+    percent = 100 * field.present_bytes / max(1, field.size_bytes)
+    return f"{min(percent, 99.9):.1f} %, {size(field.present_bytes)}"
+
+
+def _writes(text: str) -> bool:
+    """Whether standard output can write a text."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def whole_hash(store: holdfast.Store, text: str) -> Hash:
     """Give the hash that is meant: here bare digits are those of a hash, never of an id."""
     from holdfast.cli.refs import resolve
     from holdfast.types import Hash
@@ -200,4 +251,4 @@ for _command in (tag_ls, tag_set, tag_mv, tag_rm):
     tag_group.add_command(_command)
 for _command in (blob_ls, blob_info, blob_add, blob_cat):
     blob_group.add_command(_command)
-COMMANDS: tuple[click.Command, ...] = (blob_group, tag_group)
+COMMANDS: tuple[click.Command, ...] = (blob_group, tag_group, *STREAMS)

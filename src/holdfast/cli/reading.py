@@ -32,9 +32,9 @@ def info(state: State, ref: str) -> None:
         if isinstance(found, Hash):
             from holdfast.cli.layer import show_blob
 
-            blob = store.blobs.info(found)
-
-            state.answer(blob.to_dict(), lambda: show_blob(blob), quiet=str(blob.hash))
+            blob, field = store.blobs.info(found), store.blobs.bitfield(found)
+            document = blob.to_dict() | {"bitfield": field.to_dict()}
+            state.answer(document, lambda: show_blob(blob, field), quiet=str(blob.hash))
             return
         a = found
 
