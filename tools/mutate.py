@@ -31,14 +31,22 @@ MARKS: Final = ("<!-- mutants: begin -->\n", "<!-- mutants: end -->\n")
 LEFT_OUT: Final = shutil.ignore_patterns(
     ".git", ".venv", "target", "__pycache__", ".*_cache", ".hypothesis", ".stamps", "dist"
 )
+PARTIAL: Final = "tests/unit/test_partials.py tests/crash/test_imports.py tests/property/test_partials.py"
 NEAR: Final = {
-    "src/holdfast/catalog/": "tests/unit/test_catalog_faults.py tests/unit/test_catalog.py",
-    "src/holdfast/backend/log/layout.py": "tests/crash/test_create.py tests/interop/test_format.py",
-    "src/holdfast/backend/log/session.py": "tests/interop/test_format.py tests/unit/test_guards.py",
-    "src/holdfast/backend/log/": "tests/crash/test_fsync.py tests/crash/test_power.py tests/unit/test_disks.py",
-    "src/holdfast/recovery.py": "tests/unit/test_mending.py tests/unit/test_unapplied.py tests/unit/test_guards.py",
-    "src/holdfast/trees/": "tests/unit/test_trees.py",
-    "src/holdfast/": "tests/contract tests/unit/test_guards.py",
+    "src/holdfast/catalog/": "tests/unit/test_mutexes.py tests/unit/test_catalog_faults.py tests/unit/test_catalog.py",
+    "src/holdfast/backend/log/layout.py": "tests/crash/test_create.py tests/interop tests/crash/test_lines.py",
+    "src/holdfast/backend/log/partial": PARTIAL,
+    "src/holdfast/filling.py": PARTIAL,
+    "src/holdfast/gc/": "tests/unit/test_gc_rules.py tests/unit/test_mutexes.py",
+    "src/holdfast/backend/log/": (
+        "tests/crash/test_lines.py tests/crash/test_comparisons.py tests/unit/test_mutexes.py tests/crash/test_fsync.py"
+        " tests/unit/test_segment_files.py tests/unit/test_disks.py tests/crash/test_power.py"
+    ),
+    "src/holdfast/recovery.py": (
+        "tests/crash/test_lines.py tests/unit/test_mending.py tests/unit/test_unapplied.py tests/unit/test_guards.py"
+    ),
+    "src/holdfast/trees/": "tests/crash/test_lines.py tests/unit/test_trees.py",
+    "src/holdfast/": "tests/crash/test_lines.py tests/unit/test_mutexes.py tests/contract tests/unit/test_guards.py",
 }
 LADDER: Final = ("tests/unit tests/contract", "tests/crash tests/interop", "tests/property")
 """What is tried where the registry names no test, or one that passes: what is near, then more and more."""

@@ -1,0 +1,212 @@
+"""Comparisons with a hash or a checksum, each made to matter: damage that all checks before it let through.
+
+`forge` changes a record and puts both of its checksums right again: what is wrong then is only what is compared here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from holdfast import _native
+from holdfast.backend.log import commit as commits
+from holdfast.errors import IntegrityError, NotFound
+from holdfast.store import Store
+from holdfast.testing.checks import dump_catalog
+from holdfast.types import Hash
+from holdfast.wire.record import Commit
+from tests.crash.test_damage import Record, records
+from tests.crash.world import ROOT, World, attempt, crash_after, fill, new_world, piece
+
+
+def forge(data: bytearray, record: Record, change: Callable[[bytearray], None]) -> None:
+    """Change a record's payload in a segment, and let its checksums say that it was always so."""
+    payload = data[record.offset + 64 : record.stop]
+    change(payload)
+    assert len(payload) == record.stop - record.offset - 64
+    data[record.offset + 64 : record.stop] = payload
+    struct.pack_into("<I", data, record.offset + 24, _native.crc32c(payload))
+    header = data[record.offset : record.offset + 60]
+    struct.pack_into("<I", data, record.offset + 60, _native.crc32c(header))
+
+
+def forged(world: World, kind: str, change: Callable[[bytearray], None], number: int = 0) -> World:
+    """Give a twin with one record of a kind forged."""
+    twin = world.twin()
+    files = twin.disk.files(ROOT)
+    record = [found for found in records(files) if found.kind == kind][number]
+    data = bytearray(files[record.path])
+    forge(data, record, change)
+    twin.disk.overwrite(record.path, bytes(data))
+    return twin
+
+
+def flip(at: int) -> Callable[[bytearray], None]:
+    def change(payload: bytearray) -> None:
+        payload[at] ^= 1
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """Sealed and closed segments with a large blob, a small one, and what names them."""
+    with new_world() as world:
+        with world.open() as store:
+            world.ledger.put(store, piece("large", 30_000))
+            world.ledger.put(store, piece("small", 300))
+            world.ledger.put(store, piece("another", 25_000))
+            for number in range(6):
+                world.ledger.put(store, piece(f"filler-{number}", 12_000))
+            world.ledger.delete(store, "small")
+            world.ledger.restore(store, "small")
+        yield world
+
+
+def right_or_refused(store: Store, world: World) -> int:
+    """Read everything; wrong bytes are an error. Give how much was refused."""
+    refused = 0
+    for name, key in world.ledger.ids.items():
+        content = world.ledger.content(name)
+        for read in (
+            lambda k=key: store.read(k),  # type: ignore[misc]
+            lambda k=key, c=content: c[:7] + store.read(k, 7, len(c) - 7),  # type: ignore[misc]
+            lambda k=key: b"".join(store.iter_bytes(k)),  # type: ignore[misc]
+        ):
+            try:
+                assert read() == content
+            except (IntegrityError, NotFound):
+                refused += 1
+    return refused
+
+
+@pytest.mark.parametrize("kind", ["data", "blob", "manifest page", "outboard page"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_forged_payloads_are_never_given_out(kind: str, keep: bool, world: World) -> None:
+    """Whoever changes bytes and their checksum does not change their hash."""
+    files = world.disk.files(ROOT)
+    for number, record in enumerate(r for r in records(files) if r.kind == kind):
+        for at in {0, 1, (record.stop - record.offset - 64) // 2, record.stop - record.offset - 65}:
+            twin = forged(world, kind, flip(at), number)
+            catalog = twin.catalog if keep else twin.no_catalog()
+            with twin.open(catalog=catalog) as store:
+                right_or_refused(store, twin)
+                if kind == "data":
+                    assert not store.scrub().ok
+            twin.end()
+
+
+def test_forged_documents_are_left_out_and_told_of(world: World) -> None:
+    """An artifact, a tombstone: what does not match its hash says nothing, and is reported."""
+    for kind in ("artifact", "tombstone"):
+        files = world.disk.files(ROOT)
+        for number, record in enumerate(r for r in records(files) if r.kind == kind):
+            for at in range(1, record.stop - record.offset - 64, 29):
+                twin = forged(world, kind, flip(at), number)
+                with twin.open(catalog=twin.no_catalog()) as store:
+                    before = {a.filename: (a.size_bytes, a.hash) for a in store.find()}
+                    for name, (size, hash_) in before.items():
+                        content = world.ledger.content(str(name))
+                        assert (size, hash_) == (len(content), Hash(_native.blake3(content)))
+                    assert store.rebuild().damaged
+                twin.end()
+
+
+@pytest.mark.parametrize("at", [3, 17, 24, 40, 70])
+def test_a_forged_commit_is_told_of(at: int, world: World) -> None:
+    """Its id, its time, its count, its digest, its extents."""
+    with world.open(world.disk.clone(), catalog=world.copy_catalog()) as store:
+        facts = dump_catalog(store)
+    twin = forged(world, "commit", flip(at), 1)
+    with twin.open(catalog=twin.no_catalog()) as store:
+        assert store.rebuild().damaged
+        right_or_refused(store, twin)
+        times = {line.split()[0]: line for line in dump_catalog(store)}
+        assert times.keys() <= {line.split()[0] for line in facts}
+    twin.end()
+
+
+def test_a_forged_index_of_a_sealed_segment_is_not_believed(world: World) -> None:
+    """The segment is walked instead, and the index told of; what the forged one says is nowhere."""
+    with world.open(world.disk.clone(), catalog=world.copy_catalog()) as store:
+        facts = dump_catalog(store)
+    for at in (2, 6, 14, 46 + 20):
+        twin = forged(world, "footer", flip(at))
+        with twin.open(catalog=twin.no_catalog()) as store:
+            assert dump_catalog(store) == facts
+            assert not right_or_refused(store, twin)
+        twin.end()
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_group_that_does_not_match_its_commit(clean: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a clean segment that is damage and is told of; in an unclean tail the group never existed."""
+    with new_world() as world:
+        fill(world, 1, 200)
+        stale = world.copy_catalog()
+        monkeypatch.setattr(
+            commits,
+            "Commit",
+            lambda id, time, count, digest, extents: true(id, time, count, bytes(32), extents),
+        )
+        if clean:
+            with world.open() as store:
+                store.put(b"lied about", filename="liar")
+        else:
+            crash_after(world, lambda store: store.put(b"lied about", filename="liar"))
+            world.catalog = stale
+        monkeypatch.undo()
+        with world.open(catalog=world.no_catalog()) as store:
+            names = {artifact.filename for artifact in store.find()}
+            report = store.rebuild()
+            if clean:
+                assert report.damaged
+            else:
+                assert names == {"old-0"}
+
+
+def test_a_catalog_that_leads_to_another_blob_is_not_believed(world: World) -> None:
+    """Two blobs change places in the catalog: each reads as itself, or is refused."""
+    import apsw
+
+    twin = world.twin()
+    with twin.open() as store:
+        store.count()
+    connection = apsw.Connection(str(twin.catalog))
+    rows = connection.execute("SELECT hash, location, stored FROM blobs").fetchall()
+    assert len(rows) > 1
+    for (hash_, _, _), (_, location, stored) in zip(rows, rows[1:] + rows[:1], strict=True):
+        connection.execute(
+            "UPDATE blobs SET location = ?, stored = ? WHERE hash = ?", (location, stored, hash_)
+        )
+    connection.close()
+    with twin.open() as store:
+        assert not right_or_refused(store, twin), "a rebuild puts all right"
+    twin.end()
+
+
+def test_a_segment_of_another_store_is_not_taken_in(world: World) -> None:
+    """It lies there under an id of its own, sound in every way, and belongs to somebody else."""
+    with new_world() as foreign:
+        for number in range(30):
+            with foreign.open() as store:
+                foreign.ledger.put(store, piece(f"foreign-{number}", 12_000))
+        theirs = foreign.disk.files(f"{ROOT}/segments")
+    ours = world.disk.files(f"{ROOT}/segments")
+    twin = world.twin()
+    for path, data in theirs.items():
+        if path not in ours:
+            twin.disk.overwrite(path, data)
+    assert len(twin.disk.files(f"{ROOT}/segments")) > len(ours)
+    for catalog in (twin.copy_catalog(), twin.no_catalog()):
+        store: Store | None = None
+        with suppress(IntegrityError):
+            store = twin.open(twin.disk.clone(), catalog=catalog)
+        if store is not None:
+            with store:
+                assert not [a for a in store.find() if str(a.filename).startswith("foreign")]
+                assert attempt(lambda: right_or_refused(store, twin)) is None  # noqa: B023
+    twin.end()
