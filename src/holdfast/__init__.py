@@ -59,7 +59,9 @@ if TYPE_CHECKING:
     from holdfast.store import Store as Store
     from holdfast.tags import Tags as Tags
     from holdfast.types import KEEP as KEEP
+    from holdfast.types import Ailment as Ailment
     from holdfast.types import Artifact as Artifact
+    from holdfast.types import ArtifactStats as ArtifactStats
     from holdfast.types import BlobFormat as BlobFormat
     from holdfast.types import BlobInfo as BlobInfo
     from holdfast.types import BlobStatus as BlobStatus
@@ -69,13 +71,18 @@ if TYPE_CHECKING:
     from holdfast.types import Forecast as Forecast
     from holdfast.types import GcReport as GcReport
     from holdfast.types import Hash as Hash
+    from holdfast.types import Health as Health
     from holdfast.types import KeptSegment as KeptSegment
     from holdfast.types import LabelCount as LabelCount
+    from holdfast.types import Mended as Mended
     from holdfast.types import Problem as Problem
     from holdfast.types import Progress as Progress
     from holdfast.types import PutItem as PutItem
     from holdfast.types import RecoveryStats as RecoveryStats
+    from holdfast.types import RepairReport as RepairReport
+    from holdfast.types import ScrubReport as ScrubReport
     from holdfast.types import SeqInfo as SeqInfo
+    from holdfast.types import SharedWith as SharedWith
     from holdfast.types import Stats as Stats
     from holdfast.types import Tag as Tag
     from holdfast.types import TreeReport as TreeReport
@@ -113,6 +120,13 @@ _VALUES: Final = (
     "Progress",
     "PutItem",
     "RecoveryStats",
+    "SharedWith",
+    "ScrubReport",
+    "RepairReport",
+    "Mended",
+    "Health",
+    "ArtifactStats",
+    "Ailment",
     "SeqInfo",
     "Stats",
     "Tag",

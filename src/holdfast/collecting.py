@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from holdfast.care.scrub import scrub_step
 from holdfast.compaction import compact
 from holdfast.core import Core, entered
 from holdfast.gc.collector import Collector
@@ -17,6 +20,7 @@ class Collecting:
     def _begin_collecting(self) -> None:
         self._collector = Collector(self._core)
         self._maintenance = Maintenance(self._core, self._collector)
+        self._maintenance.scrub_step = partial(scrub_step, self._core)
 
     @entered
     def gc(

@@ -293,6 +293,65 @@ class RepairReport(Value, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
+class Ailment(Value, frozen=True, kw_only=True):
+    """One thing that is not well, and what to do about it."""
+
+    what: str
+    advice: str
+
+
+class Health(Value, frozen=True, kw_only=True):
+    """How a store is. `ok`: there is nothing to do.
+
+    `quarantined`: damaged records that are not repaired. `missing_blobs`: named and not here. `quarantined_segments`:
+    their structure is broken. `lost_segments`: gone, or shorter than they were. `given_up_segments`: this process
+    could not make them durable. `dead_sessions`: left by processes that died, harmless. `bad_outboards`: how often an
+    outboard was damaged and reading did without it. `scrubbed_at`, `collected_at`: the end of the last whole one;
+    None: never, as far as the catalog knows.
+    """
+
+    ok: bool
+    ailments: tuple[Ailment, ...] = ()
+    checked_at: datetime
+    scrubbed_at: datetime | None = None
+    scrub_problems: int = 0
+    scrub_under_way: bool = False
+    collected_at: datetime | None = None
+    quarantined: int = 0
+    missing_blobs: int = 0
+    lost_segments: tuple[int, ...] = ()
+    quarantined_segments: tuple[int, ...] = ()
+    given_up_segments: tuple[int, ...] = ()
+    dead_sessions: int = 0
+    free_bytes: int = 0
+    reserve_bytes: int = 0
+    bad_outboards: int = 0
+
+
+class SharedWith(Value, frozen=True, kw_only=True):
+    """An artifact that has pieces in common with another: how many bytes of its blob."""
+
+    id: str
+    shared_bytes: int
+
+
+class ArtifactStats(Value, frozen=True, kw_only=True):
+    """One artifact in figures. Bytes are plain ones of its blob; of a tree, of the list alone.
+
+    `shared_bytes`: in chunks that another live artifact's blob has too; `own_bytes`: the rest. `stored_bytes`: its
+    distinct chunks as they lie on disk. `shared_with`: the first 100 by id.
+    """
+
+    id: str
+    hash: Hash
+    size_bytes: int
+    chunks: int
+    stored_bytes: int
+    shared_bytes: int
+    own_bytes: int
+    shared_with: tuple[SharedWith, ...] = ()
+
+
 class RecoveryStats(Value, frozen=True, kw_only=True):
     """What a rebuild of the catalog found in storage."""
 
@@ -314,7 +373,9 @@ class Stats(Value, frozen=True, kw_only=True):
     `logical_bytes`: the sizes of all live artifacts. `unique_bytes`: distinct payloads before compression.
     `stored_bytes`: the same as they lie in the log. `disk_bytes`: segments and catalog as files. `tree_bytes`:
     outboards and manifests; `copy_bytes`: further copies of payloads that are there already; `quarantined`: places
-    that were found damaged.
+    that were found damaged. `orphan_blobs`: blobs, and `orphan_bytes` their sizes, that no artifact (deleted ones that
+    can be restored included), tag or requirement names by their hash: children of trees and what only a lease or a
+    partial blob keeps are counted among them. `live_bytes`: what compaction would keep of the segments.
     """
 
     artifacts: int
@@ -333,6 +394,9 @@ class Stats(Value, frozen=True, kw_only=True):
     tree_bytes: int = 0
     copy_bytes: int = 0
     quarantined: int = 0
+    orphan_blobs: int = 0
+    orphan_bytes: int = 0
+    live_bytes: int = 0
 
 
 class KeptSegment(Value, frozen=True, kw_only=True):

@@ -5,14 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, overload
 
-from holdfast.care.figures import stats
+from holdfast.care.figures import artifact_stats, stats
+from holdfast.care.health import health
 from holdfast.care.repair import repair
 from holdfast.care.scrub import scrub
 from holdfast.care.verify import verify
 from holdfast.core import Core, entered
-from holdfast.types import ProgressCallback, Ref, RepairReport, ScrubReport, Stats, VerifyReport
+from holdfast.types import (
+    Artifact,
+    ArtifactStats,
+    Health,
+    ProgressCallback,
+    Ref,
+    RepairReport,
+    ScrubReport,
+    Stats,
+    VerifyReport,
+)
 
 if TYPE_CHECKING:
     from holdfast.store import Store
@@ -80,7 +91,23 @@ class Care:
                 stack.callback(origins[-1].close)
             return repair(self._core, origins, progress, give_up=give_up)
 
+    @overload
+    def stats(self, ref: None = None) -> Stats: ...
+    @overload
+    def stats(self, ref: Artifact | str) -> ArtifactStats: ...
+    def stats(self, ref: Artifact | str | None = None) -> Stats | ArtifactStats:
+        """Give the store in figures, from the catalog; or one artifact: how much of it is shared, and with whom."""
+        return self._stats() if ref is None else self._artifact_stats(ref)
+
     @entered
-    def stats(self) -> Stats:
-        """Give the store in figures, from the catalog."""
+    def _stats(self) -> Stats:
         return stats(self._core)
+
+    @entered
+    def _artifact_stats(self, ref: Artifact | str) -> ArtifactStats:
+        return artifact_stats(self._core, ref)
+
+    @entered
+    def health(self) -> Health:
+        """Say how the store is, and what is to be done about what is not well. Reads no data: `scrub` does that."""
+        return health(self._core)

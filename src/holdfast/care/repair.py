@@ -56,6 +56,7 @@ _MUST: Final = {1: Kind.DATA, 2: Kind.OUTBOARD_PAGE, 3: Kind.MANIFEST_PAGE, 4: K
 HERE: Final = "this store"
 COMPUTED: Final = "computed"
 CATALOG: Final = "the catalog"
+GONE: Final = "its segment is gone"
 
 
 class Wanted(NamedTuple):
@@ -125,6 +126,8 @@ class Repair:
             if gone:
                 self._group(0).add_one(Kind.RETIRED, encode_retired(_runs(gone)))
             self._commit()
+        if not self._missing:
+            self._core.keeper.problems = ()
         return RepairReport(
             ok=not self._missing,
             repaired=tuple(self._mended[:MAX_LISTED]),
@@ -178,15 +181,17 @@ class Repair:
 
     def _wanted(self, lost: Sequence[int]) -> list[Wanted]:
         catalog = self._core.catalog
+        gone = {row.location: (row.record_hash or bytes(32), GONE) for row in rows_at(catalog, (), lost)}
+        self._backend.quarantine(gone, catalog.known_damage(sorted(gone)))  # so that nothing relies on it
         bad = {place: (hash_, reason) for place, hash_, reason in catalog.quarantined()}
         wanted: list[Wanted] = []
         seen: set[int] = set()
         for row in rows_at(catalog, list(bad), lost):
-            hash_, reason = bad.get(row.location, (b"", "its segment is gone"))
+            hash_, reason = bad.get(row.location, (row.record_hash or b"", GONE))
             if row.location in seen:
                 continue
             seen.add(row.location)
-            wanted.append(self._wanted_row(row, hash_ or row.record_hash or b"", reason))
+            wanted.append(self._wanted_row(row, hash_ if hash_ != bytes(32) else b"", reason))
         for place, (hash_, reason) in bad.items():
             if place not in seen:
                 kind, flags, time_ms = self._record_at(place)
@@ -609,6 +614,8 @@ def _runs(segments: Sequence[int]) -> list[range]:
 
 
 def _name(kind: int) -> str:
+    if kind == Kind.DATA:
+        return "chunk"
     try:
         return Kind(kind).name.lower().replace("_", " ")
     except ValueError:

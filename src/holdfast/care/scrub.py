@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, TypeVar
@@ -26,7 +26,7 @@ from holdfast.catalog import CatalogUnusable
 from holdfast.core import Core
 from holdfast.errors import BackendError, CorruptBlob, CorruptSegment, IntegrityError
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SEALED
-from holdfast.types import Hash, Problem, ProgressCallback, ScrubReport, now_ms
+from holdfast.types import Hash, Problem, Progress, ProgressCallback, ScrubReport, now_ms
 from holdfast.wire.record import (
     DOCUMENT_KINDS,
     ENTRY,
@@ -47,6 +47,8 @@ READ_BYTES: Final = 4 << 20
 AHEAD: Final = 3
 """Stretches that are read and checked at the same time: two threads, and one that is waited for."""
 NAP_SECONDS: Final = 0.1
+PASS_EVERY_MS: Final = 30 * 86_400_000
+STEP_BYTES_PER_SECOND: Final = 32 << 20
 KEPT: Final = (PAYLOAD_KINDS | DOCUMENT_KINDS) - {int(Kind.TIMES)}
 """What goes into quarantine: the rest is derived from these, and is put back in place."""
 POSITION: Final = "scrub_position"
@@ -299,6 +301,24 @@ def scrub(
         quarantined=work.quarantined,
         catalog_rebuilt=work.rebuilt,
     )
+
+
+def scrub_step(core: Core, max_bytes: int, stop: Callable[[], bool]) -> None:
+    """Scrub a little, for the background: slowly, from where the last step ended, a pass a month."""
+
+    def progress(_: Progress) -> None:
+        if stop():
+            raise StopScrubbing
+
+    done = read_hint(core, DONE, Done)
+    under_way = read_hint(core, POSITION, Position) is not None
+    if under_way or done is None or now_ms() - done.finished_ms > PASS_EVERY_MS:
+        with suppress(StopScrubbing):
+            scrub(core, progress, resume=True, max_bytes=max_bytes, bytes_per_second=STEP_BYTES_PER_SECOND)
+
+
+class StopScrubbing(Exception):
+    """The store is closing, or maintenance is to end."""
 
 
 def _keep(core: Core, work: Scrub, report: Report, *, whole: bool) -> None:

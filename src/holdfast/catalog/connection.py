@@ -51,7 +51,8 @@ def identity(path: Path) -> Identity | None:
 def checking_vfs() -> str | None:
     """Register SQLite's checksum VFS, which verifies each page that it reads; None where apsw comes without it.
 
-    It stands beside the usual one, for our files alone, and sums the pages of files with 8 bytes in reserve (`schema.create`).
+    It stands beside the usual one, for our files alone, and sums the pages of files that keep
+    8 bytes for it (`schema.create`).
     """
     try:
         from apsw import sqlite_extra

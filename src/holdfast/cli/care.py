@@ -1,17 +1,19 @@
-"""`verify`, `scrub`, `rebuild`, `stats`: the commands that look after a store."""
+"""`verify`, `scrub`, `repair`, `health`, `rebuild`, `stats`: the commands that look after a store."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.base import command
+from holdfast.cli.base import Size, command
 from holdfast.cli.output import State, escape, fields, note, out, plural, seconds, size
 from holdfast.errors import IntegrityError, exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from holdfast.types import Problem, VerifyReport
 
@@ -41,18 +43,111 @@ def verify(state: State, refs: tuple[str, ...]) -> int:
     return DAMAGED if damaged else 0
 
 
-@command("scrub", example="holdfast scrub\nholdfast scrub --json | jq .problems")
-def scrub(state: State) -> int:
-    """Check everything at rest. Damage is listed; the exit code is then 5."""
+@command("scrub", example="holdfast scrub\nholdfast scrub --resume --rate 50MiB --max 10GiB")
+@click.option("--resume", is_flag=True, help="Go on where the last scrub ended.")
+@click.option("--rate", type=Size(), metavar="BYTES", help="Read at most so much a second (50MiB).")
+@click.option("--max", "max_bytes", type=Size(), metavar="BYTES", help="Read at most so much in all.")
+def scrub(state: State, resume: bool, rate: int | None, max_bytes: int | None) -> int:
+    """Check everything at rest. Damage is listed; the exit code is then 5.
+
+    What is damaged goes into quarantine: `repair` brings it back. After Ctrl-C, or --max, --resume goes on.
+    """
     from holdfast.cli.progress import Bar
 
     with state.open(reads=True) as store, Bar(state.quiet or state.json) as bar:
-        report = store.scrub(progress=bar)
-    state.answer(report.to_dict(), lambda: _show("store", report))
+        report = store.scrub(progress=bar, resume=resume, bytes_per_second=rate, max_bytes=max_bytes)
+
+    def show() -> None:
+        _show("store", report)
+        if not report.complete:
+            done = f"{size(report.pass_bytes)} of {size(report.total_bytes)}"
+            out(f"  {done} are checked, {plural(report.pass_problems, 'problem')} found; --resume goes on")
+        if report.quarantined:
+            out(
+                f"  {plural(report.quarantined, 'record')} put into quarantine: `holdfast repair` brings them back"
+            )
+        if report.catalog_rebuilt:
+            out("  the catalog said what is not stored, and was made anew")
+
+    state.answer(report.to_dict(), show)
     if state.quiet and not state.json:
         for problem in report.problems:
             out(str(problem.hash or problem.path or problem.segment))
     return 0 if report.ok else DAMAGED
+
+
+@command("repair", example="holdfast repair /mnt/backup/store\nholdfast repair model.safetensors")
+@click.argument("sources", nargs=-1, metavar="[SOURCE]…")
+@click.option("--give-up", is_flag=True, help="Let go of what no source has: it is gone for good then.")
+@click.option("--yes", is_flag=True, help="Do not ask before --give-up.")
+def repair(state: State, sources: tuple[str, ...], give_up: bool, yes: bool) -> int:
+    """Bring back what `scrub` found damaged or missing.
+
+    A SOURCE is another store, or a file or directory with the original bytes; only what is damaged is read from it,
+    and verified. Without one, what follows from sound bytes is put right. The exit code is 5 while damage is left.
+    """
+    from holdfast.cli.progress import Bar
+    from holdfast.errors import InvalidInput
+
+    if give_up and not yes:
+        if not sys.stdin.isatty():
+            raise InvalidInput("--give-up lets damaged records go for good: say --yes")
+        click.confirm("What no source has is gone for good then. Go on?", abort=True, err=True)
+    with state.open() as store, Bar(state.quiet or state.json) as bar:
+        report = store.repair(sources, give_up=give_up, progress=bar)
+
+    def show() -> None:
+        if report.ok and not report.repaired_count:
+            out("nothing is known to be damaged (scrub looks)")
+            return
+        kinds: dict[tuple[str, str], int] = {}
+        for one in report.repaired:
+            kinds[one.what, one.source] = kinds.get((one.what, one.source), 0) + 1
+        out(
+            f"{plural(report.repaired_count, 'piece')} repaired, {size(report.fetched_bytes)} fetched,"
+            f" in {seconds(report.seconds)}"
+        )
+        for (what, source), count in sorted(kinds.items()):
+            out(f"  {count:,} × {what} from {escape(source)}")
+        if not report.ok:
+            out(f"{plural(report.missing_count, 'piece')} STILL DAMAGED OR MISSING: no source has them")
+            _problems(report.missing, report.missing_count)
+
+    state.answer(report.to_dict(), show)
+    if state.quiet and not state.json:
+        for problem in report.missing:
+            out(str(problem.hash or problem.segment))
+    return 0 if report.ok else DAMAGED
+
+
+@command("health", example="holdfast health || mail -s 'look at the store' me")
+def health(state: State) -> int:
+    """Say how the store is, and what to do about what is not well. The exit code is then 5."""
+    with state.open(reads=True) as store:
+        h = store.health()
+
+    def show() -> None:
+        def when(time: datetime | None) -> str:
+            return "never, as far as is known" if time is None else f"{time:%Y-%m-%d %H:%M} UTC"
+
+        under_way = ", one is under way" if h.scrub_under_way else ""
+        fields(
+            {
+                "store": escape(state.location or ""),
+                "state": "well" if h.ok else "NOT WELL",
+                "scrubbed": when(h.scrubbed_at) + under_way,
+                "collected": when(h.collected_at),
+                "free": f"{size(h.free_bytes)} ({size(h.reserve_bytes)} should be)",
+                "outboards": f"damaged {h.bad_outboards:,} times, done without" if h.bad_outboards else None,
+                "sessions": f"{plural(h.dead_sessions, 'dead one')} (harmless)" if h.dead_sessions else None,
+            }
+        )
+        for one in h.ailments:
+            out(f"  {escape(one.what)}")
+            out(f"    → {escape(one.advice)}")
+
+    state.answer(h.to_dict(), show)
+    return 0 if h.ok else DAMAGED
 
 
 def _show(what: str, report: VerifyReport) -> None:
@@ -114,9 +209,13 @@ def rebuild(state: State) -> int:
     return DAMAGED if stats.damaged else 0
 
 
-@command("stats", example="holdfast stats\nholdfast stats --json | jq .disk_bytes")
-def stats(state: State) -> None:
-    """Show the store in figures."""
+@command("stats", example="holdfast stats\nholdfast stats 0199c8f3\nholdfast stats --json | jq .disk_bytes")
+@click.argument("ref", required=False, metavar="[REF]")
+def stats(state: State, ref: str | None) -> None:
+    """Show the store in figures; or one artifact: how much of it is shared, and with whom."""
+    if ref is not None:
+        _artifact_stats(state, ref)
+        return
     with state.open(reads=True) as store:
         s = store.stats()
 
@@ -131,6 +230,10 @@ def stats(state: State) -> None:
                 "tags": f"{s.tags:,}" if s.tags else None,
                 "content": f"{size(s.logical_bytes)}, of which {size(s.unique_bytes)} distinct",
                 "smaller": saved,
+                "orphans": f"{plural(s.orphan_blobs, 'blob')} that nothing names, {size(s.orphan_bytes)}"
+                if s.orphan_blobs
+                else None,
+                "damaged": plural(s.quarantined, "record") if s.quarantined else None,
                 "on disk": f"{size(s.disk_bytes)} in {plural(s.segments, 'segment')}, "
                 f"{size(s.catalog_bytes)} of it the catalog",
             }
@@ -139,4 +242,31 @@ def stats(state: State) -> None:
     state.answer(s.to_dict(), show)
 
 
-COMMANDS: tuple[click.Command, ...] = (verify, scrub, rebuild, stats)
+def _artifact_stats(state: State, ref: str) -> None:
+    from holdfast.cli.refs import resolve
+    from holdfast.errors import InvalidInput
+    from holdfast.types import Hash
+
+    with state.open(reads=True) as store:
+        what = resolve(store, ref)
+        if isinstance(what, Hash):
+            raise InvalidInput(
+                f"stats are of an artifact, and {ref} is a hash: `holdfast blob info` tells of it"
+            )
+        s = store.stats(what.id)
+
+    def show() -> None:
+        fields(
+            {
+                "artifact": s.id,
+                "content": f"{size(s.size_bytes)} in {plural(s.chunks, 'chunk')}, {size(s.stored_bytes)} on disk",
+                "shared": f"{size(s.shared_bytes)}; {size(s.own_bytes)} are its own",
+            }
+        )
+        for one in s.shared_with:
+            out(f"  {one.id}  {size(one.shared_bytes)}")
+
+    state.answer(s.to_dict(), show)
+
+
+COMMANDS: tuple[click.Command, ...] = (verify, scrub, repair, health, rebuild, stats)

@@ -164,6 +164,11 @@ class Writers:
                     with self._mutex:
                         self._hollow.discard(segment)
 
+    def failed(self) -> set[int]:
+        """Give the segments that this process gave up."""
+        with self._mutex:
+            return set(self._failed)
+
     def note(self, segment: int, applied: int, state: int) -> None:
         """Keep what the catalog is to learn about a segment with the next transaction."""
         with self._mutex:
