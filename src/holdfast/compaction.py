@@ -23,7 +23,7 @@ from holdfast.backend.log.segment import read_index
 from holdfast.catalog import compacting
 from holdfast.catalog.compacting import RECORD_BYTES, CatalogPlaces
 from holdfast.core import Core
-from holdfast.errors import BackendError, HoldfastError
+from holdfast.errors import BackendError, HoldfastError, NoSpace
 from holdfast.facts import (
     SEGMENT_OPEN,
     SEGMENT_QUARANTINED,
@@ -43,6 +43,8 @@ BATCH_BYTES: Final = 256 << 20
 """How much is copied before the old segments go: so much more room is needed meanwhile."""
 SWITCHED_ROWS: Final = 10_000
 """Rows moved in one transaction, under the store's lock: others write between two."""
+NEEDED_BYTES: Final = 4 << 20
+"""What moving the rows of one segment takes in the catalog's log, beside the copies."""
 MAX_LISTED: Final = 10_000
 MIN_TOMBSTONES: Final = 1_000
 MAX_TOMBSTONES: Final = 1_000_000
@@ -121,6 +123,7 @@ class _Compaction:
         self._problems: list[Problem] = []
         self._size_bytes = self._copied_bytes = self._appended_bytes = 0
         self._dropped = 0
+        self._reserve_used = core.backend.reserve.given_up
         self._done_bytes = 0
         self._total_bytes = 0
 
@@ -135,12 +138,15 @@ class _Compaction:
         self._total_bytes = sum(one.live_bytes for one in candidates)
         last = self._with_tombstones(candidates)
         try:
-            for batch in _batches(candidates, last):
-                self._empty(batch)
+            self._empty_all(list(_batches(candidates, last)))
         except _Replaced:
             for one in candidates:
                 if one.segment not in self._gone:
                     self._kept.setdefault(one.segment, "the catalog was replaced meanwhile")
+        finally:
+            if self._reserve_used or len(self._backend.segment_ids()) > 1:
+                with suppress(HoldfastError):  # as far as there is room: `health` says what is missing
+                    self._backend.reserve.fill()
         return self._report()
 
     # -- choosing
@@ -285,6 +291,43 @@ class _Compaction:
             self._disk.close(handle)
 
     # -- emptying
+
+    def _empty_all(self, batches: list[list[Candidate]]) -> None:
+        """Empty all batches; where the disk is full, with the help of the reserve, and one segment at a time."""
+        for number, batch in enumerate(batches):
+            try:
+                self._empty(batch)
+            except NoSpace:
+                left = [one for rest in batches[number:] for one in rest]
+                self._empty_in_reserve(left)
+                break
+
+    def _empty_in_reserve(self, candidates: list[Candidate]) -> None:
+        """Go on where the disk is full: what frees most with least comes first, and makes room for the next."""
+        held = self._backend.reserve.release()
+        self._reserve_used = True
+        before = len(self._gone)
+        for one in sorted(candidates, key=lambda one: one.live_bytes):
+            if one.segment in self._gone or one.segment in self._kept:
+                continue
+            try:
+                self._empty([one])
+                self._catalog.checkpoint()  # its log takes room as well
+            except NoSpace as error:
+                need = one.live_bytes + NEEDED_BYTES
+                free = self._disk.free_bytes(self._root)
+                if len(self._gone) == before:
+                    raise NoSpace(
+                        f"compaction needs about {need:,} bytes to begin with, and {free:,} are free, the reserve of"
+                        f" {held:,} included: make room elsewhere on this disk, {max(0, need - free):,} bytes or more",
+                        path=self._root,
+                        needed_bytes=need,
+                        free_bytes=free,
+                        reserve_bytes=held,
+                    ) from error
+                self._kept[one.segment] = (
+                    f"the disk is full: about {need:,} bytes are needed, {free:,} are free"
+                )
 
     def _empty(self, batch: list[Candidate]) -> None:
         """Rewrite some segments: copy, sync, switch, look again, retire, unlink."""
@@ -474,6 +517,7 @@ class _Compaction:
             tombstones_dropped=self._dropped,
             kept=self._list_kept(),
             problems=tuple(self._problems[:MAX_LISTED]),
+            reserve_used=self._reserve_used,
             seconds=time.monotonic() - self._started,
         )
 

@@ -14,12 +14,14 @@ from holdfast.backend.log.layout import (
     MAX_SEGMENT_BYTES,
     MIN_SEGMENT_BYTES,
     SEGMENTS,
+    StoreFile,
     create_store,
     read_store_file,
 )
+from holdfast.backend.log.reserve import Reserve
 from holdfast.chunking import Chunking
 from holdfast.core import Core, Options
-from holdfast.errors import Conflict, InvalidConfig, StoreNotFound
+from holdfast.errors import Conflict, InvalidConfig, NoSpace, StoreNotFound
 from holdfast.recovery import CatalogKeeper
 from holdfast.types import now_ms
 
@@ -43,6 +45,10 @@ class How(TypedDict, total=False):
     chunking: Chunking | None
     compression: str | None
     segment_bytes: int
+    reserve_bytes: int | None
+    """Kept for compaction on a full disk; None: a segment, or 5 % of the file system if that is less."""
+    use_reserve: bool
+    """Where the disk is too full to open the store, give the reserve back first."""
     fsync: bool
     lock_timeout_seconds: float
     options: Options | None
@@ -71,12 +77,26 @@ def open_core(root: str, **how: Unpack[How]) -> Core:
         )
     if disk is None:
         _look_at_rights(root)
+    reserve = Reserve(used, root, how.get("reserve_bytes"), segment_bytes)
+    try:
+        return _open_core(root, used, store, segment_bytes, reserve, how)
+    except NoSpace:
+        if not how.get("use_reserve", False) or not reserve.release():
+            raise
+    return _open_core(root, used, store, segment_bytes, reserve, how)
+
+
+def _open_core(
+    root: str, used: Disk, store: StoreFile, segment_bytes: int, reserve: Reserve, how: How
+) -> Core:
+    read_only = how.get("read_only", False)
     backend = LogBackend(
         used,
         root,
         store,
         read_only=read_only,
         segment_bytes=segment_bytes,
+        reserve=reserve,
         fsync=how.get("fsync", True),
         lock_timeout_seconds=how.get("lock_timeout_seconds", LOCK_TIMEOUT_SECONDS),
     )

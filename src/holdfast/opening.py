@@ -42,13 +42,15 @@ def open(
     *,
     create: bool = False,
     read_only: bool = False,
+    use_reserve: bool = False,
     catalog: str | os.PathLike[str] | None = None,
     config: Config | None = None,
 ) -> Store:
     """Open the store at a location; without one, the configured one.
 
     `create=True` makes it if it is not there. `read_only` takes no lock and has no session: a collection that
-    another process runs does not wait for it. `StoreNotFound`, `FormatError`, `PermissionDenied`.
+    another process runs does not wait for it. `use_reserve`: where the disk is too full to open a store, give its
+    reserve back first; for who goes on to collect and compact. `StoreNotFound`, `FormatError`, `PermissionDenied`.
     """
     if location is None:
         if config is None:
@@ -63,6 +65,7 @@ def open(
         location,
         create=create,
         read_only=read_only,
+        use_reserve=use_reserve,
         chunking=_wanted_chunking(log.chunking, log.chunk_size_bytes) if log else None,
         compression=log.compression if log else None,
         config=config,
@@ -75,17 +78,19 @@ def _open_at(
     create: bool = False,
     exist_ok: bool = True,
     read_only: bool = False,
+    use_reserve: bool = False,
     chunking: Chunking | None,
     compression: str | None,
     config: Config | None,
 ) -> Store:
     text = os.fspath(location)
     common: dict[str, Any] = {"create": create, "exist_ok": exist_ok, "read_only": read_only}
-    common |= {"chunking": chunking, "compression": compression}
+    common |= {"chunking": chunking, "compression": compression, "use_reserve": use_reserve}
     if config is not None:
         limits = config.limits
         common |= {
             "segment_bytes": config.log.segment_size_bytes,
+            "reserve_bytes": config.log.reserve_bytes,
             "fsync": config.log.fsync,
             "options": Options(
                 limits.max_artifact_bytes,
@@ -102,7 +107,7 @@ def _open_at(
             ),
         }
     if text == "memory://":
-        common |= {"create": True, "fsync": False}
+        common |= {"create": True, "fsync": False, "reserve_bytes": 0}
         return Store._open("/memory", disk=MemoryDisk(), catalog_path=None, location=text, **common)
     path = _local_path(text)
     reopen = {"read_only": read_only, "config": config}

@@ -123,6 +123,11 @@ class MemoryDisk:
         with self._mutex:
             self._node(handle).clear(offset, offset + length)
 
+    def allocate(self, handle: int, length: int) -> None:
+        with self._mutex:
+            node = self._node(handle)
+            node.length = max(node.length, length)
+
     def size(self, handle: int) -> int:
         return self._node(handle).length
 
@@ -180,6 +185,9 @@ class MemoryDisk:
         self.listdir(path)
 
     def free_bytes(self, path: str) -> int:
+        return 1 << 40
+
+    def total_bytes(self, path: str) -> int:
         return 1 << 40
 
     def drop_cache(self, handle: int) -> None:

@@ -159,10 +159,10 @@ def _show(what: str, report: VerifyReport) -> None:
         return
     count = max(report.problem_count, len(report.problems))
     out(f"{escape(what)}: DAMAGED, {plural(count, 'problem')} ({checked} checked in {took})")
-    _problems(report.problems, count)
+    show_problems(report.problems, count)
 
 
-def _problems(problems: Iterable[Problem], count: int) -> None:
+def show_problems(problems: Iterable[Problem], count: int) -> None:
     for shown, problem in enumerate(problems):
         if shown == SHOWN_PROBLEMS:
             out(f"  … and {count - shown:,} more (--json lists them)")
@@ -201,7 +201,7 @@ def rebuild(state: State) -> int:
                 "took": seconds(stats.seconds),
             }
         )
-        _problems(stats.problems, len(stats.problems))
+        show_problems(stats.problems, len(stats.problems))
 
     state.answer(stats.to_dict(), show)
     if stats.damaged and state.quiet and not state.json:

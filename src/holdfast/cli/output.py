@@ -47,11 +47,13 @@ class State:
         self.location = self.store or os.environ.get("HOLDFAST_STORE") or config.location()
         return self.location
 
-    def open(self, *, create_default: bool = False, reads: bool = False) -> holdfast.Store:
+    def open(
+        self, *, create_default: bool = False, reads: bool = False, use_reserve: bool = False
+    ) -> holdfast.Store:
         """Open the store that is meant. Only the platform's default one is made, and only where asked.
 
         `reads`: the command changes nothing, so a store that may not be written, or cannot be because the disk
-        is full, is opened read-only.
+        is full, is opened read-only. `use_reserve`: the command makes room, and may take what is kept for that.
         """
         import os
 
@@ -75,7 +77,7 @@ class State:
         from holdfast.errors import NoSpace, PermissionDenied
 
         try:
-            return holdfast.open(location, config=config)
+            return holdfast.open(location, use_reserve=use_reserve, config=config)
         except (NoSpace, PermissionDenied) as error:
             if not reads:
                 raise

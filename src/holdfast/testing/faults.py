@@ -43,6 +43,7 @@ CHANGING: Final = frozenset(
         "pwrite",
         "fsync",
         "truncate",
+        "allocate",
         "rename",
         "unlink",
         "mkdir",
@@ -54,7 +55,7 @@ CHANGING: Final = frozenset(
 )
 """The calls that are sites. `create` is an `open` that made a file; `close` is of a handle that may write."""
 
-_GROWING: Final = frozenset({"create", "pwrite", "mkdir"})
+_GROWING: Final = frozenset({"create", "pwrite", "mkdir", "allocate"})
 _CALLS: Final[dict[Fault, frozenset[str]]] = {
     Fault.CRASH_BEFORE: CHANGING,
     Fault.CRASH_AFTER: CHANGING,
@@ -235,6 +236,9 @@ class FaultyDisk:
     def punch(self, handle: int, offset: int, length: int) -> None:
         self._step("punch", self._path(handle), lambda: self.inner.punch(handle, offset, length))
 
+    def allocate(self, handle: int, length: int) -> None:
+        self._step("allocate", self._path(handle), lambda: self.inner.allocate(handle, length))
+
     def size(self, handle: int) -> int:
         return self._alive().size(handle)
 
@@ -270,6 +274,9 @@ class FaultyDisk:
 
     def free_bytes(self, path: str) -> int:
         return self._alive().free_bytes(path)
+
+    def total_bytes(self, path: str) -> int:
+        return self._alive().total_bytes(path)
 
     def drop_cache(self, handle: int) -> None:
         self._alive().drop_cache(handle)

@@ -217,6 +217,15 @@ class ModelDisk:
                 _apply(node.live, _Write(offset, data))
                 node.steps.append(_Write(offset, data))
 
+    def allocate(self, handle: int, length: int) -> None:
+        with self._changed:
+            file = self._writable(handle)
+            more = length - len(file.node.live)
+            if self.used_bytes + max(0, more) > self.capacity_bytes:
+                raise _error(errno.ENOSPC, file.path)
+            if more > 0:
+                self.truncate(handle, length)
+
     def size(self, handle: int) -> int:
         with self._changed:
             return len(self._handle(handle).node.live)
@@ -313,6 +322,10 @@ class ModelDisk:
     def free_bytes(self, path: str) -> int:
         self._need(path)
         return self.capacity_bytes - self.used_bytes
+
+    def total_bytes(self, path: str) -> int:
+        self._need(path)
+        return self.capacity_bytes
 
     def drop_cache(self, handle: int) -> None:
         self._handle(handle)

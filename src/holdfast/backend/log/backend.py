@@ -23,6 +23,7 @@ from holdfast.backend.log.partial import Partials
 from holdfast.backend.log.payloads import OFFSET_MASK, Index, Payloads, Place
 from holdfast.backend.log.reader import BlobReader, LargeReader, SmallReader
 from holdfast.backend.log.recovery import Recovery
+from holdfast.backend.log.reserve import Reserve
 from holdfast.backend.log.segment import read_index, slice_entries
 from holdfast.backend.log.session import Session, SessionState, read_sessions
 from holdfast.backend.log.writers import Writers
@@ -69,6 +70,7 @@ class LogBackend:
         *,
         read_only: bool,
         segment_bytes: int,
+        reserve: Reserve,
         fsync: bool,
         lock_timeout_seconds: float,
     ) -> None:
@@ -84,6 +86,7 @@ class LogBackend:
         self.segment_bytes = segment_bytes
         self._fsync = fsync
         self._catalog: Callable[[], CatalogPort] | None = None
+        self.reserve = reserve
         self._lock = None if read_only else StoreLock(disk, root, lock_timeout_seconds)
         self._session: Session | None = None
         self._late_pins: list[tuple[bytes, int]] = []
@@ -103,12 +106,16 @@ class LogBackend:
         self._catalog = catalog
         if self._lock is None:
             return
-        writers = Writers(self.disk, self.root, self.store.id, self.segment_bytes, self._lock, known)
+        writers = Writers(
+            self.disk, self.root, self.store.id, self.segment_bytes, self._lock, known, self.reserve.make
+        )
         self._committer = Committer(
             writers, self._lock, apply, self._entries, self.payloads.handles.read, fsync=self._fsync
         )
         with self._lock.held():
             read_sessions(self.disk, self.root)  # tidies up after dead processes
+            if len(self.segment_ids()) > 1:
+                self.reserve.make()
             self._session = Session(self.disk, self.root, now_ms())
 
     # -- writing

@@ -42,6 +42,18 @@ def collecting(disk: Disk, root: str, what: str) -> Iterator[None]:
         disk.close(handle)
 
 
+def is_collecting(disk: Disk, root: str) -> bool:
+    """Whether somebody holds the lock now."""
+    try:
+        handle = disk.open(f"{root}/{COLLECTOR_FILE}", "a")
+    except FileNotFoundError:
+        return False
+    try:
+        return not disk.lock(handle)
+    finally:
+        disk.close(handle)
+
+
 def _refusal(data: bytes, path: str) -> Locked:
     try:
         owner = msgspec.json.decode(data.rstrip(b" \0"), type=_Owner)

@@ -69,6 +69,9 @@ class Disk(Protocol):
     def punch(self, handle: int, offset: int, length: int) -> None:
         """Give the room of a range back: it reads as zeros, the length stays. Does nothing where that is not known."""
 
+    def allocate(self, handle: int, length: int) -> None:
+        """Let the file be at least so long, with room on the disk for every byte; what is new reads as zeros."""
+
     def size(self, handle: int) -> int:
         """Give the length of the file."""
 
@@ -105,6 +108,9 @@ class Disk(Protocol):
     def free_bytes(self, path: str) -> int:
         """Give the room that is left for us on the file system of a path."""
 
+    def total_bytes(self, path: str) -> int:
+        """Give the size of the file system of a path."""
+
     def drop_cache(self, handle: int) -> None:
         """Ask the kernel to forget the pages of a file. A courtesy: it may do nothing."""
 
@@ -132,6 +138,7 @@ def translate(error: OSError, path: str | None) -> HoldfastError | OSError:
     return Unavailable(f"the disk failed at {where}: {reason}", path=path, errno=code)
 
 
+_FILL_BYTES: Final = 1 << 20
 _IOV_MAX: Final = min(os.sysconf("SC_IOV_MAX"), 1024) if "SC_IOV_MAX" in os.sysconf_names else 16
 _COMMON: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe or a device would wait
 _FLAGS: Final[dict[str, int]] = {
@@ -201,6 +208,16 @@ class LocalDisk:
         code = _find_fallocate()(handle, _PUNCH_HOLE | _KEEP_SIZE, offset, length) if length > 0 else 0
         if code not in _CANNOT_PUNCH:
             raise translate(OSError(code, os.strerror(code)), self._paths.get(handle))
+
+    def allocate(self, handle: int, length: int) -> None:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, length)
+                return
+            for at in range(os.fstat(handle).st_size, length, _FILL_BYTES):
+                os.pwrite(handle, bytes(min(_FILL_BYTES, length - at)), at)
+        except OSError as error:
+            raise translate(error, self._paths.get(handle)) from error
 
     def size(self, handle: int) -> int:
         try:
@@ -285,6 +302,13 @@ class LocalDisk:
         except OSError as error:
             raise translate(error, path) from error
         return found.f_bavail * found.f_frsize
+
+    def total_bytes(self, path: str) -> int:
+        try:
+            found = os.statvfs(path)
+        except OSError as error:
+            raise translate(error, path) from error
+        return found.f_blocks * found.f_frsize
 
     def drop_cache(self, handle: int) -> None:
         if hasattr(os, "posix_fadvise"):

@@ -32,13 +32,16 @@ class Writers:
         segment_bytes: int,
         lock: StoreLock,
         known: Callable[[], dict[int, tuple[int, int]]],
+        before_more: Callable[[], None] = lambda: None,
     ) -> None:
+        """`before_more` is called before a store gets a further segment than its first."""
         self._disk = disk
         self._root = root
         self._store_id = store_id
         self.segment_bytes = segment_bytes
         self._lock = lock
         self._known = known
+        self._before_more = before_more
         self._mutex = threading.Lock()
         self._idle: list[SegmentWriter] = []
         self._busy: dict[int, SegmentWriter] = {}
@@ -268,6 +271,8 @@ class Writers:
     def _create(self) -> SegmentWriter:
         with self._lock.held():
             segment = max((0, *list_segments(self._disk, self._root), *self._known()))
+            if segment:
+                self._before_more()
             while True:
                 segment += 1
                 try:
