@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import deque
 from collections.abc import Iterable, Iterator
 from heapq import merge
 from itertools import islice
@@ -68,7 +67,6 @@ class Blobs(HashSeqs):
         self._core = core
         self._reading = reading
         self._encoding = Encoding(core)
-        self._held = deque()
 
     @entered
     def put(self, source: Source, *, progress: ProgressCallback | None = None) -> Lease:

@@ -6,11 +6,14 @@ import functools
 import logging
 import os
 import threading
+import time
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from holdfast.backend.log.backend import LogBackend
@@ -42,6 +45,8 @@ MENDABLE: Final = (CatalogUnusable, StaleIndex)
 
 
 DAY_SECONDS: Final = 86_400.0
+MAX_KEPT: Final = 10_000
+"""Blobs that streams completed and that wait for a name; the oldest of more are let go."""
 
 
 class Options(NamedTuple):
@@ -71,6 +76,7 @@ class Core:
         self.keeper = keeper
         self.options = options
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="holdfast-ingest")
+        self.kept = Kept(backend, options.partial_age_seconds)
         self._pid = os.getpid()
         self._closed = False
         self._callers: dict[int, int] = {}
@@ -327,6 +333,38 @@ def _let_go(backend: LogBackend, keeper: CatalogKeeper, pool: ThreadPoolExecutor
         warnings.warn(
             f"unclosed store {backend.root}: close it, or use `with`", ResourceWarning, stacklevel=2
         )
+
+
+class Kept:
+    """Blobs that streams have completed, leased until somebody names them, as their partial blobs were kept."""
+
+    def __init__(self, backend: LogBackend, age_seconds: float) -> None:
+        self._backend = backend
+        self._age_seconds = age_seconds
+        self._mutex = threading.Lock()
+        self._slots: OrderedDict[bytes, tuple[float, list[int]]] = OrderedDict()
+
+    def keep(self, digest: bytes, kind: int) -> None:
+        """Lease a blob; the oldest that are kept so are let go. The caller has pinned, and the blob is here."""
+        now = time.monotonic()
+        slots = self._backend.session.lease([digest], kind)
+        with self._mutex:
+            slots += self._slots.pop(digest, (now, []))[1]
+            self._slots[digest] = (now, slots)
+            old = [
+                name
+                for name, (since, _) in islice(self._slots.items(), 2)
+                if now - since > self._age_seconds or len(self._slots) > MAX_KEPT
+            ]
+        for name in old:
+            self.let_go(name)
+
+    def let_go(self, digest: bytes) -> None:
+        """Keep a blob no longer: it was named. Harmless where none is kept."""
+        with self._mutex:
+            _, slots = self._slots.pop(digest, (0.0, []))
+        for slot in slots:
+            self._backend.session.release(slot)
 
 
 class _Room(Protocol):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import IO, Final, TypeAlias, cast
 
@@ -41,8 +40,6 @@ log = logging.getLogger("holdfast")
 
 Stream: TypeAlias = "str | os.PathLike[str] | BytesLike | IO[bytes] | Iterable[BytesLike]"
 """A path, bytes or an iterable, which end with the stream; or a file, of which exactly the stream is read."""
-MAX_LEASES: Final = 10_000
-"""Blobs that this process has completed and still holds for the caller to name; the oldest are let go."""
 ROOT_TRIES: Final = 5
 _MALFORMED: Final = frozenset({"size", "trailing", "truncated"})
 
@@ -51,8 +48,6 @@ class PartialBlobs:
     """The part of `store.blobs` that is about blobs which are not wholly here."""
 
     _core: Core
-    _held: deque[tuple[float, int]]
-    """When, and in which slot, blobs were leased that streams completed."""
 
     @entered
     def decode(
@@ -120,13 +115,7 @@ class PartialBlobs:
 
     def _hold(self, digest: bytes, kind: int = LEASE_RAW) -> None:
         """Lease a blob of which a stream came: it is kept as its partial blob was, so that it can be named."""
-        session = self._core.backend.session
-        (slot,) = session.lease([digest], kind)
-        held = self._held
-        held.append((time.monotonic(), slot))
-        oldest = time.monotonic() - self._core.options.partial_age_seconds
-        while held and (held[0][0] < oldest or len(held) > MAX_LEASES):
-            session.release(held.popleft()[1])
+        self._core.kept.keep(digest, kind)
 
 
 def look(core: Core, digest: bytes) -> BlobRow | PartialState | None:

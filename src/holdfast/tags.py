@@ -46,6 +46,7 @@ class Tags:
             if old is not None and not old.deleted and (old.hash, old.format) == (hash.digest, wanted):
                 return _view(old)
             entry = _append(group, name, hash.digest, wanted, old, deleted=False)
+        core.kept.let_go(hash.digest)
         return _view(entry)
 
     @entered

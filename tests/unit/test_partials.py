@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,8 @@ def test_one_that_is_open_does_not_expire(store: Store, sender: Sender, small_ch
     importer = threading.Thread(target=lambda: store.blobs.decode(sender.hash, source()))
     importer.start()
     half.wait(30)
+    while not store.blobs.bitfield(sender.hash).ranges:  # the first checkpoint is being written
+        time.sleep(0.001)
     assert expire_partials(store._core, AGES) == 0
     assert store.gc(min_age_seconds=0).dropped_payloads == 0
     assert store.blobs.read(sender.hash, 100, 1000) == sender.content[100:1100]
@@ -306,6 +309,17 @@ def test_a_collection_keeps_what_partial_blobs_have_in_the_log(
     finish(store, sender)
     assert store.gc(min_age_seconds=0).dropped_blobs == 0, "it is held for who completed it"
     assert store.blobs.status(sender.hash) is BlobStatus.COMPLETE
+
+
+def test_what_a_stream_completed_is_kept_until_it_is_named(store: Store, sender: Sender) -> None:
+    for _ in range(2):
+        take(store, sender)
+    assert store.gc(min_age_seconds=0).dropped_blobs == 0
+    store.tags.set("name", sender.hash)
+    assert store.gc(min_age_seconds=0).dropped_blobs == 0
+    store.tags.delete("name")
+    store.gc(min_age_seconds=0)
+    assert store.blobs.status(sender.hash) is BlobStatus.MISSING
 
 
 def test_what_expired_is_collected(store: Store, sender: Sender, small_checkpoints: None) -> None:

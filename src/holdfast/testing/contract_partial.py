@@ -169,6 +169,21 @@ class PartialContract(ContractBase):
             assert file.read(100) == sender.content[start : start + 100]
         assert not store.exists(sender.hash)
 
+    def test_what_is_here_can_be_sent_on(self, make_store: MakeStore, sender: Sender) -> None:
+        with make_store() as near, make_store() as far:
+            near.blobs.decode(sender.hash, sender.stream(blocks(1, 4)), blocks(1, 4))
+            assert b"".join(near.blobs.encode(sender.hash, blocks(2, 4))) == sender.stream(blocks(2, 4))
+            far.blobs.decode(sender.hash, near.blobs.encode(sender.hash, blocks(2, 4)), blocks(2, 4))
+            assert check_kept(far, sender) == blocks(2, 4)
+            for wanted in (blocks(0, 2), ChunkRanges.all(), ChunkRanges.last()):
+                with pytest.raises(RangeNotAvailable):
+                    near.blobs.encode(sender.hash, wanted)
+            rest = near.blobs.missing_ranges(sender.hash)
+            near.blobs.decode(sender.hash, sender.stream(rest), rest)
+            missing = far.blobs.missing_ranges(sender.hash)
+            far.blobs.decode(sender.hash, near.blobs.encode(sender.hash, missing), missing)
+            assert far.blobs.read(sender.hash) == sender.content
+
     def test_partial_ones_are_listed_where_asked(self, store: Store, sender: Sender) -> None:
         other = store.blobs.put(b"complete").hash
         store.blobs.decode(sender.hash, sender.stream(blocks(1, 2)), blocks(1, 2))
