@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -87,7 +88,7 @@ During = Callable[..., None]
 def during(monkeypatch: pytest.MonkeyPatch) -> During:
     def patch(step: str, action: Callable[[], Any], *, after: bool = False, of: Any = Collection) -> None:
         original = getattr(of, step)
-        done = []
+        done: list[int] = []
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if not after and not done:
@@ -220,7 +221,7 @@ def test_only_what_is_still_condemned_is_dropped(two: Two, during: During, step:
 @pytest.mark.parametrize("how", ["open", "iter_bytes", "writer"])
 def test_what_is_open_is_waited_for(two: Two, how: str) -> None:
     """A reader pins before it looks up, also one that has not begun; so does a writer."""
-    reader = two.beside.writer() if how == "writer" else getattr(two.beside, how)(two.garbage)
+    reader: Any = two.beside.writer() if how == "writer" else getattr(two.beside, how)(two.garbage)
     report = two.store.gc(min_age_seconds=0)
     assert len(report.waits_for) == 1
     assert not report.complete
@@ -296,7 +297,7 @@ def test_a_group_that_could_not_be_applied_keeps_its_pin(two: Two, monkeypatch: 
 
 
 def test_readers_find_what_is_condemned_and_keep_what_they_opened(two: Two, during: During) -> None:
-    files = []
+    files: list[Any] = []
 
     def look() -> None:
         assert two.beside.read(two.garbage, 5, 9) == DATA[5:14]
@@ -314,7 +315,7 @@ def test_readers_find_what_is_condemned_and_keep_what_they_opened(two: Two, duri
 
 def test_what_begins_to_be_read_later_is_gone_or_whole(two: Two, during: During) -> None:
     """Blobs go before their chunks: at no time is one found whose chunks are gone."""
-    seen = []
+    seen: list[bool | None] = []
 
     def look() -> None:
         try:
@@ -476,7 +477,7 @@ def test_an_artifact_is_restored_whole_or_not_at_all_whenever_it_is_asked_for(tm
             artifact = two.store.put(OTHER)
             two.store.delete(artifact)
             original = getattr(Collection, step)
-            restored = []
+            restored: list[Any] = []
 
             def wrapped(
                 self: Any, *args: Any, o: Any = original, t: Two = two, r: Any = restored, a: Any = artifact
@@ -503,27 +504,25 @@ def test_an_artifact_is_restored_whole_or_not_at_all_whenever_it_is_asked_for(tm
 def test_a_clock_that_jumps_costs_undo_time_and_nothing_else(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import holdfast.types
-
     year_ms = 366 * 86_400_000
-    real = holdfast.types.time.time_ns
+    real = time.time_ns
     live = two.store.put(OTHER)
     kept = two.store.put(b"deleted now")
     two.store.delete(kept)
     for shift in (-year_ms, year_ms):
-        monkeypatch.setattr(holdfast.types.time, "time_ns", lambda s=shift: real() + s * 1_000_000)
+        monkeypatch.setattr(time, "time_ns", lambda s=shift: real() + s * 1_000_000)
         assert two.store.gc().complete
         assert two.read(live) == OTHER
         if shift < 0:
-            assert two.store.find(deleted=True)
+            assert list(two.store.find(deleted=True))
     assert not list(two.store.find(deleted=True)), "a year later its window is over"
     late = two.store.put(b"deleted in a year")
     two.store.delete(late)
-    monkeypatch.setattr(holdfast.types.time, "time_ns", real)
+    monkeypatch.setattr(time, "time_ns", real)
     assert two.store.gc().complete
     assert two.store.restore(late).id == late.id
     with monkeypatch.context() as patch:
-        patch.setattr(holdfast.types.time, "time_ns", lambda: real() + year_ms * 1_000_000)
+        patch.setattr(time, "time_ns", lambda: real() + year_ms * 1_000_000)
         two.store.delete(late)
     assert two.store.gc(min_age_seconds=0).forgotten_artifacts == 1
     assert two.read(live) == OTHER

@@ -184,9 +184,14 @@ def note(*lines: str, plain: bool = False) -> None:
         pass
 
 
+def asks() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def confirm(question: str, yes: bool) -> bool:
     """Ask before something is destroyed: only on a terminal, and not with --yes."""
-    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if yes or not asks():
         return True
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()

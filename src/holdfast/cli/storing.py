@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast.cli.base import Size, command, metadata
-from holdfast.cli.output import State, confirm, display_name, escape, note, out, plural, size
+from holdfast.cli.collecting import outlook
+from holdfast.cli.output import State, asks, confirm, display_name, escape, note, out, plural, size
 from holdfast.errors import InvalidInput, PermissionDenied, SourceNotFound
 
 if TYPE_CHECKING:
-    from holdfast.types import Artifact, TreeReport
+    from holdfast.store import Store
+    from holdfast.types import Artifact, Forecast, TreeReport
 
 
 @command("init", example="holdfast init ./store\nholdfast init ./models --chunking fixed --chunk-size 1MiB")
@@ -178,7 +180,9 @@ def rm(state: State, refs: tuple[str, ...], dry_run: bool, yes: bool, force: boo
 
     with state.open() as store:
         doomed = list({a.id: a for a in (resolve_artifact(store, ref) for ref in refs)}.values())
-        if not dry_run and not confirm(f"delete {_named(doomed)}?", yes):
+        forecast = _forecast(store, doomed) if dry_run or (not yes and asks()) else None
+        question = f"delete {_named(doomed)}? {outlook(forecast)}".rstrip()
+        if not dry_run and not confirm(question, yes):
             note("nothing was deleted")
             return 1
         if not dry_run:
@@ -186,19 +190,35 @@ def rm(state: State, refs: tuple[str, ...], dry_run: bool, yes: bool, force: boo
         for artifact in doomed:
             verb = "would delete" if dry_run else "deleted"
             _done(state, artifact, verb, {"id": artifact.id, "deleted": not dry_run, "dry_run": dry_run})
+        if not state.json and not state.quiet:
+            outcome = f"; {outlook(forecast)}" if forecast is not None else ""
+            verb = "would be deleted" if dry_run else "deleted"
+            note(f"{plural(len(doomed), 'artifact')} {verb}{outcome}", plain=True)
     return 0
+
+
+def _forecast(store: Store, doomed: list[Artifact]) -> Forecast | None:
+    """Ask what deleting would give back; where something is damaged nobody can tell, and that stops nothing."""
+    from holdfast.errors import HoldfastError
+
+    try:
+        return store.forecast(*(artifact.id for artifact in doomed))
+    except HoldfastError as error:
+        note(f"warning: no forecast: {escape(str(error))}")
+        return None
 
 
 @command("restore", example="holdfast ls --deleted\nholdfast restore 0199c8f3")
 @click.argument("refs", nargs=-1, required=True, metavar="REF…")
-def restore(state: State, refs: tuple[str, ...]) -> None:
+@click.option("--force", is_flag=True, help="Bring back even without what they require.")
+def restore(state: State, refs: tuple[str, ...], force: bool) -> None:
     """Bring deleted artifacts back."""
     from holdfast.cli.refs import resolve_artifact
 
     with state.open() as store:
         found = {a.id: a for a in (resolve_artifact(store, ref, deleted=True) for ref in refs)}
         for artifact in found.values():
-            back = store.restore(artifact.id)
+            back = store.restore(artifact.id, force=force)
             _done(state, back, "restored", back.to_dict())
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from holdfast.backend.log.collector import collecting
 from holdfast.catalog.collecting import iter_expired
@@ -12,7 +13,8 @@ from holdfast.core import Core
 from holdfast.errors import InvalidInput
 from holdfast.gc.cycle import Collection, expiry_ms
 from holdfast.gc.explain import dry_run, forecast, why
-from holdfast.gc.marks import Marks
+from holdfast.gc.marks import Marks, Unreadable
+from holdfast.gc.roots import refusal
 from holdfast.partials import expire_partials
 from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, ProgressCallback, now_ms
 from holdfast.uploads import expire_uploads
@@ -20,6 +22,14 @@ from holdfast.uploads import expire_uploads
 
 def _never() -> bool:
     return False
+
+
+@contextmanager
+def _naming_roots(core: Core) -> Iterator[None]:
+    try:
+        yield
+    except Unreadable as error:
+        raise refusal(core, error) from error.cause
 
 
 class Collector:
@@ -47,7 +57,8 @@ class Collector:
         if max_batches is not None and max_batches < 1:
             raise InvalidInput(f"max_batches is {max_batches}; 1 and more are allowed")
         if dry:
-            return dry_run(core, age, progress)
+            with _naming_roots(core):
+                return dry_run(core, age, progress)
         started = time.monotonic()
         backend = core.backend
         backend.committer  # noqa: B018  # refuses a store that was opened to read
@@ -92,7 +103,6 @@ class Collector:
         expired = next(iter_expired(catalog, expiry_ms(core.options.min_age_seconds)), None)
         return (
             catalog.id,
-            catalog.epoch,
             hash(tuple(sorted(catalog.segments().items()))),
             hash(leases),
             expired,
@@ -100,11 +110,13 @@ class Collector:
 
     def forecast(self, refs: Iterable[Artifact | str]) -> Forecast:
         """Say what deleting artifacts would give back."""
-        return forecast(self._core, refs)
+        with _naming_roots(self._core):
+            return forecast(self._core, refs)
 
     def why(self, hash: Hash) -> tuple[Chain, ...]:
         """Say what keeps a blob or a chunk."""
-        return why(self._core, hash)
+        with _naming_roots(self._core):
+            return why(self._core, hash)
 
     def close(self) -> None:
         """Give back what an unfinished collection keeps in memory."""

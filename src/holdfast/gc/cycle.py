@@ -19,10 +19,9 @@ from holdfast.catalog import collecting as books
 from holdfast.catalog.collecting import FOREVER_MS, Cycle, Touch
 from holdfast.core import Core
 from holdfast.digests import BUCKETS, bucket_range
-from holdfast.errors import UnreadableRoot
 from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, FLAG_UNNAMED
 from holdfast.gc.marks import Marks, Root, Tracer, Unreadable, pages_of
-from holdfast.gc.roots import iter_held, iter_leases, root_text
+from holdfast.gc.roots import iter_held, iter_leases, refusal
 from holdfast.types import (
     CompactReport,
     GcReport,
@@ -121,7 +120,7 @@ class Collection:
         except Enough:
             return
         except Unreadable as error:
-            self._refuse(error)
+            raise refusal(self._core, error) from error.cause
         finally:
             if self.found.complete:
                 self._forget_marks()
@@ -376,16 +375,6 @@ class Collection:
         if touches is not None:
             return tracer.trace(touches)
         return tracer.trace(roots, iter_held(self._core, self._catalog()), also)
-
-    def _refuse(self, error: Unreadable) -> NoReturn:
-        root = root_text(self._core, error.hash)
-        cause = error.cause
-        evidence = {**cause.evidence, "hash": Hash(error.hash), "root": root}
-        raise UnreadableRoot(
-            f"nothing is collected: {root} cannot be read, so nobody knows what it keeps ({cause})."
-            " Repair it, or delete it on purpose",
-            **evidence,
-        ) from cause
 
     def _forget_marks(self) -> None:
         marks, self.marks = self.marks, None

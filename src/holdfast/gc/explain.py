@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 
 from holdfast.catalog import Catalog
@@ -13,7 +14,7 @@ from holdfast.digests import BUCKETS, DigestSet, bucket_range
 from holdfast.errors import BlobNotFound
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
 from holdfast.gc.cycle import MAX_LISTED, PAGE_ROWS, expiry_ms, unmarked_bits
-from holdfast.gc.marks import Marks, Tracer, pages_of
+from holdfast.gc.marks import Marks, Tracer, Unreadable, pages_of
 from holdfast.gc.roots import iter_direct, iter_held, iter_leases, named_text
 from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, Progress, ProgressCallback, id_text
 
@@ -149,9 +150,7 @@ def _parents(core: Core, catalog: Catalog, tracer: Tracer, target: bytes) -> dic
         del number
         for page in pages_of(lambda a, b=high: books.blob_page(catalog, a, b, PAGE_ROWS), low):  # type: ignore[misc]
             for hash_, location, stored, _ in page:
-                if hash_ != target and any(
-                    target in some for some in tracer.pieces_of(hash_, location, stored)
-                ):
+                if hash_ != target and _has(tracer, target, hash_, location, stored):
                     parents[target].add(hash_)
                     parents.setdefault(hash_, set())
     roots = [hash_ for hash_, format_ in chain(iter_leases(core), books.iter_names(catalog)) if format_]
@@ -167,6 +166,13 @@ def _parents(core: Core, catalog: Catalog, tracer: Tracer, target: bytes) -> dic
                     grown = grown or hash_ not in parents
                     parents.setdefault(hash_, set())
     return parents
+
+
+def _has(tracer: Tracer, target: bytes, hash_: bytes, location: int, stored: int) -> bool:
+    """Whether a blob is made of the target, among others; of a damaged one nobody knows."""
+    with suppress(Unreadable):
+        return any(target in some for some in tracer.pieces_of(hash_, location, stored))
+    return False
 
 
 def _chains(core: Core, parents: dict[bytes, set[bytes]], target: bytes) -> Iterator[Chain]:

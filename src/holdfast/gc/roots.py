@@ -13,9 +13,9 @@ from holdfast.catalog import collecting as books
 from holdfast.catalog.collecting import Named, names_of
 from holdfast.core import Core
 from holdfast.errors import UnreadableRoot
-from holdfast.gc.marks import Root
+from holdfast.gc.marks import Root, Unreadable
 from holdfast.partials import iter_roots as iter_partial_roots
-from holdfast.types import id_text
+from holdfast.types import Hash, id_text
 
 READABLE_SECONDS: Final = 1.0
 """How long a session may take to be written: it is made under the store's lock, so only a broken one takes longer."""
@@ -82,3 +82,14 @@ def root_text(core: Core, hash_: bytes) -> str:
     named = next(iter_direct(core, hash_), None)
     blob = f"blob {hash_.hex()}"
     return blob if named is None else f"{named_text(named)}, {blob},"
+
+
+def refusal(core: Core, error: Unreadable) -> UnreadableRoot:
+    """Give the error for people, which names what cannot be read and what keeps it."""
+    root, cause = root_text(core, error.hash), error.cause
+    evidence = {**cause.evidence, "hash": Hash(error.hash), "root": root}
+    return UnreadableRoot(
+        f"nothing is collected: {root} cannot be read, so nobody knows what it keeps ({cause})."
+        " Repair it, or delete it on purpose",
+        **evidence,
+    )
