@@ -23,7 +23,7 @@ from holdfast.backend.log.segment import read_index
 from holdfast.catalog import compacting
 from holdfast.catalog.compacting import RECORD_BYTES, CatalogPlaces
 from holdfast.core import Core
-from holdfast.errors import BackendError, HoldfastError, NoSpace
+from holdfast.errors import BackendError, HoldfastError, InvalidInput, NoSpace
 from holdfast.facts import (
     SEGMENT_OPEN,
     SEGMENT_QUARANTINED,
@@ -76,6 +76,8 @@ def compact(
 ) -> CompactReport:
     """Rewrite segments of which at least this share is dead; `Locked` while somebody else collects or compacts."""
     core.backend.committer  # noqa: B018  # refuses a store that was opened to read
+    if not 0 <= min_dead_share <= 1:
+        raise InvalidInput(f"min_dead_share is {min_dead_share}; 0 to 1 is allowed")
     with collecting(core.backend.disk, core.backend.root, "compact"):
         return compact_segments(core, min_dead_share, progress, dry_run=dry_run, min_tombstones=1)
 

@@ -95,9 +95,20 @@ class CatalogKeeper:
     def has_lost_segments(self) -> bool:
         """Whether segments that the catalog knows are gone, or shorter than what was stored in them."""
         try:
-            return bool(self._backend.lost_segments(self.current().segments()))
+            lost = self._backend.lost_segments(self.current().segments())
         except CatalogUnusable:
             return False
+        if lost and self._path is None and self._backend.read_only:
+            # What storage was read into has grown old: others may have compacted it since.
+            recovery = self._backend.recovery({}, rebuilding=True)
+            try:
+                recovery.prepare()
+                lost = [one for one in lost if not recovery.is_retired(one[0])]
+            finally:
+                recovery.close()
+            if not lost:
+                self._backend.payloads.trust_again()
+        return bool(lost)
 
     def _refuse_to_forget(self) -> None:
         try:

@@ -43,7 +43,7 @@ def health(core: Core) -> Health:
     position = read_hint(core, POSITION, Position)
     collected = catalog.get_meta(COLLECTED)
     free = backend.disk.free_bytes(backend.root)
-    reserve = backend.reserve_bytes
+    reserve = backend.reserve.want_bytes()
     missing = catalog.ask(MISSING)[0][0]
     ailments: list[Ailment] = []
 
@@ -77,7 +77,7 @@ def health(core: Core) -> Health:
             f"the disk refused to make {len(given_up)} segments durable",
             "nothing acknowledged is lost; look at the disk before you go on",
         )
-    if free < reserve:
+    if free + backend.reserve.held_bytes() < reserve:
         ail(
             f"{free} bytes are free, fewer than the {reserve} that compaction may need",
             "`holdfast gc` while it can work, or make room",

@@ -211,11 +211,6 @@ class LogBackend:
             group.commit()
         return len(new)
 
-    @property
-    def reserve_bytes(self) -> int:
-        """What should stay free for compaction to work on a full disk."""
-        return min(self.segment_bytes, 64 << 20)
-
     def failed_segments(self) -> list[int]:
         """Give the segments that this process gave up because they could not be written or made durable."""
         return sorted(self._committer.writers.failed()) if self._committer is not None else []

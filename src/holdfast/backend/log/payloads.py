@@ -84,6 +84,7 @@ class Payloads:
         self._index = index
         self._local = threading.local()
         self._suspected: set[bytes] = set()
+        self._last_suspected = b""
         self.found: dict[int, tuple[bytes, str]] = {}
         """Damage that was met and is not in the log yet: hash of the record and what is wrong, by place."""
         self.bad_outboards = 0
@@ -94,7 +95,12 @@ class Payloads:
         if hash_ in self._suspected or len(self._suspected) >= MAX_SUSPECTED:
             return error
         self._suspected.add(hash_)
+        self._last_suspected = hash_
         return StaleIndex(f"{error}; or the catalog is wrong", fault=error)
+
+    def trust_again(self) -> None:
+        """The catalog was right in its time: what was suspected before the last hash counts no longer."""
+        self._suspected = {self._last_suspected}
 
     def find(self, hash_: bytes) -> Place:
         """Look a payload up; `MissingChunk` when the catalog has no row."""

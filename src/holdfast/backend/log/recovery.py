@@ -156,6 +156,10 @@ class Recovery:
             elif held and segment not in present:
                 self._groups.damage("a segment that the catalog knows is missing", segment, 0)
 
+    def is_retired(self, segment: int) -> bool:
+        """Whether a segment was compacted away, as far as `prepare` has seen."""
+        return self._groups.is_retired(segment)
+
     def facts(self) -> Iterator[Facts]:
         """Give what the catalog is to learn, in batches; the positions last."""
         repaired: set[int] = set()
