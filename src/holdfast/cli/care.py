@@ -111,7 +111,7 @@ def repair(state: State, sources: tuple[str, ...], give_up: bool, yes: bool) -> 
             out(f"  {count:,} × {what} from {escape(source)}")
         if not report.ok:
             out(f"{plural(report.missing_count, 'piece')} STILL DAMAGED OR MISSING: no source has them")
-            _problems(report.missing, report.missing_count)
+            show_problems(report.missing, report.missing_count)
 
     state.answer(report.to_dict(), show)
     if state.quiet and not state.json:
