@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from holdfast.types import RecoveryStats as RecoveryStats
     from holdfast.types import RepairReport as RepairReport
     from holdfast.types import ScrubReport as ScrubReport
+    from holdfast.types import SegmentShare as SegmentShare
     from holdfast.types import SeqInfo as SeqInfo
     from holdfast.types import SharedWith as SharedWith
     from holdfast.types import Stats as Stats
@@ -128,6 +129,7 @@ _VALUES: Final = (
     "ArtifactStats",
     "Ailment",
     "SeqInfo",
+    "SegmentShare",
     "Stats",
     "Tag",
     "TreeReport",

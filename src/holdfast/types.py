@@ -367,6 +367,14 @@ class RecoveryStats(Value, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
+class SegmentShare(Value, frozen=True, kw_only=True):
+    """How much of a segment counts: `live_bytes` are its records to which the catalog points, with their entries."""
+
+    segment: int
+    size_bytes: int
+    live_bytes: int
+
+
 class Stats(Value, frozen=True, kw_only=True):
     """The store in figures, all from the catalog.
 
@@ -375,7 +383,8 @@ class Stats(Value, frozen=True, kw_only=True):
     outboards and manifests; `copy_bytes`: further copies of payloads that are there already; `quarantined`: places
     that were found damaged. `orphan_blobs`: blobs, and `orphan_bytes` their sizes, that no artifact (deleted ones that
     can be restored included), tag or requirement names by their hash: children of trees and what only a lease or a
-    partial blob keeps are counted among them. `live_bytes`: what compaction would keep of the segments.
+    partial blob keeps are counted among them. `live_bytes`: what compaction would keep of the segments;
+    `segment_shares`: of each.
     """
 
     artifacts: int
@@ -397,6 +406,7 @@ class Stats(Value, frozen=True, kw_only=True):
     orphan_blobs: int = 0
     orphan_bytes: int = 0
     live_bytes: int = 0
+    segment_shares: tuple[SegmentShare, ...] = ()
 
 
 class KeptSegment(Value, frozen=True, kw_only=True):

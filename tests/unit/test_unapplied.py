@@ -207,3 +207,26 @@ def test_a_file_whose_size_is_not_told_is_stored_whole(tmp_path: Path) -> None:
         assert store.read(store.put(source)) == source.read_bytes()
         (artifact,) = store.put_many([source])
         assert store.read(artifact) == source.read_bytes()
+
+
+def test_what_others_brought_in_and_compacted_is_not_led_back(tmp_path: Path) -> None:
+    """A group that could not be applied is brought in by another process, which then compacts its segment away."""
+    with open_store(tmp_path / "s", create=True) as first, open_store(tmp_path / "s") as second:
+        artifact = first.put(sample(3_000))
+        before_next_apply(first, fail)
+        with pytest.raises(Unavailable):
+            first.put(sample(4_000))
+        for writer in [*first._core.backend.committer.writers.own().values()]:
+            first._core.backend.committer.writers._idle.remove(writer)
+            writer.seal()  # full: it lets go of it, as it would of any
+        second.update(artifact, metadata={"k": "w"})
+        (late,) = (one for one in second.find() if one.size_bytes == 4_000)
+        assert second.compact().segments
+        other = first.put(b"goes on")  # and what waited is met again
+        for store in (first, second):
+            assert store.read(artifact) == sample(3_000)
+            assert store.read(late) == sample(4_000)
+            assert store.scrub().ok
+        first.delete(other)
+        assert first.rebuild().damaged == 0
+        assert first.read(artifact) == sample(3_000)

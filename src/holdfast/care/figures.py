@@ -6,7 +6,7 @@ from holdfast.catalog.compacting import live_bytes
 from holdfast.core import Core
 from holdfast.errors import HoldfastError
 from holdfast.facts import FLAG_BLOB, KIND_BLOB, KIND_MASK
-from holdfast.types import Artifact, ArtifactStats, Hash, SharedWith, Stats, id_text
+from holdfast.types import Artifact, ArtifactStats, Hash, SegmentShare, SharedWith, Stats, id_text
 
 MAX_SHARED = 100
 ORPHANS = f"""
@@ -24,6 +24,8 @@ def stats(core: Core) -> Stats:
     counts = core.catalog.counts()
     ((orphans, orphan_bytes),) = core.catalog.ask(ORPHANS)
     ratio = counts.logical_bytes / counts.unique_bytes if counts.unique_bytes else 1.0
+    live = live_bytes(core.catalog)
+    sizes = core.backend.segment_sizes()
     return Stats(
         artifacts=counts.artifacts,
         deleted_artifacts=counts.deleted_artifacts,
@@ -33,9 +35,9 @@ def stats(core: Core) -> Stats:
         logical_bytes=counts.logical_bytes,
         unique_bytes=counts.unique_bytes,
         stored_bytes=counts.stored_bytes,
-        disk_bytes=core.backend.disk_bytes() + counts.catalog_bytes,
+        disk_bytes=sum(sizes.values()) + counts.catalog_bytes,
         catalog_bytes=counts.catalog_bytes,
-        segments=len(core.backend.segment_ids()),
+        segments=len(sizes),
         deduplication_ratio=ratio,
         compression_ratio=counts.unique_bytes / counts.stored_bytes if counts.stored_bytes else 1.0,
         tree_bytes=counts.tree_bytes,
@@ -43,7 +45,11 @@ def stats(core: Core) -> Stats:
         quarantined=counts.quarantined,
         orphan_blobs=orphans,
         orphan_bytes=orphan_bytes,
-        live_bytes=sum(live_bytes(core.catalog).values()),
+        live_bytes=sum(live.values()),
+        segment_shares=tuple(
+            SegmentShare(segment=segment, size_bytes=size, live_bytes=live.get(segment, 0))
+            for segment, size in sizes.items()
+        ),
     )
 
 

@@ -264,8 +264,14 @@ class LogBackend:
 
     def disk_bytes(self) -> int:
         """Give the room that all segments take."""
-        found = (self.disk.stat(segment_path(self.root, segment)) for segment in self.segment_ids())
-        return sum(one.size_bytes for one in found if one is not None)
+        return sum(self.segment_sizes().values())
+
+    def segment_sizes(self) -> dict[int, int]:
+        """Give how long each segment is, in the order of their ids."""
+        found = (
+            (segment, self.disk.stat(segment_path(self.root, segment))) for segment in self.segment_ids()
+        )
+        return {segment: one.size_bytes for segment, one in found if one is not None}
 
     def sync(self) -> None:
         """Make durable what was written with `fsync` off, and apply what could not be applied before."""

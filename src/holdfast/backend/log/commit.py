@@ -23,7 +23,7 @@ from holdfast.backend.log.segment import SegmentWriter
 from holdfast.backend.log.stream import Stream
 from holdfast.backend.log.writers import Writers
 from holdfast.errors import BackendError, HoldfastError, NoSpace, PermissionDenied, Unavailable
-from holdfast.facts import SEGMENT_OPEN, Facts
+from holdfast.facts import SEGMENT_OPEN, SEGMENT_SUPERSEDED, Facts
 from holdfast.types import BytesLike, Durability, now_ms
 from holdfast.wire.record import (
     HEADER_BYTES,
@@ -176,6 +176,8 @@ class Committer:
         self._leading = False
         self.brought_in: set[bytes] = set()
         """Commits of living processes that were copied and applied here, because those could not apply them."""
+        self._failed_before = False
+        """What waits to be applied could not be once: others may have brought it in."""
         self._unapplied: deque[tuple[Committed, dict[int, tuple[int, int]]]] = deque()
         self._applying = False
 
@@ -284,17 +286,40 @@ class Committer:
             try:
                 while self._unapplied:
                     waiting.append(self._unapplied.popleft())
+                if self._failed_before:
+                    waiting = self._still_ours(waiting)
                 for _, ends in waiting:
                     merge_positions(positions, ends)
                 if positions:
                     self._apply(self._all_facts(waiting, positions))
             except BaseException:
                 self._unapplied.extendleft(reversed(waiting))
+                self._failed_before = True
                 for segment, (applied, state) in positions.items():
                     self.writers.note(segment, applied, state)
                 raise
+            else:
+                self._failed_before = False
             finally:
                 self._applying = False
+
+    def _still_ours(
+        self, waiting: list[tuple[Committed, dict[int, tuple[int, int]]]]
+    ) -> list[tuple[Committed, dict[int, tuple[int, int]]]]:
+        """Leave out groups that somebody else has brought in from segments that are superseded or gone since.
+
+        Their places count no longer: a row that were led back there would point at nothing.
+        """
+        known = self.writers.known()
+        return [
+            (one, ends)
+            for one, ends in waiting
+            if not any(
+                known.get(extent.segment, (0, 0))[1] == SEGMENT_SUPERSEDED
+                or not self.writers.is_here(extent.segment)
+                for extent in one.commit.extents
+            )
+        ]
 
     def _bring_in(self) -> None:
         """Apply what has just become durable; an error says that it is."""

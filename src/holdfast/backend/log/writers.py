@@ -66,6 +66,14 @@ class Writers:
                 return writer
             self.seal(writer)
 
+    def known(self) -> dict[int, tuple[int, int]]:
+        """Give how far the catalog has applied segments, and their states."""
+        return self._known()
+
+    def is_here(self, segment: int) -> bool:
+        """Whether there is a file of this segment."""
+        return self._disk.stat(segment_path(self._root, segment)) is not None
+
     def fresh(self) -> SegmentWriter:
         """Give a writer of a new segment."""
         writer = self._create()
