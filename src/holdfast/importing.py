@@ -60,9 +60,12 @@ class Import:
                 if self._has_failed:
                     raise
                 fault = error
-            self._wait()
-            if not self._is_complete:
-                self._checkpoint(self._take_batch(), last=True)
+            try:
+                self._wait()
+                if not self._is_complete:
+                    self._checkpoint(self._take_batch(), last=True)
+            except BaseException as error:
+                raise error from fault
         finally:
             self._worker.shutdown()
             self._filling.close()

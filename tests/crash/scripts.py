@@ -181,11 +181,10 @@ def small_checkpoints() -> Iterator[None]:
 
 
 def _import(store: Store, ledger: Ledger) -> None:
-    """Apart, in order, and what joins them; one that breaks off; one that comes whole before a checkpoint is due."""
+    """A block apart, some in order from a stream that breaks off, and what joins them."""
     attempt(lambda: ledger.decode(store, STREAMED, blocks(5, 6)))
     attempt(lambda: ledger.decode(store, STREAMED, broken_from=3))
     attempt(lambda: ledger.decode(store, STREAMED, blocks(3)))
-    attempt(lambda: ledger.decode(store, piece("short", 20_000)))
 
 
 def _half_imported(world: World) -> None:

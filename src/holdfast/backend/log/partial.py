@@ -130,7 +130,7 @@ class Partials:
         with self._lock():
             while True:
                 for path in (self.root, self.path(hash_)):
-                    with suppress(FileExistsError):
+                    if self.disk.stat(path) is None:
                         self.disk.mkdir(path)
                 partial = Partial(self, hash_)
                 try:
@@ -178,7 +178,6 @@ class Partials:
                 if name != STATE:
                     self.disk.unlink(f"{path}/{name}")
             self.disk.rmdir(path)
-            self.disk.fsync_dir(self.root)
 
 
 class Partial:
@@ -363,7 +362,7 @@ class Partial:
         self._is_ours = False
         entry = encode_entry(self.hash, state)
         self._close(STATE)
-        with suppress(FileNotFoundError):
+        if self._disk.stat(f"{self._path}/{_NEW}") is not None:
             self._disk.unlink(f"{self._path}/{_NEW}")
         handle = self._disk.open(f"{self._path}/{_NEW}", "x")
         self._handles[STATE] = handle
