@@ -13,13 +13,14 @@ MAKEFLAGS += --no-builtin-rules
 BIN := .venv/bin
 ARGS ?=
 JOBS ?= auto
+FUZZ_SECONDS ?= 60
 NATIVE := $(shell find native -name target -prune -o -type f -print 2>/dev/null)
 
 # A stamp counts only while what it stands for is there.
 $(shell [ -x $(BIN)/python ] || rm -f .stamps/venv)
 $(shell ls src/holdfast/_native*.so >/dev/null 2>&1 || rm -f .stamps/build)
 
-.PHONY: help demo test check lint format types layers native-check bench deep models mutants soak build wheel lock clean
+.PHONY: help demo test check lint format types layers native-check bench fuzz deep models mutants soak build wheel lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -60,6 +61,13 @@ models: ## check the models of the protocols with Spin (all of them: ARGS=--all)
 
 mutants: .stamps/build ## take away each line that safety hangs on, and see a test fail (hours)
 	@$(BIN)/python -m tools.mutate $(ARGS)
+
+fuzz: .stamps/build ## break whatever is parsed, a minute in all (hours: FUZZ_SECONDS=7200)
+	@mkdir -p native/target/fuzz/found
+	cd tests/fuzz && cargo run --quiet --release --locked --target "$$(rustc -vV | sed -n 's/^host: //p')" -- \
+	    ../../native/target/fuzz/found corpus -max_total_time=$$(($(FUZZ_SECONDS) / 4)) -max_len=64 -rss_limit_mb=1024 \
+	    -verbosity=0 -print_final_stats=1
+	$(BIN)/python -m tests.fuzz.run --seconds $$(($(FUZZ_SECONDS) * 3 / 4)) $(ARGS)
 
 deep: .stamps/build ## the long tests: hours, tens of GiB
 	$(BIN)/pytest -m deep --timeout 0 $(ARGS)

@@ -112,7 +112,7 @@ def parse_upload(payload: bytes) -> UploadDocument:
     if stop > len(payload):
         raise FormatError("a document of kind upload is cut off")
     tail = tuple(_PIECE.iter_unpack(payload[at:stop]))
-    if state == UploadState.OPEN and cut + sum(length for length, _ in tail) != offset:
+    if cut + sum(length for length, _ in tail) != offset:
         raise FormatError(f"the pieces of an upload do not add up to its {offset} bytes")
     return UploadDocument(
         token,
