@@ -16,7 +16,8 @@ from holdfast.backend.log.payloads import Payloads, Place
 from holdfast.backend.log.pieces import iter_pieces
 from holdfast.backend.log.reader import LargeReader
 from holdfast.catalog import BlobRow, Catalog
-from holdfast.catalog.collecting import blob_page, drop_rows, iter_names
+from holdfast.catalog.collecting import FOREVER_MS, blob_page, drop_rows, forget, iter_names
+from holdfast.catalog.labels import names_of
 from holdfast.digests import BUCKETS, DigestSet, bucket_range
 from holdfast.errors import HoldfastError, MissingChunk
 from holdfast.facts import KIND_DATA, KIND_MASK
@@ -35,7 +36,7 @@ def drop_half_blobs(catalog: Catalog, backend: LogBackend) -> list[Problem]:
     if not segments or len(segments) == segments[-1]:
         return []
     payloads = Payloads(backend.disk, backend.root, lambda: catalog)
-    half, named = DigestSet(), DigestSet()
+    half, named, sequences = DigestSet(), DigestSet(), DigestSet()
     problems: list[Problem] = []
     try:
         for page in _pages(catalog):
@@ -44,11 +45,11 @@ def drop_half_blobs(catalog: Catalog, backend: LogBackend) -> list[Problem]:
                 for hash_, location, stored in page
                 if not _is_whole(catalog, payloads, hash_, location, stored)
             )
-        if not half.count:
-            return []
-        for hash_, format_ in iter_names(catalog):
-            named.add((hash_,))
-            if format_:
+        for hash_, format_ in iter_names(catalog, FOREVER_MS):
+            (sequences if format_ else named).add((hash_,))
+        for _, hashes in sequences.buckets():
+            named.add(hashes)
+            for hash_ in hashes:
                 for words in _words(catalog, payloads, hash_):
                     named.add(words)
         for session in [] if backend.read_only else backend.sessions(leases=True):
@@ -57,11 +58,24 @@ def drop_half_blobs(catalog: Catalog, backend: LogBackend) -> list[Problem]:
             kept = hashes & named.bucket(number)
             drop_rows(catalog, sorted(hashes - kept))
             problems += [_problem(hash_) for hash_ in sorted(kept)[: MAX_PROBLEMS - len(problems)]]
+        _forget_gone(catalog)
     finally:
         payloads.handles.close()
         half.close()
         named.close()
+        sequences.close()
     return problems
+
+
+def _forget_gone(catalog: Catalog) -> None:
+    """Forget deleted artifacts whose bytes are not here: they were collected, and cannot be restored."""
+    gone: list[bytes] = []
+    for entry in catalog.iter_artifacts(deleted=True):
+        needed = [entry.hash, *(name for name in names_of(entry.doc).requires if len(name) == HASH_BYTES)]
+        if len(catalog.find_blobs(needed)) < len(set(needed)):
+            gone.append(entry.id)
+    for start in range(0, len(gone), PAGE):
+        forget(catalog, gone[start : start + PAGE])
 
 
 def _pages(catalog: Catalog) -> Iterator[list[tuple[bytes, int, int]]]:

@@ -9,8 +9,9 @@ from contextlib import ExitStack, suppress
 from typing import Final
 
 from holdfast.backend.log.disk import translate
-from holdfast.backend.log.payloads import Place
+from holdfast.backend.log.payloads import Place, StaleIndex
 from holdfast.backend.log.reader import BlobReader
+from holdfast.catalog import ArtifactBlob
 from holdfast.core import MENDABLE, Core, Watch
 from holdfast.errors import ArtifactNotFound, Conflict, HoldfastError, InvalidInput, NotFound, Unavailable
 from holdfast.finding import FORMATS
@@ -180,8 +181,7 @@ class Reading:
             if found is None:
                 raise ArtifactNotFound(f"there is no artifact {ref!s:.80}", id=str(ref))
             if found.location is not None:
-                place = Place(found.location, found.stored, found.plain, found.flags)
-                data = core.backend.payloads.read(found.hash, place)
+                data = self._read_small(ref, found)
                 if offset_bytes == 0 and length_bytes is None:
                     return data
                 start, stop = check_range(offset_bytes, length_bytes, len(data))
@@ -190,6 +190,21 @@ class Reading:
             reader = MendingReader(core, ref)
             start, stop = check_range(offset_bytes, length_bytes, reader.size_bytes)
             return b"".join(reader.iter_bytes(start, stop))
+
+    def _read_small(self, ref: Artifact | str, found: ArtifactBlob) -> bytes:
+        """Read a blob of one block without a pin; what was collected between look-up and read is not there."""
+        core = self._core
+        try:
+            return core.backend.payloads.read(
+                found.hash, Place(found.location or 0, found.stored, found.plain, found.flags)
+            )
+        except StaleIndex:
+            again = core.catalog.find_artifact_blob(parse_id(ref if isinstance(ref, str) else ref.id))
+            if again is None:
+                raise ArtifactNotFound(f"there is no artifact {ref!s:.80}", id=str(ref)) from None
+            if again == found or again.location is None:
+                raise
+        return self._read_small(ref, again)
 
     def iter_bytes(self, ref: Ref, offset_bytes: int, length_bytes: int | None) -> Iterator[bytes]:
         """Give a range in pieces. What is wrong with the reference or the range is said at once."""

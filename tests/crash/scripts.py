@@ -69,6 +69,25 @@ def _restore(store: Store, ledger: Ledger) -> None:
     attempt(lambda: ledger.delete(store, "old-2"))
 
 
+def _garbage(world: World) -> None:
+    """Leave what goes and what stays, in chunks that both share; of one tail its writer died."""
+    with world.open() as store:
+        for i in range(4):
+            world.ledger.put(store, piece(f"old-{i}", LARGE + i, shared_bytes=15_000))
+        world.ledger.put_blobs(store, [piece("nameless", 20_000), piece("small", 300)])
+        world.ledger.delete(store, "old-0")
+        world.ledger.delete(store, "old-2")
+    crash_after(world, lambda store: world.ledger.put(store, piece("dead", LARGE, shared_bytes=15_000)))
+
+
+def _collect(store: Store, ledger: Ledger) -> None:
+    attempt(lambda: ledger.collect(store, max_batches=1))
+    attempt(lambda: ledger.collect(store))
+    attempt(lambda: ledger.put(store, piece("again", LARGE, shared_bytes=15_000)))
+    attempt(lambda: ledger.delete(store, "old-1"))
+    attempt(lambda: ledger.collect(store))
+
+
 def _nearly_full(world: World) -> None:
     fill(world, 5, 11_000)
 
@@ -276,6 +295,7 @@ SCRIPTS: Final = {
         Script("put_many", _nothing, _put_many),
         Script("delete", lambda world: fill(world, 2, 500), _delete),
         Script("restore", _deleted, _restore),
+        Script("collect", _garbage, _collect),
         Script("seal", _nearly_full, _seal),
         Script("adopt", lambda world: fill(world, 2, 3_000), _adopt),
         Script("takeover", _unclean, _take_over),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,15 @@ def noise(size_bytes: int, seed: int) -> bytes:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store._open(
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store._open(
         tmp_path / "store",
         create=True,
         chunking=Chunking.choose("fastcdc", 4096),
         compression="none",
         segment_bytes=64 << 10,
-    )
+    ) as store:
+        yield store
 
 
 def rows(store: Store, table: str) -> int:
@@ -182,6 +184,7 @@ def test_parts_of_a_collection_continue_each_other(tmp_path: Path) -> None:
     assert calls > 10
     assert dropped == 60
     assert [store.read(one) for one in keep] == [noise(100, i) for i in range(40)]
+    store.close()
 
 
 def test_restoring_asks_for_what_is_required(store: Store) -> None:

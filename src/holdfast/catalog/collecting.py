@@ -113,13 +113,21 @@ def forget_expired(catalog: Catalog, until_ms: int, limit: int) -> list[tuple[by
     def change(cursor: apsw.Cursor) -> None:
         rows = cursor.execute(f"SELECT id, hash FROM artifacts WHERE {_EXPIRED} LIMIT ?2", (until_ms, limit))
         forgotten.extend(cast("list[tuple[bytes, bytes]]", rows.fetchall()))
-        if not (ids := [id_ for id_, _ in forgotten]):
-            return
-        labels.follow(cursor, labels.find_states(cursor, ids), {})
-        cursor.executemany("DELETE FROM artifacts WHERE id = ?", [(id_,) for id_ in ids])
+        _forget(cursor, [id_ for id_, _ in forgotten])
 
     catalog._write(change)
     return forgotten
+
+
+def forget(catalog: Catalog, ids: Sequence[bytes]) -> None:
+    """Forget deleted artifacts."""
+    catalog._write(lambda cursor: _forget(cursor, ids))
+
+
+def _forget(cursor: apsw.Cursor, ids: Sequence[bytes]) -> None:
+    if ids:
+        labels.follow(cursor, labels.find_states(cursor, ids), {})
+        cursor.executemany("DELETE FROM artifacts WHERE id = ?", [(id_,) for id_ in ids])
 
 
 def iter_expired(catalog: Catalog, until_ms: int) -> Iterator[tuple[bytes, bytes, int]]:
@@ -142,7 +150,9 @@ def _names(reader: Reader, until_ms: int) -> Iterator[tuple[bytes, int, bytes]]:
         AND EXISTS(SELECT 1 FROM artifacts WHERE artifacts.id = requires.id AND {live})""",
         "SELECT hash, format, x'' FROM tags WHERE NOT deleted AND ?1 = ?1",
     ):
-        yield from cast("Iterator[tuple[bytes, int, bytes]]", reader.cursor.execute(sql, (until_ms,)))
+        yield from cast(
+            "Iterator[tuple[bytes, int, bytes]]", reader.connection.cursor().execute(sql, (until_ms,))
+        )
 
 
 def iter_names(

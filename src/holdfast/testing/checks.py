@@ -74,6 +74,8 @@ class Ledger:
         """Acknowledged and not deleted, by name."""
         self.deleted: dict[str, Piece] = {}
         self.blobs: dict[str, Piece] = {}
+        self.collects = False
+        """Whether collections ran: then what was deleted, and what nothing names, may be gone."""
         self.parts: dict[str, ChunkRanges] = {}
         """What was acknowledged of blobs that came as streams, by name."""
         self.ids: dict[str, str] = {}
@@ -172,6 +174,13 @@ class Ledger:
         store.delete(self.ids[name])
         self._done(number, [])
 
+    def collect(self, store: Store, *, max_batches: int | None = None) -> None:
+        """Collect, without an undo window."""
+        self.collects = True
+        number = self._begin("collect", ())
+        store.gc(min_age_seconds=0, max_batches=max_batches)
+        self._done(number, [])
+
     def restore(self, store: Store, name: str) -> None:
         """Bring a deleted artifact back by its name."""
         number = self._begin("restore", (name,))
@@ -225,6 +234,7 @@ class Ledger:
 
     def _open(self, number: int, kind: str, subject: tuple[Any, ...]) -> None:
         self.open_attempts[number] = _Attempt(kind, subject)
+        self.collects = self.collects or kind == "collect"
         for piece in subject:
             if isinstance(piece, Piece):
                 self.pieces[piece.name] = piece
@@ -250,7 +260,7 @@ class Ledger:
         elif attempt.kind == "delete":
             (name,) = attempt.subject
             self.deleted[name] = self.artifacts.pop(name)
-        else:
+        elif attempt.kind == "restore":
             (name,) = attempt.subject
             self.artifacts[name] = self.deleted.pop(name)
 
@@ -290,9 +300,11 @@ def check_store(
                 store.scrub().ok, f"2: scrub finds damage where nothing was damaged: {store.scrub().problems}"
             )
         if dump is not None:
-            _check_rebuild(store, dump, damaged)
+            _check_rebuild(store, dump, damaged, expected.collects)
             again = _check_contents(store, expected, damaged)
-            if not damaged:
+            if expected.collects:  # what was collected may come back as deleted, never as live
+                _require(again[0] == listed[0], f"4: a rebuild changed what is live: {listed[0]}, {again[0]}")
+            elif not damaged:
                 _require(again == listed, f"4: a rebuild changed what is there: {listed} became {again}")
         if usable:
             try:
@@ -330,6 +342,8 @@ def _check_acknowledged(
         mine = live if state == "live" else deleted
         for name in names:
             found = mine.get(name) or (others.get(name) if name in unsure else None)
+            if found is None and expected.collects and (state == "deleted" or name in unsure):
+                continue  # deleted, if nobody knows whether that was acknowledged, and collected
             if found is None:
                 where = "in the other state" if name in others else "nowhere"
                 _require(reported, f"1: {name} was acknowledged as {state} and is {where}")
@@ -340,7 +354,10 @@ def _check_acknowledged(
         try:
             got = store.read(Hash.parse(digits))
         except NotFound as error:
-            _require(reported, f"1: the blob {piece.name} ({digits}) was acknowledged and is gone: {error!r}")
+            _require(
+                reported or expected.collects,
+                f"1: the blob {piece.name} ({digits}) was acknowledged and is gone: {error!r}",
+            )
         except IntegrityError as error:
             _require(reported, f"1: the blob {piece.name} ({digits}) does not read: {error!r}")
         else:
@@ -397,7 +414,7 @@ def _check_whole(
     for attempt in expected.open_attempts.values():
         if attempt.kind == "put":
             there = [piece.name in live or piece.name in deleted for piece in attempt.subject]
-        elif attempt.kind == "blobs":
+        elif attempt.kind == "blobs" and not expected.collects:
             there = [_has_blob(store, expected.content(piece.name)) for piece in attempt.subject]
         else:
             continue  # a single name: the old state or the new one, and one of them was found above
@@ -435,7 +452,19 @@ def _has_blob(store: Store, content: bytes) -> bool:
         return False
 
 
-def _check_rebuild(store: Store, dump: Dump, damaged: bool) -> None:
+def _without_garbage(dump: Iterable[str]) -> set[str]:
+    """Leave out of a dump what a rebuild may bring back of what was collected, and when it had come."""
+    kept = set()
+    for line in dump:
+        kind, *fields = line.split("\t")
+        if kind == "blob":
+            line = "\t".join((kind, *fields[:2]))
+        if kind != "artifact" or fields[-1] == "-":
+            kept.add(line)
+    return kept
+
+
+def _check_rebuild(store: Store, dump: Dump, damaged: bool, collects: bool) -> None:
     before = list(dump(store))
     try:
         stats = store.rebuild()
@@ -450,6 +479,17 @@ def _check_rebuild(store: Store, dump: Dump, damaged: bool) -> None:
         )
         return
     _require(not stats.damaged, f"4: a rebuild reports damage where nothing was damaged: {stats.problems}")
+    if collects:
+        lost = sorted(
+            line for line in _without_garbage(before) - _without_garbage(after) if line[:3] != "req"
+        )
+        _require(not lost, f"4: the rebuilt catalog lacks {lost[:5]}")
+        back = sorted(_without_garbage(after) - _without_garbage(before))
+        back = [
+            line for line in back if line.split("\t")[0] not in ("blob", "payload", "requires", "tombstone")
+        ]
+        _require(not back, f"4: the rebuilt catalog has beside garbage {back[:5]}")
+        return
     if before != after:
         lost = sorted(set(before) - set(after))[:5]
         new = sorted(set(after) - set(before))[:5]

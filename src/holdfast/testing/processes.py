@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from holdfast.errors import ArtifactNotFound, BlobNotFound
+from holdfast.errors import ArtifactNotFound, BlobNotFound, Locked
 from holdfast.testing.checks import CheckFailed, Event, Ledger, Piece
 
 _SIZES: Final = (9, 900, 5_000, 16_384, 16_385, 40_000, 70_000, 150_000)
@@ -35,7 +35,7 @@ class Figures(NamedTuple):
 
 
 class Torturer:
-    """Writers and readers over one store, restarted as often as they are killed.
+    """Writers, readers and collectors over one store, restarted as often as they are killed.
 
     `options` go to `Store._open` of each child (segment size and so on). `ledger` knows all their work.
     """
@@ -47,13 +47,14 @@ class Torturer:
         *,
         writers: int = 1,
         readers: int = 0,
+        collectors: int = 0,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.ledger = Ledger()
         self._path = path
         self._rng = random.Random(seed)
         self._options = options or {}
-        self._roles = ["write"] * writers + ["read"] * readers
+        self._roles = ["write"] * writers + ["read"] * readers + ["collect"] * collectors
         self._children: dict[Connection, _Child] = {}
         self._born = 0
         self._kills = self._stops = self._acknowledged = self._reads = 0
@@ -186,7 +187,8 @@ def _work(
     try:
         with Store._open(path, **options) as store:
             connection.send(("open",))
-            (_write if role == "write" else _read)(connection, store, number, random.Random(seed))
+            work = {"write": _write, "read": _read, "collect": _collect}[role]
+            work(connection, store, number, random.Random(seed))
     except BrokenPipeError:
         return  # the parent is gone
     except BaseException:
@@ -215,7 +217,20 @@ def _write(connection: Connection, store: Any, number: int, rng: random.Random) 
         elif choice < 0.92 and ledger.artifacts:
             ledger.delete(store, rng.choice(sorted(ledger.artifacts)))
         elif ledger.deleted:
-            ledger.restore(store, rng.choice(sorted(ledger.deleted)))
+            name = rng.choice(sorted(ledger.deleted))
+            try:
+                ledger.restore(store, name)
+            except ArtifactNotFound:  # it was collected
+                del ledger.deleted[name]
+
+
+def _collect(connection: Connection, store: Any, number: int, rng: random.Random) -> None:
+    """Collect without an undo window, in parts and whole."""
+    ledger = Ledger(connection.send)
+    while True:
+        with suppress(Locked):
+            ledger.collect(store, max_batches=rng.choice((None, 1, 3)))
+        time.sleep(rng.uniform(0, 0.1))
 
 
 def _read(connection: Connection, store: Any, number: int, rng: random.Random) -> None:
