@@ -15,6 +15,7 @@ from __future__ import annotations
 from holdfast.testing.contract_base import MakeStore, boundary_sizes, sample
 from holdfast.testing.contract_care import CareContract
 from holdfast.testing.contract_changing import ChangingContract
+from holdfast.testing.contract_compacting import CompactingContract
 from holdfast.testing.contract_finding import FindingContract
 from holdfast.testing.contract_partial import PartialContract
 from holdfast.testing.contract_putting import PuttingContract
@@ -34,6 +35,7 @@ class StoreContract(
     TagsContract,
     UploadsContract,
     CareContract,
+    CompactingContract,
     PartialContract,
     StreamsContract,
 ):

@@ -26,12 +26,13 @@ _CONTEXT: Final = multiprocessing.get_context("forkserver")
 
 
 class Figures(NamedTuple):
-    """What happened so far: kills, stops, and how many operations were acknowledged or read."""
+    """What happened so far: kills, stops, how many operations were acknowledged or read, segments compacted away."""
 
     kills: int
     stops: int
     acknowledged: int
     reads: int
+    compacted: int
 
 
 class Torturer:
@@ -48,16 +49,18 @@ class Torturer:
         writers: int = 1,
         readers: int = 0,
         collectors: int = 0,
+        compactors: int = 0,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.ledger = Ledger()
         self._path = path
         self._rng = random.Random(seed)
         self._options = options or {}
-        self._roles = ["write"] * writers + ["read"] * readers + ["collect"] * collectors
+        self._roles = ["write"] * writers + ["read"] * readers
+        self._roles += ["collect"] * collectors + ["compact"] * compactors
         self._children: dict[Connection, _Child] = {}
         self._born = 0
-        self._kills = self._stops = self._acknowledged = self._reads = 0
+        self._kills = self._stops = self._acknowledged = self._reads = self._compacted = 0
         _CONTEXT.set_forkserver_preload(["holdfast.testing.processes", "holdfast.store"])
 
     def run(
@@ -108,7 +111,7 @@ class Torturer:
         finally:
             for child in [] if keep else list(self._children.values()):
                 self._kill(child)
-        return Figures(self._kills, self._stops, self._acknowledged, self._reads)
+        return Figures(self._kills, self._stops, self._acknowledged, self._reads, self._compacted)
 
     def _spawn(self, role: str) -> None:
         self._born += 1
@@ -146,6 +149,8 @@ class Torturer:
         child.is_working = True
         if event[0] == "read":
             self._reads += 1
+        elif event[0] == "compacted":
+            self._compacted += event[1]
         elif event[0] != "open":
             self._acknowledged += event[0] == "done"
             self.ledger.hear((event[0], child.number * 1_000_000 + event[1], *event[2:]))
@@ -187,7 +192,7 @@ def _work(
     try:
         with Store._open(path, **options) as store:
             connection.send(("open",))
-            work = {"write": _write, "read": _read, "collect": _collect}[role]
+            work = {"write": _write, "read": _read, "collect": _collect, "compact": _compact}[role]
             work(connection, store, number, random.Random(seed))
     except BrokenPipeError:
         return  # the parent is gone
@@ -231,6 +236,19 @@ def _collect(connection: Connection, store: Any, number: int, rng: random.Random
         with suppress(Locked):
             ledger.collect(store, max_batches=rng.choice((None, 1, 3)))
         time.sleep(rng.uniform(0, 0.1))
+
+
+def _compact(connection: Connection, store: Any, number: int, rng: random.Random) -> None:
+    """Give artifacts new revisions, so that old ones are dead, and give their room back."""
+    while True:
+        for artifact in list(store.find(limit=rng.randint(1, 20))):
+            with suppress(ArtifactNotFound):
+                store.update(artifact, metadata={"noise": "x" * rng.randrange(4_000)})
+        with suppress(Locked):
+            report = store.compact(rng.choice((0.0, 0.02, 0.2)))
+            if report.problems:
+                connection.send(("wrong", f"compactor {number}: {report.problems}"))
+            connection.send(("compacted", len(report.segments)))
 
 
 def _read(connection: Connection, store: Any, number: int, rng: random.Random) -> None:

@@ -1,0 +1,167 @@
+"""Compaction beside everything else: real processes that are killed and stopped, power cuts, the command itself."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.catalog import compacting
+from holdfast.store import Store
+from holdfast.testing.checks import Ledger, check_store
+from holdfast.testing.processes import Torturer
+from tests.crash.scripts import _wear, _worn
+from tests.crash.world import (
+    CHUNKING,
+    DEEP,
+    SEED,
+    SEGMENT_BYTES,
+    Fault,
+    FaultyDisk,
+    SimulatedCrash,
+    attempt,
+    bury,
+    new_world,
+    piece,
+    replay,
+)
+
+OPTIONS: dict[str, Any] = {"chunking": CHUNKING, "segment_bytes": SEGMENT_BYTES}
+
+
+def test_processes_write_read_and_compact(tmp_path: Path) -> None:
+    """Three write, two read, two compact; all of them are killed and stopped at random."""
+    path = tmp_path / "store"
+    Store._open(str(path), create=True, **OPTIONS).close()
+    with replay("tests/crash/test_compaction.py::test_processes_write_read_and_compact"):
+        torturer = Torturer(path, SEED, writers=3, readers=2, compactors=2, options=OPTIONS)
+        figures = torturer.run(seconds=600 if DEEP else 12, pause_seconds=(0.02, 0.2), stop_share=0.4)
+        print(figures)
+        assert figures.kills > 5
+        assert figures.acknowledged > 20
+        assert figures.compacted > 5
+        check_store(partial(Store._open, str(path), **OPTIONS), torturer.ledger)
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_the_power_fails_while_it_compacts(batch: int) -> None:
+    """At a random step of compactions beside other work, with a catalog of that moment, an older one, or none."""
+    for seed in range(SEED + batch * 10, SEED + batch * 10 + (500 if DEEP else 10)):
+        rng = random.Random(seed)
+        with (
+            replay("tests/crash/test_compaction.py::test_the_power_fails_while_it_compacts[0]", seed),
+            new_world() as world,
+        ):
+            _worn(world)
+            catalogs = [world.copy_catalog()]
+            crashes = [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.CRASH_MIDWAY]
+            disk = FaultyDisk(world.disk, rng.choice(crashes), at=rng.randint(5, 110))
+            store = None
+            with suppress(SimulatedCrash):
+                store = world.open(disk)
+                for turn in range(3):
+                    catalogs.append(world.copy_catalog())
+                    store.compact(rng.choice((0.0, 0.0, 0.3)))
+                    world.ledger.put(store, piece(f"{turn}", rng.choice((10, 20_000)), shared_bytes=5_000))
+                    _wear(store, world.ledger, "worn-0")
+                disk.crash()
+            if store is not None:
+                bury(store)
+            world.catalog = world.copy_catalog()
+            for state in world.disk.crash_states(rng, 2):
+                world.check(state, rng.choice((world.copy_catalog(), world.no_catalog())))
+            # What was only there is kept, an older copy of the catalog comes back, as from a backup.
+            world.catalog = rng.choice(catalogs)
+            world.check(world.disk, world.copy_catalog())
+
+
+def test_the_command_is_killed_again_and_again(tmp_path: Path) -> None:
+    """`holdfast compact` dies by SIGKILL in its midst; the store is whole, and the next one goes on."""
+    path = tmp_path / "store"
+    ledger = Ledger()
+    with Store._open(str(path), create=True, **OPTIONS) as store:
+        for i in range(40):
+            ledger.put(store, piece(f"{i}", 20_000))
+        for i in range(0, 40, 2):
+            store.delete(ledger.ids[f"{i}"])
+            ledger.artifacts.pop(f"{i}")
+        store.gc(min_age_seconds=1e9)
+    rng = random.Random(SEED)
+    command = [sys.executable, "-m", "holdfast.cli", "--store", str(path), "--json", "compact"]
+    environment = {**os.environ, "HOLDFAST_LOG__SEGMENT_SIZE_BYTES": str(SEGMENT_BYTES)}
+    killed = 0
+    with replay("tests/crash/test_compaction.py::test_the_command_is_killed_again_and_again"):
+        for turn in range(40 if DEEP else 6):
+            with Store._open(str(path), **OPTIONS) as store:
+                for name in sorted(ledger.artifacts)[turn % 3 :: 3]:
+                    store.update(ledger.ids[name], metadata={"noise": f"{turn}" * 3_000})
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            time.sleep(0.25 + rng.random() * 0.4)  # from before it has begun until after it has ended
+            process.send_signal(signal.SIGKILL)
+            output, _ = process.communicate()
+            killed += process.returncode == -signal.SIGKILL
+            assert process.returncode in (0, -signal.SIGKILL), output
+            with Store._open(str(path), **OPTIONS) as store:
+                for name in ledger.artifacts:
+                    assert store.read(ledger.ids[name]) == ledger.content(name)
+                assert store.scrub().ok
+                before = list(store._core.catalog.dump())
+                assert store.rebuild().damaged == 0
+                assert set(before) <= set(store._core.catalog.dump())
+        done = subprocess.run(command, env=environment, capture_output=True, check=True)
+        assert b'"problems":[]' in done.stdout
+        assert killed
+
+
+def test_a_reader_in_another_process_is_in_the_midst(tmp_path: Path) -> None:
+    """It has the segment open, or has only looked up where to read: it goes on after the segment is gone."""
+    path = tmp_path / "store"
+    content = random.Random(5).randbytes(400_000)
+    with Store._open(str(path), create=True, **OPTIONS) as store:
+        artifact = store.put(content, filename="x")
+        code = f"""
+import sys
+from holdfast.store import Store
+with Store._open({str(path)!r}, segment_bytes={SEGMENT_BYTES}) as store:
+    with store.open({artifact.id!r}) as file:
+        pieces = store.iter_bytes({artifact.id!r}, 100_000)
+        sys.stdout.buffer.write(file.read(100_000)); sys.stdout.buffer.flush()
+        sys.stdin.readline()
+        store._core.backend.payloads.handles.close()
+        sys.stdout.buffer.write(b"".join(pieces))
+        file.seek(0)
+        sys.stdout.buffer.write(file.read()); sys.stdout.buffer.flush()
+        sys.stdin.readline()
+"""
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.read(100_000) == content[:100_000]
+        old = store._core.backend.segment_ids()
+        store.update(artifact, metadata={"noise": "x" * 100})
+        compacting.set_contents(
+            store._core.catalog, dict.fromkeys(old, 1 << 30)
+        )  # as if much were dead in each
+        attempt(store.compact)
+        assert len(set(old) & set(store._core.backend.segment_ids())) <= 1
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.read(300_000) == content[100_000:]
+        assert process.stdout.read(400_000) == content
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.wait(30) == 0
+        process.stdout.close()
