@@ -374,6 +374,7 @@ def test_a_store_that_was_opened_to_read_reads_partial_blobs(store: Store, sende
 
 def test_a_child_does_not_keep_what_its_parent_had_open(store: Store, sender: Sender) -> None:
     partial = store._core.backend.partials.open(sender.hash.digest, 0)
+    told, tell = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
@@ -382,9 +383,13 @@ def test_a_child_does_not_keep_what_its_parent_had_open(store: Store, sender: Se
         except NeedsReopen:
             code = 0
         finally:
-            threading.Event().wait(0.5)
+            os.write(tell, b"!")
+            time.sleep(0.5)
             os._exit(code)
     partial.close()
+    assert os.read(told, 1) == b"!", "the child goes on while we look"
+    os.close(told)
+    os.close(tell)
     assert expire_partials(store._core, AGES) == 1
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
