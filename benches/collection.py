@@ -1,6 +1,5 @@
 """Collection over many chunks of which half are garbage: time of the mark and of the whole, memory, and the pause
 that a writer sees meanwhile.
-writer sees meanwhile.
 
     python -m benches.collection [CHUNKS]          1,000,000 of 4 KiB by default: 4 GB of room
     python -m benches.collection [CHUNKS] --peers  beside `restic prune` and `borg compact` on the same blobs
