@@ -21,6 +21,7 @@ from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Any, Final
 
+from benches.encode_jobs import decode_ranges, encode, encode_ranges, kernel
 from benches.peak import peak_bytes
 from benches.stream_jobs import claim_half, decode, first_ask, look, make_stream
 
@@ -482,7 +483,17 @@ def main() -> None:
     print(json.dumps(_result(clock, counts)))
 
 
-__all__ = ["claim_half", "decode", "first_ask", "look", "make_stream"]
+__all__ = [
+    "claim_half",
+    "decode",
+    "decode_ranges",
+    "encode",
+    "encode_ranges",
+    "first_ask",
+    "kernel",
+    "look",
+    "make_stream",
+]
 
 if __name__ == "__main__":
     main()

@@ -26,6 +26,8 @@ from rich.table import Table
 
 from benches import large, opening, partials, small, trees
 from benches.corpora import place
+from benches.encoding import encode, kernels
+from benches.encoding import ranges as streams
 from benches.measure import Bench, Report
 from holdfast.chunking import Chunking
 from holdfast.compress import LEVEL
@@ -49,6 +51,9 @@ ROWS: Final[dict[str, Callable[[Bench], Report]]] = {
     "decode": partials.decode,
     "resume": partials.resume,
     "bitfield": partials.bitfield,
+    "encode": encode,
+    "streams": streams,
+    "kernels": kernels,
 }
 COLUMNS: Final = ("who", "median", "slowest to fastest", "beside", "CPU", "memory", "proof")
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "performance.md"
