@@ -176,6 +176,11 @@ class Core:
             log.warning("%d damaged places could not be put into quarantine: %s", len(found), error)
             return 0
 
+    def abandon_in_child(self) -> None:
+        """In a forked child: give back what was inherited, once."""
+        self._let_go.detach()
+        self.backend.abandon_in_child()
+
     @property
     def catalog(self) -> Catalog:
         """The catalog of this moment; ask anew for each look-up."""

@@ -410,7 +410,7 @@ class Store(Care, Collecting):
     def _abandon(self) -> None:
         """In a forked child: give back what was inherited, without touching what the parent still uses."""
         if not self._core.was_closed:
-            self._core.backend.abandon_in_child()
+            self._core.abandon_in_child()
 
 
 def _unpickle(location: str, options: dict[str, Any]) -> Store:
