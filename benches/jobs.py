@@ -458,6 +458,67 @@ def _offsets(size: int, count: int) -> list[int]:
     return [draw.randrange(size - RANGE_BYTES) for _ in range(count)]
 
 
+def wear(clock: Clock, store: str, source: str, size_bytes: int, piece_bytes: int) -> dict[str, Any]:
+    """Make a store of pieces of a file, of which every second one was deleted and dropped, and not compacted."""
+    from unittest.mock import patch
+
+    import holdfast
+
+    with holdfast.open(store, create=True) as opened, open(source, "rb") as file:
+        for start in range(0, size_bytes, 256 << 20):
+            many = [file.read(piece_bytes) for _ in range(min(256 << 20, size_bytes - start) // piece_bytes)]
+            artifacts = opened.put_many(many)
+            opened.delete(*artifacts[::2])
+        with patch("holdfast.gc.collector.compact_segments", lambda *_, **__: None):
+            report = opened.gc(min_age_seconds=0)
+        assert report.complete
+        return {"dropped": report.dropped_blobs}
+
+
+def compact(clock: Clock, store: str) -> dict[str, Any]:
+    import holdfast
+
+    with holdfast.open(store) as opened:
+        with clock:
+            report = opened.compact()
+        assert not report.kept
+        assert not report.problems
+        return {"freed_bytes": report.freed_bytes, "copied_bytes": report.copied_bytes}
+
+
+def put_beside_compaction(clock: Clock, store: str, puts: int, compacts: bool) -> dict[str, Any]:
+    """Time small durable puts one by one, while another process compacts, if it is to; the clock says the p99."""
+    import subprocess
+    from statistics import median
+
+    import holdfast
+
+    code = (
+        "import holdfast, sys\nwith holdfast.open(sys.argv[1]) as store:\n"
+        " print(flush=True); print(len(store.compact().segments))"
+    )
+    with holdfast.open(store) as opened:
+        times = []
+        other = None
+        if compacts:
+            other = subprocess.Popen([sys.executable, "-c", code, store], stdout=subprocess.PIPE)
+            assert other.stdout is not None
+            other.stdout.readline()
+        for i in range(puts):
+            begun = time.perf_counter()
+            opened.put(i.to_bytes(4) * 256)
+            times.append(time.perf_counter() - begun)
+            if other is not None and other.poll() is not None:
+                break
+        if other is not None:
+            output, _ = other.communicate()
+            assert int(output) > 0, "nothing was compacted"
+    times.sort()
+    clock.seconds = times[len(times) * 99 // 100]
+    clock.peak_bytes = peak_bytes()
+    return {"p99": clock.seconds, "median": median(times), "puts": len(times), "longest": times[-1]}
+
+
 def _check_some(store: Any, seed: str, sizes: list[int], refs: list[Any]) -> None:
     """Read each hundredth back and compare."""
     from benches.corpora import pieces

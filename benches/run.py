@@ -24,7 +24,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benches import large, opening, partials, small, trees
+from benches import compacting, large, opening, partials, small, trees
 from benches.corpora import place
 from benches.encoding import encode, kernels
 from benches.encoding import ranges as streams
@@ -54,6 +54,8 @@ ROWS: Final[dict[str, Callable[[Bench], Report]]] = {
     "encode": encode,
     "streams": streams,
     "kernels": kernels,
+    "compact": compacting.compact,
+    "pause": compacting.pause,
 }
 COLUMNS: Final = ("who", "median", "slowest to fastest", "beside", "CPU", "memory", "proof")
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "performance.md"

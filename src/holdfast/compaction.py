@@ -41,7 +41,7 @@ DEFAULT_MIN_DEAD_SHARE: Final = 1 / 3
 BATCH_SEGMENTS: Final = 64
 BATCH_BYTES: Final = 256 << 20
 """How much is copied before the old segments go: so much more room is needed meanwhile."""
-SWITCHED_ROWS: Final = 10_000
+SWITCHED_ROWS: Final = 5_000
 """Rows moved in one transaction, under the store's lock: others write between two."""
 NEEDED_BYTES: Final = 4 << 20
 """What moving the rows of one segment takes in the catalog's log, beside the copies."""
@@ -434,7 +434,7 @@ class _Compaction:
         return not left
 
     def _retire(self, outlet: Outlet, sources: list[Source]) -> list[Source]:
-        """Say in the log, and then in the catalog, that segments are of no use any more; then they go."""
+        """Say in the log, and then in the catalog, that segments are of no use any more: from then on they may go."""
         if not sources:
             return []
         segments = [source.segment for source in sources]
@@ -467,9 +467,6 @@ class _Compaction:
             facts = Facts(segments=outlet.positions(), retired=[(run.start, run.stop) for run in gone])
             compacting.switch(self._catalog, outlet.take_moves(), facts)
             outlet.told()
-            for segment in segments:
-                with suppress(FileNotFoundError):
-                    self._disk.unlink(segment_path(self._root, segment))
         return sources
 
     def _drop(self, moves: Moves, tombstone: Pending) -> None:
@@ -481,8 +478,14 @@ class _Compaction:
         dropped.append((tombstone.key, tombstone.revision))
 
     def _unlink(self, gone: list[Source]) -> None:
-        """An unlink counts once the directory is synced."""
+        """Remove what is retired, one at a time: others write between two. It counts once the directory is synced.
+
+        Whichever catalog there is by now, it knows that nothing lies there any more: the log says so.
+        """
         if gone:
+            for source in gone:
+                with self._backend.lock(), suppress(FileNotFoundError):
+                    self._disk.unlink(segment_path(self._root, source.segment))
             self._disk.fsync_dir(f"{self._root}/{SEGMENTS}")
             self._backend.payloads.handles.compacted()
             self._gone += [source.segment for source in gone]

@@ -663,7 +663,7 @@ def test_superseded_segments_go(store: Store) -> None:
     writers._idle.clear()
     writers.forget(writer)
     store.put(b"elsewhere")
-    assert store._core.catalog.segments()[writer.segment][1] == SEGMENT_SUPERSEDED
+    assert store._core.catalog.segments()[writer.segment][1] == SEGMENT_SEALED
     before = dump(store)
     drop(store, artifacts)
     store.compact()

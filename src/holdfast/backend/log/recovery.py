@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from holdfast import _native
+from holdfast.backend.log.collector import is_collecting
 from holdfast.backend.log.commit import Committer
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.groups import Groups, merged
@@ -140,9 +141,11 @@ class Recovery:
     def _leave_out_retired(self, segments: list[int]) -> None:
         """Take nothing from segments that were compacted away and are still there: a crash came before the unlink."""
         retired = self._groups.retired
-        self._doomed = [segment for segment in segments if segment in retired]
+        doomed = [segment for segment in segments if segment in retired]
+        if doomed and not is_collecting(self._disk, self._root):  # who compacts now is about to remove them
+            self._doomed = doomed
         self._clean = [(segment, start) for segment, start in self._clean if segment not in retired]
-        for segment in self._doomed:
+        for segment in doomed:
             self._positions.pop(segment, None)
         for tail in [tail for tail in self._tails if tail.found.segment in retired]:
             self._tails.remove(tail)
@@ -376,8 +379,9 @@ class Recovery:
                 tail.applied,
             )
             self._kept.add(segment)
-        if tail.dead:
-            self._positions[segment] = (tail.applied, SEGMENT_SUPERSEDED)
+        if tail.dead:  # what was applied in place stays there, and is to be scrubbed, missed and compacted
+            holds = tail.applied > SEGMENT_HEADER_BYTES
+            self._positions[segment] = (tail.applied, SEGMENT_SEALED if holds else SEGMENT_SUPERSEDED)
 
     def _members(self, commit: Commit, tail: _Tail) -> list[bytes | None] | None:
         """Give the entries of each extent if the group is whole, as its digest says.
