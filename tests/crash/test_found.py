@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import NotFound
+from holdfast.errors import HoldfastError, NotFound
 from holdfast.store import Store
-from holdfast.testing.faults import SimulatedCrash
+from holdfast.testing.faults import SimulatedCrash, Site
 from holdfast.testing.streams import Sender, blocks
-from tests.crash.world import Fault, FaultyDisk, bury, new_world, piece
+from tests.crash.world import ROOT, Fault, FaultyDisk, attempt, bury, crash_after, new_world, piece
 
 
 @pytest.mark.parametrize("steps", range(10, 30))
@@ -55,3 +55,49 @@ def _descriptors() -> list[str]:
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("there is no /proc to count descriptors in")
     return [name for name in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{name}")]
+
+
+@pytest.mark.parametrize("how", ["its writer died", "its fsync failed"])
+def test_what_lies_in_a_segment_that_nobody_goes_on_with_is_cared_for(how: str) -> None:
+    """Scrub passed over it, and that it was gone was not noticed: a rebuild then forgot what was acknowledged."""
+    with new_world() as world:
+        if how == "its writer died":
+            crash_after(world, lambda store: world.ledger.put(store, piece("kept", 3_000)))
+            stale = world.copy_catalog()
+            crash_after(world, lambda store: attempt(lambda: store.put(b"x" * 700)))
+            world.catalog = stale
+            disk = FaultyDisk(world.disk)
+            store = world.open(disk)
+            store._core.backend.committer.group().abort()
+            disk.arm(Fault.CRASH_BEFORE, 6)
+            with suppress(SimulatedCrash):
+                store.put(b"dies before it has applied")
+            disk.crash()
+            bury(store)
+            world.catalog = world.copy_catalog()
+        else:
+            disk = FaultyDisk(world.disk, Fault.EIO, at=4, where=_is_sync_of_a_segment)
+            store = world.open(disk)
+            world.ledger.put(store, piece("kept", 3_000))
+            for number in range(3):
+                attempt(lambda: store.put(bytes((number,)) * 500))  # noqa: B023  # called at once
+            store.close()
+        world.open().close()
+        for path, content in world.disk.files(f"{ROOT}/segments").items():
+            if piece("kept", 3_000).content() not in content:
+                continue
+            flipped = bytearray(content)
+            flipped[content.index(piece("kept", 3_000).content()) + 5] ^= 1
+            rotten = world.disk.clone()
+            rotten.overwrite(path, bytes(flipped))
+            with world.open(rotten, catalog=world.copy_catalog()) as again:
+                assert not again.scrub().ok, "scrub passed over it"
+            world.disk.unlink(path)
+            with world.open(catalog=world.copy_catalog()) as again, pytest.raises(HoldfastError):
+                again.rebuild()
+            return
+        raise AssertionError("what was acknowledged is nowhere")
+
+
+def _is_sync_of_a_segment(site: Site) -> bool:
+    return site.call == "fsync" and site.path.endswith(".seg")

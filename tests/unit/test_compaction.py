@@ -17,7 +17,7 @@ from holdfast.backend.log.runs import Runs
 from holdfast.catalog import compacting
 from holdfast.chunking import Chunking
 from holdfast.errors import ArtifactNotFound, InvalidInput, Locked, NoSpace, PermissionDenied
-from holdfast.facts import SEGMENT_SEALED, SEGMENT_SUPERSEDED
+from holdfast.facts import SEGMENT_SEALED
 from holdfast.store import Store
 from holdfast.types import Artifact, Progress
 

@@ -23,7 +23,7 @@ from holdfast.backend.log.segment import SegmentWriter
 from holdfast.backend.log.stream import Stream
 from holdfast.backend.log.writers import Writers
 from holdfast.errors import BackendError, HoldfastError, NoSpace, PermissionDenied, Unavailable
-from holdfast.facts import SEGMENT_OPEN, SEGMENT_SUPERSEDED, Facts
+from holdfast.facts import SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_SUPERSEDED, Facts
 from holdfast.types import BytesLike, Durability, now_ms
 from holdfast.wire.record import (
     HEADER_BYTES,
@@ -306,20 +306,18 @@ class Committer:
     def _still_ours(
         self, waiting: list[tuple[Committed, dict[int, tuple[int, int]]]]
     ) -> list[tuple[Committed, dict[int, tuple[int, int]]]]:
-        """Leave out groups that somebody else has brought in from segments that are superseded or gone since.
+        """Leave out groups that somebody else has brought in from segments that are cut, superseded or gone since.
 
         Their places count no longer: a row that were led back there would point at nothing.
         """
         known = self.writers.known()
-        return [
-            (one, ends)
-            for one, ends in waiting
-            if not any(
-                known.get(extent.segment, (0, 0))[1] == SEGMENT_SUPERSEDED
-                or not self.writers.is_here(extent.segment)
-                for extent in one.commit.extents
-            )
-        ]
+
+        def is_gone(extent: Extent) -> bool:
+            applied, state = known.get(extent.segment, (0, SEGMENT_OPEN))
+            cut = state == SEGMENT_SEALED and extent.stop > applied
+            return cut or state == SEGMENT_SUPERSEDED or not self.writers.is_here(extent.segment)
+
+        return [(one, ends) for one, ends in waiting if not any(map(is_gone, one.commit.extents))]
 
     def _bring_in(self) -> None:
         """Apply what has just become durable; an error says that it is."""

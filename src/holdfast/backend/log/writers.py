@@ -150,7 +150,8 @@ class Writers:
     def forget(self, writer: SegmentWriter) -> None:
         """Drop a segment that was given up: nobody takes it up again, unless what was refused is still in it."""
         if writer.was_cut:
-            self.note(writer.segment, writer.synced, SEGMENT_SUPERSEDED)
+            holds = writer.synced > SEGMENT_HEADER_BYTES
+            self.note(writer.segment, writer.synced, SEGMENT_SEALED if holds else SEGMENT_SUPERSEDED)
         with self._mutex:
             self._failed.add(writer.segment)
             self._busy.pop(writer.segment, None)
