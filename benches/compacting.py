@@ -1,4 +1,4 @@
-"""Rows about giving room back: compaction beside `cp` and a sync of the live bytes, and what a writer sees meanwhile."""
+"""Rows about giving room back: compaction beside `cp` and a sync of the live bytes; what a writer sees of it."""
 
 from __future__ import annotations
 
