@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -151,7 +152,9 @@ def peers(chunks: int, directory: Path) -> None:
 def main() -> None:
     arguments = [one for one in sys.argv[1:] if one != "--peers"]
     if arguments and not arguments[0].isdigit():
-        job = {"fill": fill, "collect": collect, "dry": dry, "write": write}[arguments[0]]
+        jobs: dict[str, Callable[..., dict[str, Any]]]
+        jobs = {"fill": fill, "collect": collect, "dry": dry, "write": write}
+        job = jobs[arguments[0]]
         rest: list[Any] = [arguments[1], *map(float if arguments[0] == "write" else int, arguments[2:])]
         print(json.dumps(job(*rest)))
         return

@@ -15,6 +15,7 @@ from __future__ import annotations
 from holdfast.testing.contract_base import MakeStore, boundary_sizes, sample
 from holdfast.testing.contract_care import CareContract
 from holdfast.testing.contract_changing import ChangingContract
+from holdfast.testing.contract_collecting import CollectingContract
 from holdfast.testing.contract_compacting import CompactingContract
 from holdfast.testing.contract_finding import FindingContract
 from holdfast.testing.contract_partial import PartialContract
@@ -38,5 +39,6 @@ class StoreContract(
     CompactingContract,
     PartialContract,
     StreamsContract,
+    CollectingContract,
 ):
     """Subclass it, define `make_store` (and `reopen`, `corrupt`), and set what differs."""
