@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import _native
+from holdfast.arguments import items_of, whole_number
 from holdfast.backend.log.commit import Group
 from holdfast.core import Core, Watch, entered
 from holdfast.errors import EmptyData, InvalidInput, TooLarge
@@ -73,12 +74,13 @@ class Artifacts:
         progress: ProgressCallback | None,
     ) -> list[Artifact]:
         core = self._core
+        whole_number("max_items", max_items)
         watch = Watch(progress, "put")
         with core.adding(checksum=True) as (group, ingest):
             common = describe(core, words)
             batch = SourceBatch(ingest)
             described: list[Details] = []
-            for item in items:
+            for item in items_of("items", items):
                 if len(described) == max_items:
                     raise TooLarge(f"more than {max_items} items in one call", limit=max_items)
                 source: Source = item.source if isinstance(item, PutItem) else item

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from heapq import merge
 from itertools import islice
 
+from holdfast.arguments import items_of
 from holdfast.artifacts import SourceBatch
 from holdfast.backend.log.commit import Group
 from holdfast.backend.log.partial_state import PartialState
@@ -14,7 +15,7 @@ from holdfast.backend.log.session import LEASE_HASH_SEQ, LEASE_RAW
 from holdfast.catalog import BlobRow
 from holdfast.core import Core, Watch, entered
 from holdfast.encoding import BaoStream, Encoding
-from holdfast.errors import BlobNotFound, EmptyData, InvalidHash
+from holdfast.errors import BlobNotFound, EmptyData, InvalidHash, InvalidInput
 from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.hashseqs import HashSeqs
 from holdfast.ingest import Stored
@@ -82,7 +83,7 @@ class Blobs(HashSeqs):
         core = self._core
         with core.adding() as (group, ingest):
             batch = SourceBatch(ingest)
-            for source in sources:
+            for source in items_of("sources", sources):
                 batch.add(source)
             return self._acknowledge(group, batch.finish())
 
@@ -95,7 +96,7 @@ class Blobs(HashSeqs):
         """
         core = self._core
         with core.adding() as (group, ingest):
-            digests = (_child_digest(child) for child in children)
+            digests = (_child_digest(child) for child in items_of("children", children))
             pages = iter(lambda: b"".join(islice(digests, CHILDREN_PER_WINDOW)), b"")
             stored = ingest.add(pages)
             (lease,) = self._acknowledge(group, [stored], LEASE_HASH_SEQ)
@@ -185,6 +186,10 @@ class Blobs(HashSeqs):
         no copy of a piece is right. Of a partial blob what is here can be encoded; `RangeNotAvailable` for other
         ranges. What is wrong with the hash or the ranges is said at once. Memory: a few pieces of 1 MiB.
         """
+        if not isinstance(ranges, ChunkRanges | None):
+            raise InvalidInput(
+                f"ranges are ChunkRanges, not {type(ranges).__name__}: ChunkRanges.parse reads text"
+            )
         return BaoStream(self._core, self._encoding, checked(hash), ranges)
 
     def _view(self, row: BlobRow, stored_bytes: int) -> BlobInfo:
@@ -220,7 +225,7 @@ def _child_digest(child: Hash | Lease | str) -> bytes:
 
 
 def _prefix_bounds(prefix: str) -> tuple[bytes, bytes]:
-    digits = prefix.removeprefix("blake3:").lower()
+    digits = prefix.removeprefix("blake3:").lower() if isinstance(prefix, str) else "?"
     if len(digits) > 2 * HASH_BYTES or any(c not in "0123456789abcdef" for c in digits):
         raise InvalidHash(f"not the beginning of a hash: {prefix!r:.100}", text=prefix)
     width = 2 * HASH_BYTES

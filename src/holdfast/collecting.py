@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from holdfast.arguments import number, whole_number
 from holdfast.care.scrub import scrub_step
 from holdfast.compaction import compact
 from holdfast.core import Core, entered
+from holdfast.errors import InvalidHash
 from holdfast.gc.collector import Collector
 from holdfast.gc.maintenance import Maintenance
 from holdfast.types import Artifact, Chain, CompactReport, Forecast, GcReport, Hash, ProgressCallback
@@ -39,6 +41,10 @@ class Collecting:
 
         `Locked` names who collects already; `UnreadableRoot` what is kept and cannot be read: then nothing goes.
         """
+        if min_age_seconds is not None:
+            number("min_age_seconds", min_age_seconds, 0)
+        if max_batches is not None:
+            whole_number("max_batches", max_batches)
         return self._collector.gc(
             dry=dry_run, min_age_seconds=min_age_seconds, max_batches=max_batches, progress=progress
         )
@@ -59,6 +65,7 @@ class Collecting:
         what would be done. `Locked` names who collects or compacts already. Interrupted (`progress` may raise), it
         has lost nothing; what was rewritten by then is done.
         """
+        number("min_dead_share", min_dead_share, 0, 1)
         return compact(self._core, min_dead_share, progress, dry_run=dry_run)
 
     @entered
@@ -69,6 +76,8 @@ class Collecting:
     @entered
     def why(self, hash: Hash) -> tuple[Chain, ...]:
         """Give the chains from roots to a blob or chunk, up to 100: all that keeps it. None: the next `gc` takes it."""
+        if not isinstance(hash, Hash):
+            raise InvalidHash(f"a Hash is needed, not {type(hash).__name__}: Hash.parse reads text")
         return self._collector.why(hash)
 
     @entered

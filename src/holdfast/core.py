@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
+from holdfast.arguments import check_callable
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.commit import Group
 from holdfast.backend.log.partial_reader import PartialReader
@@ -228,9 +229,7 @@ class Core:
 
     def artifact(self, ref: Artifact | str, *, deleted: bool = False) -> ArtifactEntry:
         """Give the live artifact (`deleted`: the deleted one) that a reference names, or `ArtifactNotFound`."""
-        text = ref.id if isinstance(ref, Artifact) else ref
-        if not isinstance(text, str):
-            raise InvalidInput(f"an artifact or its id is needed, not {type(ref).__name__}")
+        text = id_of(ref)
         entry = self.catalog.find_artifact(parse_id(text))
         if entry is None or (entry.deleted_ms is None) == deleted:
             state = "deleted artifact" if deleted else "artifact"
@@ -372,6 +371,17 @@ class Kept:
             self._backend.session.release(slot)
 
 
+def id_of(ref: Artifact | str) -> str:
+    """Give the id that a reference names."""
+    text = ref.id if isinstance(ref, Artifact) else ref
+    if not isinstance(text, str):
+        raise InvalidInput(f"an artifact or its id is needed, not {type(ref).__name__}")
+    return text
+
+
+CALLBACKS: Final = ("progress", "on_report")
+
+
 class _Room(Protocol):
     """Something that works on an open store."""
 
@@ -394,6 +404,9 @@ def entered(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P
     @functools.wraps(method)
     def call(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
         core = self._core
+        if kwargs:
+            for name in CALLBACKS:
+                check_callable(name, kwargs.get(name))
         core.enter()
         try:
             return method(self, *args, **kwargs)

@@ -10,6 +10,7 @@ from typing import IO
 
 import msgspec
 
+from holdfast.arguments import path_of
 from holdfast.artifacts import Artifacts
 from holdfast.core import Core
 from holdfast.errors import InvalidInput, SourceNotFound
@@ -51,7 +52,7 @@ def put_directory(
     progress: ProgressCallback | None,
 ) -> Artifact:
     """See `Store.put_tree`. The store's own directory is left out when it lies within."""
-    path = os.fspath(directory)
+    path = path_of("the directory", directory)
     if not os.path.isdir(path):
         if os.path.lexists(path):
             raise InvalidInput(f"{path} is not a directory: store it with put", path=path)

@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypedDict, TypeVar
 
+from holdfast.arguments import whole_number
 from holdfast.catalog import ArtifactEntry, Catalog, Search
 from holdfast.catalog.labels import LINK, TAG, Label
 from holdfast.catalog.search import MAX_LABELS, Bounds
-from holdfast.core import MENDABLE, Core
+from holdfast.core import MENDABLE, Core, id_of
 from holdfast.errors import InvalidInput
 from holdfast.types import EPOCH, Artifact, BlobFormat, Hash, LabelCount, id_text, parse_id, to_datetime
 from holdfast.wire.document import Details, parse_details
@@ -84,9 +85,9 @@ class Finding:
 
     def find(self, filters: Filters, limit: int | None, after: Artifact | str | None) -> Iterator[Artifact]:
         core = self._core
-        if limit is not None and limit < 0:
-            raise InvalidInput(f"limit is {limit}; it cannot be negative")
-        start = None if after is None else parse_id(after.id if isinstance(after, Artifact) else after)
+        if limit is not None:
+            whole_number("limit", limit)
+        start = None if after is None else parse_id(id_of(after))
         plan = plan_find(core.catalog, filters)
         search = plan.search._replace(after=start)
         wanted = None if plan.checks else limit
@@ -115,7 +116,8 @@ class Finding:
         return sum(1 for _, details in found if all(check(details) for check in plan.checks))
 
     def names(self, kind: int, prefix: str) -> Iterator[LabelCount]:
-        check_text("prefix", prefix)
+        if check_text("prefix", prefix) is None:
+            raise InvalidInput("prefix is text, not None")
         core = self._core
         names = resumed(
             core, lambda last: core.check().catalog.iter_names(kind, prefix, last), lambda row: row[0]

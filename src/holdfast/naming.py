@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple, TypedDict
 
+from holdfast.arguments import items_of, whole_number
 from holdfast.backend.log.commit import Group
 from holdfast.catalog import ArtifactEntry
 from holdfast.core import Core
@@ -21,7 +22,7 @@ from holdfast.wire.document import (
     parse_details,
 )
 from holdfast.wire.record import Kind
-from holdfast.words import check_metadata, check_requires, check_text, check_texts
+from holdfast.words import check_key, check_metadata, check_requires, check_text, check_texts
 
 MAX_HOLDERS: Final = 100
 """How many of those who require something an error names, at most."""
@@ -69,6 +70,8 @@ class Naming:
 
     def update(self, ref: Artifact | str, change: Change, if_revision: int | None) -> Artifact:
         core = self._core
+        if if_revision is not None:
+            whole_number("if_revision", if_revision)
         with core.changing() as group:
             entry = core.artifact(ref)
             if if_revision is not None and if_revision != entry.revision:
@@ -219,7 +222,7 @@ def _metadata(old: Mapping[str, Scalar], change: Change) -> Mapping[str, Scalar]
 def _keys(keys: Iterable[str]) -> set[str]:
     if isinstance(keys, (str, bytes)):
         raise InvalidInput(f"remove_metadata is a list of keys, not one: [{keys!r:.100}]")
-    return {check_text("a metadata key", key) or "" for key in keys}
+    return {check_key(key) for key in items_of("remove_metadata", keys)}
 
 
 def _written(values: Iterable[Any]) -> set[str]:
@@ -227,7 +230,7 @@ def _written(values: Iterable[Any]) -> set[str]:
     if isinstance(values, (str, bytes, Hash, Artifact)):
         raise InvalidInput("remove_requires is a list of hashes and artifacts, not one")
     written = set()
-    for value in values:
+    for value in items_of("remove_requires", values):
         if isinstance(value, Artifact):
             written.add(value.id)
         elif isinstance(value, Hash):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from holdfast.arguments import path_of
 from holdfast.backend.memory import MemoryDisk
 from holdfast.chunking import Chunking
 from holdfast.core import Options
@@ -83,7 +84,9 @@ def _open_at(
     compression: str | None,
     config: Config | None,
 ) -> Store:
-    text = os.fspath(location)
+    text = path_of("the location", location)
+    if config is not None and not hasattr(config, "limits"):
+        raise InvalidConfig(f"config is what holdfast.config.load gives, not {type(config).__name__}")
     common: dict[str, Any] = {"create": create, "exist_ok": exist_ok, "read_only": read_only}
     common |= {"chunking": chunking, "compression": compression, "use_reserve": use_reserve}
     if config is not None:

@@ -69,6 +69,10 @@ class PartialBlobs:
         """
         core = self._core
         digest = checked(hash).digest
+        if not isinstance(ranges, ChunkRanges | None):
+            raise InvalidInput(
+                f"ranges are ChunkRanges, not {type(ranges).__name__}: ChunkRanges.parse reads text"
+            )
         core.backend.committer  # noqa: B018  # refuses a store that was opened to read before anything is read
         importing = Import(core, digest, ranges, self._hold)
         done = 0

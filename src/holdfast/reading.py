@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Final
 
+from holdfast.arguments import path_of
 from holdfast.backend.log.disk import translate
 from holdfast.backend.log.payloads import Place, StaleIndex
 from holdfast.backend.log.reader import BlobReader
 from holdfast.catalog import ArtifactBlob
-from holdfast.core import MENDABLE, Core, Watch
+from holdfast.core import MENDABLE, Core, Watch, id_of
 from holdfast.errors import ArtifactNotFound, Conflict, HoldfastError, InvalidInput, NotFound, Unavailable
 from holdfast.finding import FORMATS
 from holdfast.trees import export_tree
@@ -177,7 +178,7 @@ class Reading:
         """Give a range of a blob. An artifact of one block costs one look-up and one read."""
         core = self._core
         if not isinstance(ref, Hash):
-            found = core.catalog.find_artifact_blob(parse_id(ref if isinstance(ref, str) else ref.id))
+            found = core.catalog.find_artifact_blob(parse_id(id_of(ref)))
             if found is None:
                 raise ArtifactNotFound(f"there is no artifact {ref!s:.80}", id=str(ref))
             if found.location is not None:
@@ -236,18 +237,15 @@ class Reading:
         progress: ProgressCallback | None,
     ) -> None:
         core = self._core
+        path = path_of("the target", path)
         row = core.resolve(ref)
         self._check_target(path)
         extras: TreeExtras | None = None
         if isinstance(ref, Hash):
-            wanted = BlobFormat(format) if format is not None else BlobFormat.RAW
+            wanted = _format(format) or BlobFormat.RAW
         else:
             entry = core.artifact(ref)
-            wanted = (
-                BlobFormat(format)
-                if format is not None
-                else (BlobFormat.RAW, BlobFormat.HASH_SEQ)[entry.format]
-            )
+            wanted = _format(format) or (BlobFormat.RAW, BlobFormat.HASH_SEQ)[entry.format]
             if wanted is BlobFormat.HASH_SEQ:
                 extras = self.tree_extras(ref)
         if wanted is BlobFormat.RAW:
@@ -268,8 +266,6 @@ class Reading:
     def _check_target(self, path: str | os.PathLike[str]) -> None:
         """Refuse a target that would overwrite the store, a device, or the directory that somebody works in."""
         text = os.fspath(path)
-        if not text or "\0" in text:
-            raise InvalidInput(f"not a path: {text!r:.200}")
         real, root, here = (
             os.path.realpath(text),
             os.path.realpath(self._core.backend.root),
@@ -366,6 +362,13 @@ class Reading:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _format(format: BlobFormat | str | None) -> BlobFormat | None:
+    try:
+        return None if format is None else BlobFormat(format)
+    except ValueError:
+        raise InvalidInput(f"format is {format!r:.100}; it can be raw or hash_seq") from None
 
 
 def _write_all(file: io.RawIOBase | io.FileIO, data: bytes) -> None:

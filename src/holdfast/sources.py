@@ -54,7 +54,7 @@ def source_size(source: Source) -> int | None:
     if isinstance(source, (str, os.PathLike)):
         try:
             return os.stat(source).st_size
-        except OSError:
+        except (OSError, ValueError):  # who opens it says what is wrong
             return None
     return None
 

@@ -39,7 +39,7 @@ from holdfast.types import (
     TreeReport,
     Upload,
 )
-from holdfast.words import Said, Words, check_keywords, gather
+from holdfast.words import Said, Words, check_key, check_keywords, gather
 
 if TYPE_CHECKING:
     from holdfast.resumable import ResumableWriter
@@ -319,7 +319,7 @@ class Store(Care, Collecting):
     @entered
     def get_metadata(self, ref: Artifact | str, key: str, default: Scalar = None) -> Scalar:
         """Give one key of an artifact's metadata, or `default` where it has none."""
-        return self._finding.info(ref).metadata.get(key, default)
+        return self._finding.info(ref).metadata.get(check_key(key), default)
 
     @entered
     def remove_metadata(self, ref: Artifact | str, *keys: str) -> Artifact:

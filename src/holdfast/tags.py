@@ -83,7 +83,8 @@ class Tags:
     def list(self, prefix: str = "") -> Iterator[Tag]:
         """Give the tags that begin with `prefix`, in the order of their names; pages are fetched as it goes."""
         core = self._core
-        check_text("prefix", prefix)
+        if check_text("prefix", prefix) is None:
+            raise InvalidInput("prefix is text, not None")
 
         def pages(last: str | None) -> Iterator[TagEntry]:
             found = core.check().catalog.tags_with_prefix(prefix)

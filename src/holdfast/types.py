@@ -47,7 +47,7 @@ class Hash(msgspec.Struct, frozen=True, order=True):
     @classmethod
     def parse(cls, text: str) -> Hash:
         """Read 64 hex digits or 52 letters of unpadded base32, in either case, with or without `blake3:`."""
-        digits = text.removeprefix("blake3:")
+        digits = text.removeprefix("blake3:") if isinstance(text, str) else ""
         try:
             if re.fullmatch(r"[0-9a-fA-F]{64}", digits):
                 return cls(bytes.fromhex(digits))
@@ -499,6 +499,10 @@ class TreeReport(Value, frozen=True, kw_only=True):
 
 def check_range(offset_bytes: int, length_bytes: int | None, size_bytes: int) -> tuple[int, int]:
     """Give (start, stop) within a blob of `size_bytes`; `InvalidRange` when negative or past the end."""
+    if not isinstance(offset_bytes, int) or not isinstance(length_bytes, int | None):
+        raise InvalidInput(
+            f"offset_bytes and length_bytes are whole numbers, not {offset_bytes!r:.100} and {length_bytes!r:.100}"
+        )
     stop = size_bytes if length_bytes is None else offset_bytes + length_bytes
     if offset_bytes < 0 or stop < offset_bytes or stop > size_bytes:
         raise InvalidRange(
@@ -558,7 +562,7 @@ _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 def parse_id(text: str) -> bytes:
     """Read a UUID in its usual form; `InvalidInput` for anything else."""
-    digits = text.lower()
+    digits = text.lower() if isinstance(text, str) else ""
     if not _ID.fullmatch(digits):
         raise InvalidInput(f"not an artifact id: {text!r:.100}", text=text)
     return bytes.fromhex(digits.replace("-", ""))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypedDict
 
+from holdfast.arguments import items_of, mapping_of
 from holdfast.core import Core
 from holdfast.errors import InvalidInput
 from holdfast.types import Artifact, Hash, Scalar, id_text
@@ -91,10 +92,18 @@ def check_texts(what: str, values: Iterable[str]) -> tuple[str, ...]:
         return ()
     if isinstance(values, (str, bytes)):
         raise InvalidInput(f"{what} is a list of texts, not one: [{values!r:.100}]")
-    kept = dict.fromkeys(check_text(what, value) for value in values)
+    kept = dict.fromkeys(check_text(what, value) for value in items_of(what, values))
     if None in kept or "" in kept:
         raise InvalidInput(f"{what} holds an empty text")
     return tuple(filter(None, kept))
+
+
+def check_key(key: Any) -> str:
+    """Give a key of metadata: text, which may be empty."""
+    text = check_text("a metadata key", key)
+    if text is None:
+        raise InvalidInput("a metadata key is text, not None")
+    return text
 
 
 def check_metadata(values: Mapping[str, Scalar] | None) -> dict[str, Scalar]:
@@ -102,8 +111,8 @@ def check_metadata(values: Mapping[str, Scalar] | None) -> dict[str, Scalar]:
     if not values:
         return {}
     checked: dict[str, Scalar] = {}
-    for key, value in values.items():
-        name = check_text("a metadata key", key) or ""
+    for key, value in mapping_of("metadata", values).items():
+        name = check_key(key)
         if isinstance(value, float) and value - value != 0:
             raise InvalidInput(f"metadata {key!r:.100} is {value}; JSON has no such number")
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
@@ -128,7 +137,7 @@ def check_requires(core: Core, values: Iterable[Hash | Artifact | str]) -> tuple
     if isinstance(values, (str, bytes, Hash, Artifact)):
         raise InvalidInput("requires is a list of hashes and artifacts, not one")
     written = []
-    for value in values:
+    for value in items_of("requires", values):
         if isinstance(value, Hash):
             core.claim(value)
             written.append(f"blake3:{value}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
+from holdfast.arguments import items_of
 from holdfast.care.figures import artifact_stats, stats
 from holdfast.care.health import health
 from holdfast.care.repair import repair
@@ -86,7 +87,7 @@ class Care:
         one = isinstance(sources, (str, os.PathLike)) or hasattr(sources, "iter_bytes")
         with ExitStack() as stack:
             origins = []
-            for source in (sources,) if one else sources:  # type: ignore[union-attr]
+            for source in (sources,) if one else items_of("sources", cast("Iterable[Any]", sources)):
                 origins.append(open_origin(cast("Store | str | os.PathLike[str]", source)))
                 stack.callback(origins[-1].close)
             return repair(self._core, origins, progress, give_up=give_up)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from holdfast.backend.log.payloads import matches
 from holdfast.care.rows import Row, iter_rows
 from holdfast.core import MENDABLE
-from holdfast.errors import HoldfastError, SourceNotFound
+from holdfast.errors import HoldfastError, InvalidInput, SourceNotFound
 from holdfast.types import Hash
 
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ def open_origin(source: Store | str | os.PathLike[str]) -> Origin:
     import holdfast
 
     if not isinstance(source, (str, os.PathLike)):
+        if not hasattr(source, "iter_bytes"):
+            raise InvalidInput(f"a source is a store, its location, or a path, not {type(source).__name__}")
         return StoreOrigin(source, owned=False)
     text = os.fspath(source)
     if "://" in text or os.path.exists(f"{text}/store.json"):

@@ -23,8 +23,8 @@ class Excludes:
     """Compiled patterns; InvalidInput, with the pattern, when one makes no sense."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        if isinstance(patterns, str):
-            raise InvalidInput("exclude takes a list of patterns, not one string", pattern=patterns)
+        if isinstance(patterns, str) or not hasattr(patterns, "__iter__"):
+            raise InvalidInput(f"exclude takes a list of patterns, not {patterns!r:.100}", pattern=patterns)
         self._rules = [_compile(pattern) for pattern in patterns][::-1]
 
     def __bool__(self) -> bool:
@@ -39,6 +39,8 @@ class Excludes:
 
 
 def _compile(pattern: str) -> _Rule:
+    if not isinstance(pattern, str):
+        raise InvalidInput(f"an exclude pattern is text, not {type(pattern).__name__}", pattern=pattern)
     rest = pattern.removeprefix("!")
     negated = rest != pattern
     body = rest.rstrip("/")
