@@ -211,7 +211,12 @@ def main() -> int:
     if arguments.list:
         print("\n".join(names))
         return 0
+
+    def near(line: Line) -> list[str]:
+        return [tests for start, tests in NEAR.items() if line.path.startswith(start)][:1]
+
     tests = {registry.entries[name].test for name in names if name in registry.entries}
+    tests |= {selection for name in names for selection in near(registry.lines[name])}
     with (
         tempfile.TemporaryDirectory(prefix="holdfast-mutants-") as directory,
         ThreadPoolExecutor(arguments.jobs) as pool,
@@ -219,7 +224,7 @@ def main() -> int:
         runner = Runner(Path(directory), arguments.jobs)
         for test, failed in zip(tests, pool.map(runner.baseline, tests), strict=True):
             if failed:
-                print(f"with nothing taken away, {test} fails: {failed}")
+                print(f"with nothing taken away, {test} fails: {failed}", flush=True)
                 return 2
 
         def one(name: str) -> tuple[str, Outcome | RuntimeError]:
@@ -228,8 +233,7 @@ def main() -> int:
             rust = line.path.startswith("native/")
             selections = [entry.test] if entry is not None else []
             if not rust:
-                near = [tests for start, tests in NEAR.items() if line.path.startswith(start)]
-                selections += near[:1] if arguments.near else [*near[:1], *LADDER]
+                selections += near(line) if arguments.near else [*near(line), *LADDER]
             try:
                 return name, runner.try_line(line, selections)
             except RuntimeError as error:

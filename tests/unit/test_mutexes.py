@@ -178,9 +178,23 @@ def test_a_close_waits_for_calls_that_run(store: Store) -> None:
 
 
 def test_a_call_that_ends_does_so_alone(store: Store) -> None:
-    core = store._core
-    core.enter()
-    _check(Case(core._gate, core.leave))
+    core, inside, go = store._core, threading.Event(), threading.Event()
+
+    def call() -> None:
+        core.enter()
+        inside.set()
+        go.wait(20)
+        core.leave()
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    assert inside.wait(20)
+    with core._gate:
+        go.set()
+        thread.join(WAIT_SECONDS)
+        assert thread.is_alive(), "it did not wait"
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def _check(case: Case) -> None:
