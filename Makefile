@@ -64,6 +64,7 @@ mutants: .stamps/build ## take away each line that safety hangs on, and see a te
 
 fuzz: .stamps/build ## break whatever is parsed, a minute in all (hours: FUZZ_SECONDS=7200)
 	@mkdir -p native/target/fuzz/found
+	@command -v c++ >/dev/null || { echo "missing: a C++ compiler, which libFuzzer is built with" >&2; exit 1; }
 	cd tests/fuzz && cargo run --quiet --release --locked --target "$$(rustc -vV | sed -n 's/^host: //p')" -- \
 	    ../../native/target/fuzz/found corpus -max_total_time=$$(($(FUZZ_SECONDS) / 4)) -max_len=64 -rss_limit_mb=1024 \
 	    -verbosity=0 -print_final_stats=1
