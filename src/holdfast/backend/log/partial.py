@@ -21,7 +21,7 @@ from holdfast.backend.log.partial_state import (
     encode_entry,
     parse_journal,
 )
-from holdfast.errors import CorruptBlob, Locked, Unavailable
+from holdfast.errors import CorruptBlob, Locked
 from holdfast.types import HASH_BYTES, BytesLike, Hash
 
 PARTIALS: Final = "partials"
@@ -193,7 +193,6 @@ class Partial:
         self._is_ours = False
         """Whether the journal's last entry is ours, so that we know it to be durable."""
         self._dirty: set[str] = set()
-        self._sync_failed = False
         self._identity = (0, 0)
         self._journal_bytes = 0
         self._whole_bytes = 0
@@ -264,15 +263,12 @@ class Partial:
         return state.chunk_count + len(ends), _native.crc32c(packed, state.chunks_crc)
 
     def sync(self) -> None:
-        """Make durable what was written: `save` does so first, but it may be begun beside something else."""
-        if self._sync_failed:
-            raise Unavailable(
-                f"the partial blob {self.hash.hex()} could not be made durable", path=self._path
-            )
+        """Make durable what was written: `save` does so first, but it may be begun beside something else.
+
+        After a failure the caller gives up: a second fsync would say that all is well.
+        """
         for name in sorted(self._dirty):
-            self._sync_failed = True  # a second fsync would say that all is well
             self._disk.fsync(self._handles[name])
-            self._sync_failed = False
         self._dirty.clear()
 
     def save(self, state: PartialState) -> None:
