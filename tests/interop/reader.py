@@ -79,6 +79,8 @@ class Segment:
                 found, start = [Entry(*fields) for fields in struct.iter_unpack("<BBIII32s", packed)], stop
         found += self._walk(start, stop, damage if self.clean else [])
         self.entries = {entry.offset: entry for entry in found}
+        closes = [e.offset for e in found if e.kind == CLOSE and self.is_sound(e)]
+        self.trusted = len(data) if self.clean else max(closes, default=0)
 
     def record_at(self, at: int) -> Entry | None:
         head = self.data[at : at + 64] if at >= 64 else b""
@@ -181,7 +183,7 @@ class Store:
         try:
             head = segment.verified(commit)
         except Damaged as error:
-            self.damage += [f"a commit is damaged: {error}"] * segment.clean
+            self.damage += [f"a commit is damaged: {error}"] * (commit.offset < segment.trusted)
             return
         time_ms, count, digest, extents = struct.unpack_from("<qQ32sI", head, 16)
         every = list(struct.iter_unpack("<4I", head[68 : 68 + 16 * extents]))
@@ -191,7 +193,9 @@ class Store:
         whole = len(group) == count and blake3(packed).digest() == digest
         if len(runs) < len(every):
             whole = len(group) == sum(run[3] for run in runs)
-        if not segment.clean and not (whole and all(w.is_sound(e) for w, e in group if w is segment)):
+        if commit.offset >= segment.trusted and not (
+            whole and all(w.is_sound(e) for w, e in group if w is segment)
+        ):
             return
         if not whole:
             self.damage.append(f"segment {segment.number}: the group that ends at {commit.offset} is damaged")

@@ -143,8 +143,12 @@ class Framing:
         entries = b"".join(pages)
         if not entries or len(entries) % ENTRY.size or at < size - TAIL_BYTES:
             return None
-        last = Entry._make(ENTRY.unpack(entries[-ENTRY.size :]))
-        return entries if last.stop == start else None
+        at = SEGMENT_HEADER_BYTES
+        for entry in _each(entries):
+            if entry.offset != at:
+                return None  # it was sealed when damage hid a record
+            at = entry.stop
+        return entries if at == start else None
 
     # -- headers
 
@@ -270,7 +274,7 @@ class Framing:
 
     def _mend_footer(self, entries: bytes, start: int, size: int) -> None:
         whole = encode_footer(self._segment, start, entries)
-        if len(whole) != size - start:
+        if len(whole) < size - start:
             self._left.append((start, "the index does not list what is there"))
         elif self._read(size - start, start) != whole:
             self._write(whole, start, "index")

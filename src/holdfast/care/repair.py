@@ -9,6 +9,7 @@ record. What describes blobs is computed anew from verified bytes.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -56,7 +57,7 @@ _MUST: Final = {1: Kind.DATA, 2: Kind.OUTBOARD_PAGE, 3: Kind.MANIFEST_PAGE, 4: K
 HERE: Final = "this store"
 COMPUTED: Final = "computed"
 CATALOG: Final = "the catalog"
-GONE: Final = "its segment is gone"
+GONE: Final = "its segment, or the one with its commit, is gone"
 
 
 class Wanted(NamedTuple):
@@ -181,12 +182,13 @@ class Repair:
 
     def _wanted(self, lost: Sequence[int]) -> list[Wanted]:
         catalog = self._core.catalog
-        gone = {row.location: (row.record_hash or bytes(32), GONE) for row in rows_at(catalog, (), lost)}
+        homeless = [*rows_at(catalog, (), lost), *self._uncommitted(lost)]
+        gone = {row.location: (row.record_hash or bytes(32), GONE) for row in homeless}
         self._backend.quarantine(gone, catalog.known_damage(sorted(gone)))  # so that nothing relies on it
         bad = {place: (hash_, reason) for place, hash_, reason in catalog.quarantined()}
         wanted: list[Wanted] = []
         seen: set[int] = set()
-        for row in rows_at(catalog, list(bad), lost):
+        for row in [*rows_at(catalog, list(bad), ()), *homeless]:
             hash_, reason = bad.get(row.location, (row.record_hash or b"", GONE))
             if row.location in seen:
                 continue
@@ -197,6 +199,32 @@ class Repair:
                 kind, flags, time_ms = self._record_at(place)
                 wanted.append(Wanted(place, hash_, kind, flags, time_ms, None, reason))
         return wanted
+
+    def _uncommitted(self, lost: Sequence[int]) -> list[Row]:
+        """Give the rows of records whose commit stood in a segment that is gone: a rebuild would not have them."""
+        if not lost:
+            return []
+        extents: dict[int, list[tuple[int, int]]] = {}
+        for segment in set(self._backend.segment_ids()) - set(lost):
+            index = read_segment(self._core, segment)
+            for entry in iter_entries(index.entries) if index is not None else ():
+                if entry.kind == Kind.COMMIT:
+                    handles = self._backend.payloads.handles
+                    commit = parse_commit(
+                        handles.read(segment, entry.offset + HEADER_BYTES, entry.stored_bytes)
+                    )
+                    for extent in commit.extents if commit is not None else ():
+                        extents.setdefault(extent.segment, []).append((extent.start, extent.stop))
+        for runs in extents.values():
+            runs.sort()
+
+        def is_named(place: int) -> bool:
+            offset, runs = place & OFFSET_MASK, extents.get(place >> 32, [])
+            at = bisect_right(runs, (offset, 1 << 32)) - 1
+            return at >= 0 and offset < runs[at][1]
+
+        rows = iter_rows(self._core.catalog)
+        return [row for row in rows if row.location >> 32 not in lost and not is_named(row.location)]
 
     def _wanted_row(self, row: Row, hash_: bytes, reason: str) -> Wanted:
         catalog = self._core.catalog

@@ -25,7 +25,7 @@ from holdfast.care.report import Report
 from holdfast.catalog import CatalogUnusable
 from holdfast.core import Core
 from holdfast.errors import BackendError, CorruptBlob, CorruptSegment, IntegrityError
-from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SEALED
+from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SUPERSEDED
 from holdfast.types import Hash, Problem, Progress, ProgressCallback, ScrubReport, now_ms
 from holdfast.wire.record import (
     DOCUMENT_KINDS,
@@ -152,7 +152,7 @@ class Scrub:
         """Check one segment from the position on; False when the budget was spent on the way."""
         backend, disk = self._backend, self._backend.disk
         applied, state = self._core.catalog.segments().get(segment, (0, SEGMENT_OPEN))
-        if state not in (SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_QUARANTINED):
+        if state == SEGMENT_SUPERSEDED and applied <= SEGMENT_HEADER_BYTES:
             return True  # nothing there is to be read
         path = segment_path(backend.root, segment)
         try:
@@ -171,6 +171,8 @@ class Scrub:
             clean = index.sealed or index.closed
             found = [p for p in index.problems if clean or (p.offset_bytes or 0) < applied]
             found += [problem] if problem is not None else []
+            if index.sealed and not index.problems:
+                found += self._gaps(index, path)
             if self.position.offset == 0:
                 for one in found:
                     self._report.add(one)
@@ -202,6 +204,25 @@ class Scrub:
             return True
         finally:
             disk.close(handle)
+
+    def _gaps(self, index: SegmentIndex, path: str) -> list[Problem]:
+        """Find what the index of a sealed segment leaves out: it was sealed when damage hid a record."""
+        gaps = []
+        at = SEGMENT_HEADER_BYTES
+        for run in iter_stretches(index.entries):
+            if run[0].offset != at:
+                gaps.append(at)
+            at = run[-1].stop
+        return [
+            Problem(
+                kind=CorruptSegment.kind,
+                message="the index leaves out what lies here",
+                segment=index.segment,
+                offset_bytes=gap,
+                path=path,
+            )
+            for gap in ([*gaps, at] if at != index.records_stop else gaps)
+        ]
 
     def _check_all(
         self, handle: int, index: SegmentIndex, entries: bytes, pool: ThreadPoolExecutor

@@ -40,8 +40,8 @@ class Groups:
         self, disk: Disk, root: str, store_id: bytes, own: Callable[[], Mapping[int, SegmentWriter]]
     ) -> None:
         self.problems: list[Problem] = []
-        self.named: set[int] = set()
-        """The segments that commits name, of which facts were given."""
+        self.named: dict[int, int] = {}
+        """How far commits of which facts were given name each segment."""
         self.scanned: dict[int, bytes] = {}
         """All entries of segments that were read already."""
         self.retired = Runs()
@@ -74,7 +74,8 @@ class Groups:
     def commit_facts(self, commit: Commit, holder: int) -> Iterator[Facts]:
         """Give the facts of one group, whose commit stands in `holder`; what is left of it where it is damaged."""
         extents = [extent for extent in commit.extents if not self.is_retired(extent.segment)]
-        self.named.update(extent.segment for extent in extents)
+        for extent in extents:
+            self.named[extent.segment] = max(extent.stop, self.named.get(extent.segment, 0))
         parts = [slice_entries(self.entries_of(e.segment), e.start, e.stop) for e in extents]
         whole = b"".join(parts)
         has_all = len(extents) == len(commit.extents) and _native.blake3(whole) == commit.digest

@@ -64,6 +64,15 @@ class _Tail(NamedTuple):
     handle: int
 
 
+def last_close(entries: bytes) -> int:
+    """Give where the last close record ends; 0: there is none."""
+    kind = int(Kind.CLOSE)
+    for at in range(len(entries) - ENTRY_BYTES, -1, -ENTRY_BYTES):
+        if entries[at] == kind:
+            return Entry._make(ENTRY.unpack(entries[at : at + ENTRY_BYTES])).stop
+    return 0
+
+
 class Recovery:
     """One catching up with storage. Use: `prepare`, apply `facts`, `finish`; `close` in any case."""
 
@@ -182,7 +191,7 @@ class Recovery:
         """Keep what commits elsewhere name: that was sealed once, and only its end is damaged."""
         for tail in self._tails:
             segment = tail.found.segment
-            if tail.dead and segment in self._groups.named:
+            if tail.dead and self._groups.named.get(segment, 0) > tail.applied:
                 self._groups.damage("the end of a sealed segment is damaged", segment, tail.found.size_bytes)
                 self._kept.add(segment)
 
@@ -270,14 +279,27 @@ class Recovery:
             else:
                 if not unclean:  # it was closed a moment ago, and somebody has adopted it
                     index = read_index(self._disk, handle, segment, path, start=start, deep=True)
+                closed_at = last_close(index.entries)
+                if closed_at > start:
+                    self._take_closed_part(handle, segment, path, start, closed_at)
+                    start = closed_at
+                    index = index._replace(entries=slice_entries(index.entries, closed_at, 1 << 32))
                 self._groups.note_retired(index.entries, handle, self._groups.claimed)
                 self._tails.append(_Tail(index, start, dead, handle))
-                if applied <= SEGMENT_HEADER_BYTES:
+                if start <= SEGMENT_HEADER_BYTES:
                     self._groups.scanned[segment] = index.entries
                 keep = True
         finally:
             if not keep:
                 self._disk.close(handle)
+
+    def _take_closed_part(self, handle: int, segment: int, path: str, start: int, stop: int) -> None:
+        """Take what lies before a close record in place, damaged or not: it was durable before that was written."""
+        index = read_index(self._disk, handle, segment, path, start=start)
+        self._groups.problems.extend(p for p in index.problems if (p.offset_bytes or 0) < stop)
+        self._groups.note_retired(slice_entries(index.entries, start, stop), handle, self._groups.retired)
+        self._clean.append((segment, start))
+        self._positions[segment] = (stop, SEGMENT_OPEN)
 
     def _has_changes(self, handle: int, segment: int, applied: int, size: int) -> bool:
         """Whether a living process's tail holds a change to a name.
