@@ -45,11 +45,12 @@ class TestMemory(StoreContract):
         content = store.read(hash)
         start = offset_bytes // 65_536 * 65_536 if len(content) > 16_384 else 0
         chunk = content[start : start + 65_536]
-        for name in self.disk.listdir("/memory/segments"):
-            handle = self.disk.open(f"/memory/segments/{name}", "a")
-            at = self.disk.pread(handle, 1 << 30, 0).find(_native.blake3(chunk))
+        disk = store._core.backend.disk
+        for name in disk.listdir("/memory/segments"):
+            handle = disk.open(f"/memory/segments/{name}", "a")
+            at = disk.pread(handle, 1 << 30, 0).find(_native.blake3(chunk))
             if at >= 0:
                 at += HEADER_BYTES - HASH_AT + offset_bytes - start
-                self.disk.pwrite(handle, [bytes((self.disk.pread(handle, 1, at)[0] ^ 4,))], at)
+                disk.pwrite(handle, [bytes((disk.pread(handle, 1, at)[0] ^ 4,))], at)
                 return
         raise AssertionError(f"{hash} is in no segment as it is")

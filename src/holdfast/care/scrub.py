@@ -180,8 +180,8 @@ class Scrub:
             broken = bool(found)
             whole = True
             for run, bad in self._check_all(handle, index, entries, pool):
+                self.position.offset = run[-1].stop  # first: counting it tells the caller, who may raise
                 broken |= self._take(segment, run, bad, repaired, path)
-                self.position.offset = run[-1].stop
                 for _ in self._pace.took(run[-1].stop - run[0].offset):
                     self._report.checked(0)
                 if self._pace.is_spent:

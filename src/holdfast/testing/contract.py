@@ -21,6 +21,7 @@ from holdfast.testing.contract_finding import FindingContract
 from holdfast.testing.contract_partial import PartialContract
 from holdfast.testing.contract_putting import PuttingContract
 from holdfast.testing.contract_reading import ReadingContract
+from holdfast.testing.contract_repair import RepairContract
 from holdfast.testing.contract_streams import StreamsContract
 from holdfast.testing.contract_tags import TagsContract
 from holdfast.testing.contract_uploads import UploadsContract
@@ -36,6 +37,7 @@ class StoreContract(
     TagsContract,
     UploadsContract,
     CareContract,
+    RepairContract,
     CompactingContract,
     PartialContract,
     StreamsContract,
