@@ -13,6 +13,7 @@ MAKEFLAGS += --no-builtin-rules
 BIN := .venv/bin
 ARGS ?=
 JOBS ?= auto
+MINUTES ?= 3
 FUZZ_SECONDS ?= 60
 NATIVE := $(shell find native -name target -prune -o -type f -print 2>/dev/null)
 
@@ -69,6 +70,9 @@ fuzz: .stamps/build ## break whatever is parsed, a minute in all (hours: FUZZ_SE
 	    ../../native/target/fuzz/found corpus -max_total_time=$$(($(FUZZ_SECONDS) / 4)) -max_len=64 -rss_limit_mb=1024 \
 	    -verbosity=0 -print_final_stats=1
 	$(BIN)/python -m tests.fuzz.run --seconds $$(($(FUZZ_SECONDS) * 3 / 4)) $(ARGS)
+
+soak: .stamps/build ## mixed work with faults, MINUTES long, on a bounded disk
+	@$(BIN)/python -m tools.soak --minutes $(MINUTES) $(ARGS)
 
 deep: .stamps/build ## the long tests: hours, tens of GiB
 	$(BIN)/pytest -m deep --timeout 0 $(ARGS)
