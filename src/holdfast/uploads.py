@@ -12,7 +12,7 @@ from typing import Final
 from holdfast.backend.log.layout import UPLOADS
 from holdfast.core import Core
 from holdfast.errors import FormatError, IntegrityError, InvalidInput, UnreadableRoot, UploadNotFound
-from holdfast.types import BLOCK_BYTES, BytesLike, Upload, id_text, to_datetime
+from holdfast.types import BLOCK_BYTES, BytesLike, Upload, id_text, now_ms, to_datetime
 from holdfast.wire.pages import ManifestReader, StreamReader
 from holdfast.wire.record import Kind
 from holdfast.wire.upload import TOKEN_BYTES, UploadDocument, UploadState, encode_upload, parse_upload
@@ -38,7 +38,7 @@ def parse_token(text: object) -> bytes:
     raise InvalidInput(f"not the token of an upload: {text!r:.100} (32 hex digits are expected)")
 
 
-def find_open(core: Core, token: bytes, now_ms: int) -> UploadDocument:
+def find_open(core: Core, token: bytes, time_ms: int) -> UploadDocument:
     """Give the state of an upload that can go on; a typed error that says what became of any other."""
     raw = core.catalog.find_upload(token)
     text = token.hex()
@@ -46,7 +46,7 @@ def find_open(core: Core, token: bytes, now_ms: int) -> UploadDocument:
         raise UploadNotFound(f"there is no upload {text}: begin a new one", token=text, state="unknown")
     document = parse_upload(raw)
     state, artifact_id = UploadState(document.state), None
-    if state == UploadState.OPEN and document.expires_ms <= now_ms:
+    if state == UploadState.OPEN and document.expires_ms <= time_ms:
         state = UploadState.EXPIRED
     if state == UploadState.COMMITTED:
         artifact_id = id_text(document.artifact)
@@ -63,9 +63,12 @@ def find_open(core: Core, token: bytes, now_ms: int) -> UploadDocument:
 
 
 def iter_uploads(core: Core) -> Iterator[Upload]:
-    """Give the uploads that are open, in the order of their tokens."""
+    """Give the uploads that can go on, in the order of their tokens."""
+    now = now_ms()
     for raw in core.catalog.iter_open_uploads():
         found = parse_upload(raw)
+        if found.expires_ms <= now:
+            continue
         yield Upload(
             token=found.token.hex(),
             offset_bytes=found.offset_bytes,
@@ -139,27 +142,27 @@ def blocks_before(document: UploadDocument) -> int:
     return document.groups_bytes // 32 * BLOCK_BYTES
 
 
-def expire_uploads(core: Core, now_ms: int) -> list[str]:
+def expire_uploads(core: Core, time_ms: int) -> list[str]:
     """End the uploads whose time is over and that nobody is writing; gives their tokens.
 
     Durable when it returns. What they alone held is then for the collector to find.
     """
     claims = core.backend.claims
     ended: list[str] = []
-    if all(parse_upload(raw).expires_ms > now_ms for raw in core.catalog.iter_open_uploads()):
+    if all(parse_upload(raw).expires_ms > time_ms for raw in core.catalog.iter_open_uploads()):
         return ended
     with core.changing() as group:
         for raw in core.catalog.iter_open_uploads():
             found = parse_upload(raw)
-            if found.expires_ms > now_ms or claims.is_held(UPLOADS, found.token.hex()):
+            if found.expires_ms > time_ms or claims.is_held(UPLOADS, found.token.hex()):
                 continue
-            group.add_one(Kind.UPLOAD, encode_upload(closed(found, UploadState.EXPIRED, now_ms)))
+            group.add_one(Kind.UPLOAD, encode_upload(closed(found, UploadState.EXPIRED, time_ms)))
             ended.append(found.token.hex())
     return ended
 
 
 def closed(
-    document: UploadDocument, state: UploadState, now_ms: int, artifact: bytes = bytes(16)
+    document: UploadDocument, state: UploadState, time_ms: int, artifact: bytes = bytes(16)
 ) -> UploadDocument:
     """Give the last state of an upload."""
     return UploadDocument(
@@ -167,7 +170,7 @@ def closed(
         document.revision + 1,
         state,
         document.created_ms,
-        now_ms,
+        time_ms,
         document.expires_ms,
         document.offset_bytes,
         artifact,

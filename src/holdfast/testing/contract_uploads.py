@@ -157,6 +157,7 @@ class UploadsContract(ContractBase):
             assert store.read(busy.commit()) == b"x"
         with make_store(upload_expiry_seconds=0.0) as store:
             token = store.writer("a", resumable=True).suspend()
+            assert list(store.uploads()) == []
             with pytest.raises(UploadNotFound, match="expired"):
                 store.writer(resume=token)
 
