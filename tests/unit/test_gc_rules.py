@@ -296,6 +296,18 @@ def test_a_group_that_could_not_be_applied_keeps_its_pin(two: Two, monkeypatch: 
     two.check()
 
 
+def test_an_operation_that_ends_while_another_thread_applies_leaves_no_pin(two: Two) -> None:
+    core = two.beside._core
+    committer = core.backend.committer
+    committer._applying = True
+    with core.backend.operation():
+        pass
+    assert two.store.gc(min_age_seconds=0).waits_for
+    committer.apply()  # the other thread's ends
+    report = two.store.gc(min_age_seconds=0)
+    assert (report.complete, report.waits_for) == (True, ())
+
+
 def test_readers_find_what_is_condemned_and_keep_what_they_opened(two: Two, during: During) -> None:
     files: list[Any] = []
 

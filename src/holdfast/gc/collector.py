@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from holdfast.backend.log.collector import collecting
 from holdfast.catalog.collecting import iter_expired
 from holdfast.compaction import compact_segments
 from holdfast.core import Core
 from holdfast.errors import InvalidInput
-from holdfast.gc.cycle import Collection, expiry_ms
+from holdfast.gc.cycle import Collection, Enough
 from holdfast.gc.explain import dry_run, forecast, why
+from holdfast.gc.found import expiry_ms
 from holdfast.gc.marks import Marks, Unreadable
 from holdfast.gc.roots import refusal
 from holdfast.partials import expire_partials
-from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, ProgressCallback, now_ms
+from holdfast.types import (
+    Artifact,
+    Chain,
+    CompactReport,
+    Forecast,
+    GcReport,
+    Hash,
+    Progress,
+    ProgressCallback,
+    now_ms,
+)
 from holdfast.uploads import expire_uploads
 
 
@@ -79,8 +90,23 @@ class Collector:
             found = collection.found
             # What went in earlier cycles can be given back, also while somebody is waited for.
             ends = found.complete or bool(found.waits_for)
-            compacted = compact_segments(core, progress=progress) if ends and not stop() else None
+            compacted = self._compact(progress, collection.stop) if ends else None
         return found.report(time.monotonic() - started, compacted)
+
+    def _compact(self, progress: ProgressCallback | None, stop: Callable[[], bool]) -> CompactReport | None:
+        """Compact where that pays, unless it is to stop."""
+
+        def watch(at: Progress) -> None:
+            if stop():
+                raise Enough
+            if progress is not None:
+                progress(at)
+
+        if stop():
+            return None
+        with suppress(Enough):
+            return compact_segments(self._core, progress=watch)
+        return None
 
     def gc_if_changed(self, stop: Callable[[], bool]) -> GcReport | None:
         """Collect, unless nothing has happened since the last cycle that this process saw to its end."""

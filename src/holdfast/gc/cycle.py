@@ -13,24 +13,20 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from holdfast.backend.log.session import SessionState
 from holdfast.catalog import Catalog
 from holdfast.catalog import collecting as books
-from holdfast.catalog.collecting import FOREVER_MS, Cycle, Touch
+from holdfast.catalog.collecting import Cycle, Touch
 from holdfast.core import Core
 from holdfast.digests import BUCKETS, bucket_range
-from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, FLAG_UNNAMED
+from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
+from holdfast.gc.found import MAX_LISTED, Found, expiry_ms, is_behind, unmarked_bits, waiting_for
 from holdfast.gc.marks import Marks, Root, Tracer, Unreadable, pages_of
 from holdfast.gc.roots import iter_held, iter_leases, refusal
 from holdfast.types import (
-    CompactReport,
-    GcReport,
     Hash,
     Progress,
     ProgressCallback,
-    Waiting,
     now_ms,
-    to_datetime,
 )
 
 log = logging.getLogger("holdfast")
@@ -41,7 +37,6 @@ TRANSACTION_ROWS: Final = 500
 LONGEST_PAUSE_SECONDS: Final = 0.05
 WAIT_SECONDS: Final = 5.0
 """How long one call waits for operations that began before; the next call goes on."""
-MAX_LISTED: Final = 10_000
 RESTARTS: Final = 3
 _BOTH: Final = FLAG_CONDEMNED | FLAG_UNNAMED
 
@@ -52,33 +47,6 @@ class Replaced(Exception):
 
 class Enough(Exception):
     """The batches that this call may do are done, or it is to stop."""
-
-
-class Found:
-    """What one call did, as it goes."""
-
-    def __init__(self) -> None:
-        self.artifacts = self.blobs = self.payloads = 0
-        self.freed_bytes = self.condemned = self.pardoned = 0
-        self.hashes: list[Hash] = []
-        self.waits_for: tuple[Waiting, ...] = ()
-        self.complete = False
-
-    def report(self, seconds: float, compacted: CompactReport | None) -> GcReport:
-        """Give it as a value."""
-        return GcReport(
-            complete=self.complete,
-            forgotten_artifacts=self.artifacts,
-            dropped_blobs=self.blobs,
-            dropped_payloads=self.payloads,
-            freed_bytes=self.freed_bytes,
-            condemned=self.condemned,
-            pardoned=self.pardoned,
-            blobs=tuple(self.hashes),
-            waits_for=self.waits_for,
-            compacted=compacted,
-            seconds=seconds,
-        )
 
 
 class Collection:
@@ -105,7 +73,7 @@ class Collection:
         self._batch_rows = core.options.gc_batch_size
         self._rows = 0
         self._progress = progress
-        self._stop = stop
+        self.stop = stop
         self._catalog_id = b""
         self._done_items = 0
 
@@ -238,10 +206,10 @@ class Collection:
             self._core.backend.end_pins()
             catalog = self._catalog()
             behind = [one for one in self._core.backend.sessions() if is_behind(one, catalog.id, epoch)]
-            self.found.waits_for = tuple(map(_waiting, behind))
+            self.found.waits_for = tuple(map(waiting_for, behind))
             if not behind:
                 return True
-            if self._stop():
+            if self.stop():
                 raise Enough
             if time.monotonic() > deadline:
                 return False
@@ -382,7 +350,7 @@ class Collection:
             marks.close()
 
     def _tell(self, phase: str, more: int) -> None:
-        if self._stop():
+        if self.stop():
             raise Enough
         self._done_items += more
         if self._progress is not None:
@@ -404,28 +372,6 @@ class Collection:
     def _breathe(self, began: float) -> None:
         """Let others write as long as this transaction took."""
         time.sleep(min(time.monotonic() - began, LONGEST_PAUSE_SECONDS))
-
-
-def expiry_ms(min_age_seconds: float) -> int:
-    """Give the time up to which deletions are forgotten. Without a window all are, whatever the clock says."""
-    return now_ms() - int(min_age_seconds * 1000) if min_age_seconds > 0 else FOREVER_MS
-
-
-def unmarked_bits(hash_: bytes, flags: int, blobs: set[bytes], payloads: set[bytes]) -> int:
-    """Give what a payload is to be marked with: its blob role, its bytes, both or neither."""
-    named = hash_ in blobs
-    bits = FLAG_UNNAMED if flags & FLAG_BLOB and not named else 0
-    return bits if named or hash_ in payloads else bits | FLAG_CONDEMNED
-
-
-def is_behind(session: SessionState, catalog_id: bytes, epoch: int) -> bool:
-    """Whether an operation runs there that may have looked up what is condemned now."""
-    return session.pinned and (session.catalog_id != catalog_id or session.epoch < epoch)
-
-
-def _waiting(session: SessionState) -> Waiting:
-    since = to_datetime(session.pinned_ms) if session.pinned_ms else None
-    return Waiting(session=session.name, pid=session.pid, host=session.host, since=since)
 
 
 def _ranges(done: bytes) -> Iterator[tuple[int, bytes, bytes]]:

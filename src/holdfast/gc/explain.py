@@ -13,7 +13,8 @@ from holdfast.core import Core
 from holdfast.digests import BUCKETS, DigestSet, bucket_range
 from holdfast.errors import BlobNotFound
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
-from holdfast.gc.cycle import MAX_LISTED, PAGE_ROWS, expiry_ms, unmarked_bits
+from holdfast.gc.cycle import PAGE_ROWS
+from holdfast.gc.found import MAX_LISTED, expiry_ms, unmarked_bits
 from holdfast.gc.marks import Marks, Tracer, Unreadable, pages_of
 from holdfast.gc.roots import iter_direct, iter_held, iter_leases, named_text
 from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, Progress, ProgressCallback, id_text

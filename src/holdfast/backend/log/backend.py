@@ -112,6 +112,7 @@ class LogBackend:
         self._committer = Committer(
             writers, self._lock, apply, self._entries, self.payloads.handles.read, fsync=self._fsync
         )
+        self._committer.when_applied = self.end_pins
         with self._lock.held():
             read_sessions(self.disk, self.root)  # tidies up after dead processes
             if len(self.segment_ids()) > 1:

@@ -180,6 +180,8 @@ class Committer:
         """What waits to be applied could not be once: others may have brought it in."""
         self._unapplied: deque[tuple[Committed, dict[int, tuple[int, int]]]] = deque()
         self._applying = False
+        self.when_applied: Callable[[], None] = lambda: None
+        """Called after each `apply` that worked."""
 
     @property
     def has_unapplied(self) -> bool:
@@ -302,6 +304,7 @@ class Committer:
                 self._failed_before = False
             finally:
                 self._applying = False
+        self.when_applied()
 
     def _still_ours(
         self, waiting: list[tuple[Committed, dict[int, tuple[int, int]]]]
