@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from holdfast.errors import HoldfastError, NotFound
 from holdfast.store import Store
+from holdfast.testing.checks import dump_catalog
 from holdfast.testing.faults import SimulatedCrash, Site
 from holdfast.testing.streams import Sender, blocks
 from tests.crash.world import ROOT, Fault, FaultyDisk, attempt, bury, crash_after, new_world, piece
@@ -101,3 +103,43 @@ def test_what_lies_in_a_segment_that_nobody_goes_on_with_is_cared_for(how: str) 
 
 def _is_sync_of_a_segment(site: Site) -> bool:
     return site.call == "fsync" and site.path.endswith(".seg")
+
+
+def test_a_tail_whose_cut_was_not_synced_brings_nothing_back() -> None:
+    """A taker cut a dead tail and died; compaction saw no tail and dropped the tombstone; then the power went.
+
+    Found by the model (models/names.pml, NO_LOOK_SYNC KILL_TAKER): the tail came back, and with it what was deleted.
+    """
+    dropped = 0
+    with new_world() as world:
+        first = world.open()  # it keeps its segment, so that the next one makes another
+        key = first.put(b"deleted in the end", filename="again").id
+        stale = []
+
+        def work(store: Store) -> None:
+            store.put(piece("stays", 14_000).content(), filename="stays")
+            stale.append(world.copy_catalog())
+            store.update(key, metadata={"revision": "two"})
+
+        crash_after(world, work)
+        first.close()
+        world.catalog = stale[0]
+        cut = FaultyDisk(world.disk, Fault.CRASH_AFTER, at=1, where=lambda site: site.call == "truncate")
+        with suppress(SimulatedCrash):
+            bury(world.open(cut))
+        assert cut.hit is not None
+        cut.crash()
+        world.catalog = world.copy_catalog()
+        with world.open() as store:
+            store.put(b"another segment is the highest")
+            assert store.info(key).revision == 2
+            store.delete(key)
+            for _ in range(3):
+                store.gc(min_age_seconds=0)
+                store.compact(0.0)
+            dropped += not [row for row in dump_catalog(store) if row.startswith("tombstone")]
+            for seed in range(40):
+                state = world.disk.power_cut(random.Random(seed))
+                with world.open(state, catalog=world.no_catalog()) as again:
+                    assert not list(again.find(filename="again")), "what was deleted is back"
+        assert dropped

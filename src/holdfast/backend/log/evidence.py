@@ -62,8 +62,11 @@ class Evidence:
         path = segment_path(self._root, segment)
         handle = self._disk.open(path, "r")
         try:
+            if segment not in self._seen:  # who cut its end may have died before that was durable: it could come back
+                self._disk.fsync(handle)
+                self._seen[segment] = SEGMENT_HEADER_BYTES
             size = self._disk.size(handle)
-            start = self._seen.get(segment, SEGMENT_HEADER_BYTES)
+            start = self._seen[segment]
             if size <= start:
                 return
             if read_tail(self._disk, handle, segment, size).end is not None:
