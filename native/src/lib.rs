@@ -431,7 +431,7 @@ impl<'a> Framing<'a> {
 
 /// Headers and index entries of records that follow each other from `offset`.
 #[pyfunction]
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments)] // one buffer for each column of a group, so that Python packs none
 fn frame<'py>(
     py: Python<'py>,
     segment: u64,
@@ -460,7 +460,7 @@ fn frame<'py>(
 
 /// Like `frame`, but header, payload, header, payload, … in one piece, and the entries.
 #[pyfunction]
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments)] // those of `frame`
 fn frame_joined<'py>(
     py: Python<'py>,
     segment: u64,

@@ -203,6 +203,12 @@ def test_an_answer_that_cannot_be_written_is_an_error_of_standard_output(
     assert len(done.error.splitlines()) == 1
 
 
+@pytest.mark.parametrize("what", ["--help", "put --help", "--version", "completion bash"])
+def test_a_help_text_that_cannot_be_written_is_one_too(cli: Cli, what: str) -> None:
+    done = through_shell(cli, "> /dev/full", *what.split())
+    assert (done.code, done.error) == (7, "holdfast: standard output: No space left on device\n")
+
+
 def test_many_lines_that_cannot_be_written(cli: Cli) -> None:
     ref = cli.put(bytes(range(256)) * 4096)
     done = through_shell(cli, "> /dev/full", "cat", ref)

@@ -159,6 +159,25 @@ def test_ctrl_c_leaves_nothing_half_there(cli: Cli) -> None:
     assert cli("scrub", "--json").document["ok"]
 
 
+def test_ctrl_c_while_modules_are_imported_is_an_interrupt(cli: Cli) -> None:
+    program = """
+import os, signal, sys
+from holdfast.cli import main
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "holdfast.cli.app":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+sys.exit(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, "ls"], capture_output=True, env=cli.environ(), cwd=cli.place
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc to see how far it has come")
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.1])
 def test_ctrl_c_at_any_time_ends_without_a_traceback(cli: Cli, delay: float) -> None:

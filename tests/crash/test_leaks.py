@@ -31,7 +31,7 @@ class Held(NamedTuple):
 
 def held() -> Held:
     gc.collect()
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + 20.0
     while True:  # a thread that was told to end takes a moment
         threads = sorted(
             t.name for t in threading.enumerate() if t.name.startswith(("holdfast", "ThreadPool"))

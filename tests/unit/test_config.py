@@ -205,3 +205,9 @@ def test_a_plain_secret_wants_a_private_file() -> None:
     assert "hunter2" not in str(caught.value)
     file.chmod(0o600)
     assert load(environ={}).blob_store.secret_key == Secret("hunter2")
+
+
+@pytest.mark.parametrize("name", ["HOLDFAST_LOG", "HOLDFAST_LIMITS", "HOLDFAST_GC", "HOLDFAST_BLOB_STORE"])
+def test_a_variable_that_names_a_whole_section_is_refused(name: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"{name} names a whole section: set its keys, such as {name}__"):
+        load(environ={name: "7"})

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import click
 
 from holdfast.cli.app import cli
-from holdfast.cli.output import State, escape, flush, note
+from holdfast.cli.output import State, escape, flush, note, stdout_failed
 from holdfast.errors import BackendError, HoldfastError, PermissionDenied, StoreNotFound, exit_code
 
 BROKEN_PIPE = 141
@@ -48,6 +50,8 @@ def run(arguments: Sequence[str]) -> int:
         return _usage(error, state)
     except Exception as error:  # noqa: BLE001  # the last place that can say anything
         _debug()
+        if _is_of_stdout(error):
+            error = stdout_failed(error)
         _report(error, state)
         _flush_or_forget()
         return exit_code(error)
@@ -62,6 +66,13 @@ def _invoke(arguments: Sequence[str], state: State) -> int:
     with cli.make_context("holdfast", list(arguments), obj=state) as context:
         code = cli.invoke(context)
     return code if isinstance(code, int) else 0
+
+
+def _is_of_stdout(error: Exception) -> TypeGuard[OSError]:
+    """Whether click could not write its own answer, such as a help text: ours say what failed, files have names."""
+    if not isinstance(error, OSError) or isinstance(error, HoldfastError):
+        return False
+    return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _flush_or_forget() -> None:

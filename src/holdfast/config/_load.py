@@ -127,6 +127,12 @@ def _check_variables(environ: Mapping[str, str]) -> None:
         if not name.startswith(PREFIX) or name in VARIABLES:
             continue
         section, delimiter, key = name.removeprefix(PREFIX).lower().partition(_DELIMITER)
+        if not delimiter and section in SECTIONS:
+            raise InvalidConfig(
+                f"{name} names a whole section: set its keys, such as"
+                f" {PREFIX}{section.upper()}{_DELIMITER}{_keys(SECTIONS[section])[0].upper()}",
+                env=name,
+            )
         if not delimiter:
             settings = [
                 f"{PREFIX}{section}{_DELIMITER}{key}".upper()

@@ -272,8 +272,12 @@ class Committer:
         """Give the facts of a group that lies in segments."""
         for extent in commit.extents:
             segment = extent.segment
-            payloads: Payloads = windowed(lambda length, offset, s=segment: self._read(s, offset, length))  # type: ignore[misc]
-            yield from iter_facts(segment, self._read_entries(extent), commit.time_ms, payloads)
+            yield from iter_facts(
+                segment, self._read_entries(extent), commit.time_ms, self._payloads(segment)
+            )
+
+    def _payloads(self, segment: int) -> Payloads:
+        return windowed(lambda length, offset: self._read(segment, offset, length))
 
     def apply(self) -> None:
         """Bring all durable groups into the catalog, under the store's lock.
