@@ -9,9 +9,8 @@ record. What describes blobs is computed anew from verified bytes.
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from holdfast import _native
 from holdfast.backend.log.commit import Group
@@ -22,6 +21,7 @@ from holdfast.care.compare import Lack, iter_missing, read_segment
 from holdfast.care.framing import Framing, mend_bit
 from holdfast.care.origins import Origin, right
 from holdfast.care.rows import Row, iter_rows, rows_at
+from holdfast.care.wanted import Owner, Wanted, find_owners, find_wanted, lost_segments
 from holdfast.compress import compress
 from holdfast.core import MENDABLE, Core
 from holdfast.errors import BackendError, HoldfastError, IntegrityError, NotFound
@@ -29,7 +29,6 @@ from holdfast.facts import (
     FLAG_BLOB,
     KIND_BLOB,
     KIND_MASK,
-    KIND_SHIFT,
     SEGMENT_OPEN,
     SEGMENT_QUARANTINED,
     SEGMENT_SEALED,
@@ -43,44 +42,17 @@ from holdfast.wire.document import (
 )
 from holdfast.wire.pages import StreamWriter
 from holdfast.wire.record import (
-    FLAG_SHA256,
     HEADER_BYTES,
     PAYLOAD_KINDS,
     Kind,
     iter_entries,
-    parse_commit,
 )
 
 GROUP_BYTES: Final = 2 << 20
 MAX_LISTED: Final = 10_000
-_MUST: Final = {1: Kind.DATA, 2: Kind.OUTBOARD_PAGE, 3: Kind.MANIFEST_PAGE, 4: Kind.BLOB}
 HERE: Final = "this store"
 COMPUTED: Final = "computed"
 CATALOG: Final = "the catalog"
-GONE: Final = "its segment, or the one with its commit, is gone"
-
-
-class Wanted(NamedTuple):
-    """One record that is to be stored anew. `place` is None for what is nowhere."""
-
-    place: int | None
-    hash: bytes
-    """Of the record: what its payload must hash to."""
-    kind: int
-    flags: int
-    time_ms: int
-    """When its group was committed, where that is a fact; else 0."""
-    row: Row | None
-    reason: str
-
-
-class Owner(NamedTuple):
-    """A stretch of a blob that a chunk is; or a page of what describes the blob (offset None)."""
-
-    blob: bytes
-    size: int
-    offset: int | None
-    kind: int
 
 
 class Repair:
@@ -105,9 +77,9 @@ class Repair:
         self._core.write_down_damage()
         with self._backend.operation():
             self._mend_framing()
-            lost = self._lost_segments()
-            wanted = self._wanted(lost)
-            self._find_owners({one.hash for one in wanted})
+            lost = lost_segments(self._core)
+            wanted = find_wanted(self._core, lost)
+            self._owners = find_owners(self._core, {one.hash for one in wanted})
             left = [one for one in wanted if not self._bring_back(one)]
             self._commit()
             left = [one for one in left if not self._describe_again(one)]
@@ -175,95 +147,6 @@ class Repair:
             restored |= found.has_facts or (bool(found.done) and state == SEGMENT_SUPERSEDED)
         if restored:  # what a rebuild had to leave out is there again
             self._core.keeper.replace("records were put back")
-
-    def _lost_segments(self) -> list[int]:
-        known = self._core.catalog.segments()
-        return [segment for segment, _, _ in self._backend.lost_segments(known)]
-
-    def _wanted(self, lost: Sequence[int]) -> list[Wanted]:
-        catalog = self._core.catalog
-        homeless = [*rows_at(catalog, (), lost), *self._uncommitted(lost)]
-        gone = {row.location: (row.record_hash or bytes(32), GONE) for row in homeless}
-        self._backend.quarantine(gone, catalog.known_damage(sorted(gone)))  # so that nothing relies on it
-        bad = {place: (hash_, reason) for place, hash_, reason in catalog.quarantined()}
-        wanted: list[Wanted] = []
-        seen: set[int] = set()
-        for row in [*rows_at(catalog, list(bad), ()), *homeless]:
-            hash_, reason = bad.get(row.location, (row.record_hash or b"", GONE))
-            if row.location in seen:
-                continue
-            seen.add(row.location)
-            wanted.append(self._wanted_row(row, hash_ if hash_ != bytes(32) else b"", reason))
-        for place, (hash_, reason) in bad.items():
-            if place not in seen:
-                kind, flags, time_ms = self._record_at(place)
-                wanted.append(Wanted(place, hash_, kind, flags, time_ms, None, reason))
-        return wanted
-
-    def _uncommitted(self, lost: Sequence[int]) -> list[Row]:
-        """Give the rows of records whose commit stood in a segment that is gone: a rebuild would not have them."""
-        if not lost:
-            return []
-        extents: dict[int, list[tuple[int, int]]] = {}
-        for segment in set(self._backend.segment_ids()) - set(lost):
-            index = read_segment(self._core, segment)
-            for entry in iter_entries(index.entries) if index is not None else ():
-                if entry.kind == Kind.COMMIT:
-                    handles = self._backend.payloads.handles
-                    commit = parse_commit(
-                        handles.read(segment, entry.offset + HEADER_BYTES, entry.stored_bytes)
-                    )
-                    for extent in commit.extents if commit is not None else ():
-                        extents.setdefault(extent.segment, []).append((extent.start, extent.stop))
-        for runs in extents.values():
-            runs.sort()
-
-        def is_named(place: int) -> bool:
-            offset, runs = place & OFFSET_MASK, extents.get(place >> 32, [])
-            at = bisect_right(runs, (offset, 1 << 32)) - 1
-            return at >= 0 and offset < runs[at][1]
-
-        rows = iter_rows(self._core.catalog)
-        return [row for row in rows if row.location >> 32 not in lost and not is_named(row.location)]
-
-    def _wanted_row(self, row: Row, hash_: bytes, reason: str) -> Wanted:
-        catalog = self._core.catalog
-        if row.table in ("data", "copies"):
-            flags = row.columns[3]
-            if flags & KIND_MASK != KIND_BLOB:
-                kind = _MUST[flags >> KIND_SHIFT & 0x7F]
-                ((whole, created_ms),) = catalog.ask(
-                    "SELECT flags, ifnull(created_ms, 0) FROM data WHERE hash = ?", (row.columns[0],)
-                ) or ((0, 0),)
-                role = whole & FLAG_BLOB
-                own = flags & FLAG_SHA256 | role
-                return Wanted(row.location, row.key, kind, own, created_ms if role else 0, row, reason)
-        if row.table in ("blobs", "copies"):
-            found = catalog.ask("SELECT created_ms FROM blobs WHERE hash = ?", (row.columns[0],))
-            return Wanted(row.location, hash_, Kind.BLOB, 0, found[0][0] if found else 0, row, reason)
-        kinds = {
-            "artifacts": Kind.ARTIFACT,
-            "tombstones": Kind.TOMBSTONE,
-            "tags": Kind.TAG,
-            "uploads": Kind.UPLOAD,
-        }
-        return Wanted(row.location, hash_, kinds[row.table], 0, 0, row, reason)
-
-    def _record_at(self, place: int) -> tuple[int, int, int]:
-        """Give kind, flags and time of a record that no row of the catalog names; 0 where the segment has nothing."""
-        index = read_segment(self._core, place >> 32)
-        offset = place & OFFSET_MASK
-        kind, flags = 0, 0
-        for entry in iter_entries(index.entries) if index is not None else ():
-            if entry.offset == offset:
-                kind, flags = entry.kind, entry.flags & FLAG_SHA256
-            elif kind and entry.kind == Kind.COMMIT:
-                handles = self._backend.payloads.handles
-                commit = parse_commit(
-                    handles.read(place >> 32, entry.offset + HEADER_BYTES, entry.stored_bytes)
-                )
-                return kind, flags, 0 if commit is None else commit.time_ms
-        return kind, flags, 0
 
     # -- bringing back
 
@@ -551,39 +434,6 @@ class Repair:
             self._backend.commit_all(groups)
 
     # -- telling
-
-    def _find_owners(self, wanted: set[bytes]) -> None:
-        """See which blobs the wanted pieces belong to, and where in them."""
-        if not wanted:
-            return
-        core = self._core
-        for row in list(core.catalog.iter_blobs()):
-            if row.flags & KIND_MASK != KIND_BLOB:
-                continue
-            try:
-                reader = core.backend.large_reader(row)
-            except (HoldfastError, *MENDABLE):
-                continue
-            for kind, pages in (
-                (Kind.MANIFEST_PAGE, reader.manifest.iter_pages()),
-                (Kind.OUTBOARD_PAGE, reader.outboard_stream.iter_pages()),
-            ):
-                self._own(row, kind, wanted, lambda pages=pages: (hash_ for hash_, _ in pages))  # type: ignore[misc]
-            try:
-                for start, _, _, digest in reader.manifest.iter_chunks():
-                    if digest in wanted:
-                        owner = Owner(row.hash, row.size, start, Kind.DATA)
-                        self._owners.setdefault(digest, []).append(owner)
-            except (HoldfastError, *MENDABLE):
-                continue
-
-    def _own(self, row: Any, kind: int, wanted: set[bytes], pages: Callable[[], Iterator[bytes]]) -> None:
-        try:
-            for hash_ in pages():
-                if hash_ in wanted:
-                    self._owners.setdefault(hash_, []).append(Owner(row.hash, row.size, None, kind))
-        except (HoldfastError, *MENDABLE):
-            return
 
     def _note_one(self, one: Wanted, source: str) -> None:
         place = one.place

@@ -62,7 +62,9 @@ class Evidence:
         path = segment_path(self._root, segment)
         handle = self._disk.open(path, "r")
         try:
-            if segment not in self._seen:  # who cut its end may have died before that was durable: it could come back
+            if (
+                segment not in self._seen
+            ):  # who cut its end may have died before that was durable: it could come back
                 self._disk.fsync(handle)
                 self._seen[segment] = SEGMENT_HEADER_BYTES
             size = self._disk.size(handle)
