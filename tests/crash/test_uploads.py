@@ -7,7 +7,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -250,3 +252,40 @@ class _Anything(Ledger):
         super().__init__()
         self._contents["big"] = content(SEED)
         self.pieces["big"] = piece("big", BYTES)
+
+
+def test_uploads_go_on_while_collections_run(tmp_path: Path) -> None:
+    """Writers of equal bytes break off and go on; what each relies on is never taken from it."""
+    path = str(tmp_path / "store")
+    contents = [random.Random(i % 2).randbytes(600_000) for i in range(4)]
+    became: dict[int, str] = {}
+    over = threading.Event()
+    with Store._open(path, create=True, **OPTIONS) as store:  # type: ignore[arg-type]
+
+        def write(number: int) -> None:
+            rng = random.Random(SEED + number)
+            writer = store.writer(f"{number}", resumable=True)
+            for at in range(0, 600_000, 40_000):
+                writer.write(contents[number][at : at + 40_000])
+                if rng.random() < 0.3:
+                    writer.checkpoint()
+                if rng.random() < 0.3:
+                    writer = store.writer(resume=writer.suspend())
+            became[number] = writer.commit().id
+
+        def collect() -> None:
+            while not over.is_set():
+                store.gc(min_age_seconds=0)
+
+        with ThreadPoolExecutor(5) as pool:
+            collecting = pool.submit(collect)
+            try:
+                for one in [pool.submit(write, number) for number in range(4)]:
+                    one.result()
+            finally:
+                over.set()
+            collecting.result()
+        store.gc(min_age_seconds=0)
+        for number, content in enumerate(contents):
+            assert store.read(became[number]) == content
+        assert store.scrub().ok

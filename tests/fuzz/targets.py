@@ -178,7 +178,7 @@ def streams(data: bytes) -> None:
         else:
             del stream[place:]
     decoder = Decoder(_BLOB.root, ChunkRanges(boundaries), keep_pairs=True)
-    step = data[1] % 97 * 13 + 1
+    step = data[1] % 97 * 131 + 7
     got = 0
     with suppress(CorruptStream):
         for start in range(0, len(stream), step):
