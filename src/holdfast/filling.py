@@ -94,7 +94,7 @@ class Filling:
 
     def store(self, partial: Partial, batch: Batch, *, last: bool) -> None:
         """Make a batch durable; `last`: all of it, else a little may be carried over."""
-        state = _claim(partial.state, batch)
+        state = partial.state.claimed(batch.size_bytes, batch.is_size_proven, batch.highest_byte)
         runs = _without([*self._carry, *batch.runs], state.have)
         self._carry = []
         partial.write_pairs(batch.pairs)
@@ -124,7 +124,7 @@ class Filling:
             if ends:
                 if self._complete(partial, state, cut):
                     return
-                state = _forget_logged(state)
+                state = state.without_logged()
                 ahead, apart = _split(ahead, state)
                 state = self._spill(partial, state, apart)
                 continue
@@ -185,7 +185,7 @@ class Filling:
                 at += len(runs[index][1])
                 index += 1
                 continue
-            stop = _run_end(state, at)
+            stop = state.run_end(at)
             if stop <= at:
                 break
             if not room:
@@ -389,30 +389,7 @@ def _split(runs: list[Run], state: PartialState) -> tuple[list[Run], list[Run]]:
         if index < len(runs) and runs[index][0] == at:
             at += len(runs[index][1])
             index += 1
-        elif (stop := _run_end(state, at)) > at:
+        elif (stop := state.run_end(at)) > at:
             at = stop
         else:
             return runs[:index], runs[index:]
-
-
-def _run_end(state: PartialState, at: int) -> int:
-    """Up to where there are blocks from `at` on, `at` if there are none."""
-    bounds = state.have.boundaries
-    next_ = bisect_right(bounds, at // LEAF_BYTES)
-    return min(bounds[next_] * LEAF_BYTES, state.size_bytes) if next_ % 2 else at
-
-
-def _claim(state: PartialState, batch: Batch) -> PartialState:
-    """Take over what the stream says of the size: proven, or right about the highest block that is here."""
-    if state.is_size_proven:
-        return state
-    if batch.is_size_proven:
-        return state._replace(size_bytes=batch.size_bytes, is_size_proven=True)
-    top = state.have.boundaries[-1] * LEAF_BYTES if state.have else 0
-    return state._replace(size_bytes=batch.size_bytes) if batch.highest_byte >= top else state
-
-
-def _forget_logged(state: PartialState) -> PartialState:
-    """Give the state without what is in the log."""
-    logged = ChunkRanges.leaves(0, state.logged_blocks * BLOCK_LEAVES)
-    return state._replace(have=state.have - logged, logged_bytes=0, chunk_count=0, chunks_crc=0)

@@ -9,20 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from struct import Struct
 from typing import Final, NamedTuple
 
-from holdfast import _native
+from holdfast._native import crc32c
 from holdfast.backend.log.disk import Disk, OpenMode
 from holdfast.backend.log.partial_state import (
+    CHUNK_BYTES,
     ENTRY_HEADER_BYTES,
     PartialState,
     empty_state,
     encode_entry,
+    iter_chunks,
+    pack_chunks,
     parse_journal,
 )
-from holdfast.errors import CorruptBlob, Locked
-from holdfast.types import HASH_BYTES, BytesLike, Hash
+from holdfast.errors import Locked
+from holdfast.types import HASH_BYTES, BytesLike
 
 PARTIALS: Final = "partials"
 LOCK, STATE, BLOCKS, PAIRS, CHUNKS = "lock", "state", "blocks", "pairs", "chunks"
@@ -30,10 +32,6 @@ _NEW: Final = STATE + ".new"
 _FILES: Final = (LOCK, BLOCKS, PAIRS, CHUNKS)
 _GONE: Final = b"gone"
 """What the lock file says once the blob is complete, or expired: whoever has it open must look again."""
-_CHUNK: Final = Struct("<Q32s")
-CHUNK_BYTES: Final = _CHUNK.size
-"""An entry of `chunks`: where the chunk ends in the blob, and its BLAKE3."""
-CHUNKS_AT_ONCE: Final = 4_096
 _SLACK_BYTES: Final = 64 << 10
 """How much a journal may grow beyond twice what it says before it is written anew."""
 MAX_KNOWN: Final = 16
@@ -120,7 +118,7 @@ class Partials:
             return
         handle = self.disk.open(f"{self.path(hash_)}/{CHUNKS}", "r")
         try:
-            for _, digests in iter_chunks(self.disk, handle, hash_, state):
+            for _, digests in iter_chunks(lambda n, at: self.disk.pread(handle, n, at), hash_, state):
                 yield digests
         finally:
             self.disk.close(handle)
@@ -258,9 +256,9 @@ class Partial:
         self, state: PartialState, ends: Sequence[int], digests: Sequence[bytes]
     ) -> tuple[int, int]:
         """Append to the list of chunks in the log; gives its new length and checksum for the next state."""
-        packed = b"".join(map(_CHUNK.pack, ends, digests))
+        packed = pack_chunks(ends, digests)
         self._write(CHUNKS, [(state.chunk_count * CHUNK_BYTES, packed)])
-        return state.chunk_count + len(ends), _native.crc32c(packed, state.chunks_crc)
+        return state.chunk_count + len(ends), crc32c(packed, state.chunks_crc)
 
     def sync(self) -> None:
         """Make durable what was written: `save` does so first, but it may be begun beside something else.
@@ -311,7 +309,8 @@ class Partial:
 
     def iter_chunks(self, state: PartialState) -> Iterator[tuple[list[int], list[bytes]]]:
         """Give lengths and digests of all chunks in the log, in batches; `CorruptBlob` if the list is damaged."""
-        yield from iter_chunks(self._disk, self._handles[CHUNKS], self.hash, state)
+        handle = self._handles[CHUNKS]
+        yield from iter_chunks(lambda n, at: self._disk.pread(handle, n, at), self.hash, state)
 
     def retire(self) -> None:
         """Say that the blob is complete (and durable so) and remove the files."""
@@ -373,37 +372,3 @@ class Partial:
         self._is_ours = True
         self._journal_bytes = self._whole_bytes = len(entry)
         self.state = state
-
-
-def iter_chunks(
-    disk: Disk, handle: int, hash_: bytes, state: PartialState
-) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Read a list of chunks in batches: their lengths and digests. `CorruptBlob`, at the end, when it is damaged."""
-    crc = before = 0
-    for first in range(0, state.chunk_count, CHUNKS_AT_ONCE):
-        count = min(CHUNKS_AT_ONCE, state.chunk_count - first)
-        packed = disk.pread(handle, count * CHUNK_BYTES, first * CHUNK_BYTES)
-        crc = _native.crc32c(packed, crc)
-        lengths, digests = [], []
-        for end, digest in _CHUNK.iter_unpack(packed[: len(packed) // CHUNK_BYTES * CHUNK_BYTES]):
-            lengths.append(end - before)
-            digests.append(digest)
-            before = end
-        if len(lengths) != count or min(lengths) < 1:
-            before = -1
-            break
-        yield lengths, digests
-    if crc != state.chunks_crc or before != state.logged_bytes:
-        raise CorruptBlob(
-            f"the list of chunks of the partial blob {hash_.hex()} is damaged",
-            hash=Hash(hash_),
-            part="chunks",
-        )
-
-
-def unpack_chunk(packed: bytes) -> tuple[int, bytes]:
-    """Read one entry of a list of chunks: where the chunk ends, and its digest; (0, b"") for one that is cut off."""
-    if len(packed) != CHUNK_BYTES:
-        return 0, b""
-    end, digest = _CHUNK.unpack(packed)
-    return end, digest

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from typing import Final
 
 from holdfast.backend.log.disk import Disk, translate
-from holdfast.backend.log.partial import BLOCKS, CHUNK_BYTES, CHUNKS, PAIRS, Partials, unpack_chunk
-from holdfast.backend.log.partial_state import PartialState
+from holdfast.backend.log.partial import BLOCKS, CHUNKS, PAIRS, Partials
+from holdfast.backend.log.partial_state import CHUNK_BYTES, PartialState, unpack_chunk
 from holdfast.backend.log.payloads import Payloads
 from holdfast.backend.log.reader import BlobReader
 from holdfast.bao_stream import ReadAt, encode

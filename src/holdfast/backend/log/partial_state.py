@@ -1,4 +1,4 @@
-"""What is known of a partial blob, and the journal in which it stands (docs/format.md, "Partial blobs"). Pure.
+"""What is known of a partial blob: its journal, and the list of its chunks (docs/format.md, "Partial blobs"). Pure.
 
 An entry either says everything (`WHOLE`) or what changed. What an entry claims was durable before it was written,
 so whatever prefix of the journal comes back after a crash is true.
@@ -6,12 +6,15 @@ so whatever prefix of the journal comes back after a crash is true.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from struct import Struct, pack, unpack
 from typing import Final, NamedTuple
 
 from holdfast import _native
+from holdfast.errors import CorruptBlob
 from holdfast.ranges import BLOCK_LEAVES, LEAF_BYTES, ChunkRanges
-from holdfast.types import BLOCK_BYTES, MAX_BLOB_BYTES
+from holdfast.types import BLOCK_BYTES, MAX_BLOB_BYTES, Hash
 
 MAGIC: Final = b"HFpt"
 VERSION: Final = 1
@@ -21,6 +24,10 @@ FLAG_PROVEN: Final = 1
 _HEADER: Final = Struct("<4sIIBBBBqqQQQIIII32s")
 ENTRY_HEADER_BYTES: Final = _HEADER.size
 _CRC_FROM: Final = 8
+_CHUNK: Final = Struct("<Q32s")
+CHUNK_BYTES: Final = _CHUNK.size
+"""An entry of the list of chunks: where the chunk ends in the blob, and its BLAKE3."""
+CHUNKS_AT_ONCE: Final = 4_096
 
 
 class PartialState(NamedTuple):
@@ -73,6 +80,29 @@ class PartialState(NamedTuple):
         """What to ask for next: whole blocks, and everything beyond what is known while the size is not proven."""
         rest = ~self.have
         return rest.clip(self.size_bytes) if self.is_size_proven else rest
+
+    def run_end(self, at: int) -> int:
+        """Give up to where there are blocks from `at` on, `at` if there are none."""
+        bounds = self.have.boundaries
+        next_ = bisect_right(bounds, at // LEAF_BYTES)
+        return min(bounds[next_] * LEAF_BYTES, self.size_bytes) if next_ % 2 else at
+
+    def claimed(self, size_bytes: int, is_size_proven: bool, highest_byte: int) -> PartialState:
+        """Take over what a stream says of the size: proven, or right about the highest block that is here.
+
+        `highest_byte`: up to where in the blob the stream has verified anything.
+        """
+        if self.is_size_proven:
+            return self
+        if is_size_proven:
+            return self._replace(size_bytes=size_bytes, is_size_proven=True)
+        top = self.have.boundaries[-1] * LEAF_BYTES if self.have else 0
+        return self._replace(size_bytes=size_bytes) if highest_byte >= top else self
+
+    def without_logged(self) -> PartialState:
+        """Give the state without what is in the log."""
+        logged = ChunkRanges.leaves(0, self.logged_blocks * BLOCK_LEAVES)
+        return self._replace(have=self.have - logged, logged_bytes=0, chunk_count=0, chunks_crc=0)
 
 
 def empty_state(now_ms: int) -> PartialState:
@@ -156,3 +186,48 @@ def _pack(numbers: tuple[int, ...]) -> bytes:
 
 def _unpack(packed: memoryview) -> tuple[int, ...]:
     return unpack(f"<{len(packed) // 8}Q", packed)
+
+
+# -- the list of chunks
+
+
+def pack_chunks(ends: Sequence[int], digests: Sequence[bytes]) -> bytes:
+    """Give entries of the list: where chunks end in the blob, and their digests."""
+    return b"".join(map(_CHUNK.pack, ends, digests))
+
+
+def unpack_chunk(packed: bytes) -> tuple[int, bytes]:
+    """Read one entry: where the chunk ends, and its digest; (0, b"") for one that is cut off."""
+    if len(packed) != CHUNK_BYTES:
+        return 0, b""
+    end, digest = _CHUNK.unpack(packed)
+    return end, digest
+
+
+def iter_chunks(
+    read: Callable[[int, int], bytes], hash_: bytes, state: PartialState
+) -> Iterator[tuple[list[int], list[bytes]]]:
+    """Read the list in batches: lengths and digests. `CorruptBlob`, at the end, if it is damaged.
+
+    `read(length, offset)` gives bytes of it.
+    """
+    crc = before = 0
+    for first in range(0, state.chunk_count, CHUNKS_AT_ONCE):
+        count = min(CHUNKS_AT_ONCE, state.chunk_count - first)
+        packed = read(count * CHUNK_BYTES, first * CHUNK_BYTES)
+        crc = _native.crc32c(packed, crc)
+        lengths, digests = [], []
+        for end, digest in _CHUNK.iter_unpack(packed[: len(packed) // CHUNK_BYTES * CHUNK_BYTES]):
+            lengths.append(end - before)
+            digests.append(digest)
+            before = end
+        if len(lengths) != count or min(lengths) < 1:
+            before = -1
+            break
+        yield lengths, digests
+    if crc != state.chunks_crc or before != state.logged_bytes:
+        raise CorruptBlob(
+            f"the list of chunks of the partial blob {hash_.hex()} is damaged",
+            hash=Hash(hash_),
+            part="chunks",
+        )
