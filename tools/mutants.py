@@ -151,10 +151,15 @@ def read_registry(top: Path = TOP) -> Registry:
     stale = []
     for path, known in document.get("lines", {}).items():
         for rest, said in known.items():
-            name = f"{path}: {rest}"
-            entries[name] = _entry(said)
-            if name not in lines:
-                stale.append(name)
+            if rest == "*":
+                here = [name for name in lines if name.startswith(f"{path}: ")]
+                for name in here:
+                    entries.setdefault(name, _entry(said))
+                stale += [] if here else [f"{path}: *"]
+            else:
+                entries[f"{path}: {rest}"] = _entry(said)
+                if f"{path}: {rest}" not in lines:
+                    stale.append(f"{path}: {rest}")
     unregistered = [name for name in lines if name not in entries]
     for one in document.get("order", []):
         name = f"{one['file']}: {one['name']}"

@@ -31,25 +31,8 @@ MARKS: Final = ("<!-- mutants: begin -->\n", "<!-- mutants: end -->\n")
 LEFT_OUT: Final = shutil.ignore_patterns(
     ".git", ".venv", "target", "__pycache__", ".*_cache", ".hypothesis", ".stamps", "dist"
 )
-PARTIAL: Final = "tests/unit/test_partials.py tests/crash/test_imports.py tests/property/test_partials.py"
-NEAR: Final = {
-    "src/holdfast/catalog/": "tests/unit/test_mutexes.py tests/unit/test_catalog_faults.py tests/unit/test_catalog.py",
-    "src/holdfast/backend/log/layout.py": "tests/crash/test_create.py tests/interop tests/crash/test_lines.py",
-    "src/holdfast/backend/log/partial": PARTIAL,
-    "src/holdfast/filling.py": PARTIAL,
-    "src/holdfast/gc/": "tests/unit/test_gc_rules.py tests/unit/test_mutexes.py",
-    "src/holdfast/backend/log/": (
-        "tests/crash/test_lines.py tests/crash/test_comparisons.py tests/unit/test_mutexes.py tests/crash/test_fsync.py"
-        " tests/unit/test_segment_files.py tests/unit/test_disks.py tests/crash/test_power.py"
-    ),
-    "src/holdfast/recovery.py": (
-        "tests/crash/test_lines.py tests/unit/test_mending.py tests/unit/test_unapplied.py tests/unit/test_guards.py"
-    ),
-    "src/holdfast/trees/": "tests/crash/test_lines.py tests/unit/test_trees.py",
-    "src/holdfast/": "tests/crash/test_lines.py tests/unit/test_mutexes.py tests/contract tests/unit/test_guards.py",
-}
 LADDER: Final = ("tests/unit tests/contract", "tests/crash tests/interop", "tests/property")
-"""What is tried where the registry names no test, or one that passes: what is near, then more and more."""
+"""What is tried where the tests that the registry names pass: more and more."""
 LIMIT_SECONDS: Final = 1200
 
 
@@ -199,7 +182,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="also those that were killed before")
     parser.add_argument("--list", action="store_true", help="only say what would be run")
-    parser.add_argument("--near", action="store_true", help="try only what is named or near, not everything")
+    parser.add_argument("--near", action="store_true", help="try only the tests that the registry names")
     parser.add_argument("--table", action="store_true", help="only write the table into docs/proofs.md")
     arguments = parser.parse_args()
     registry = read_registry()
@@ -212,11 +195,7 @@ def main() -> int:
         print("\n".join(names))
         return 0
 
-    def near(line: Line) -> list[str]:
-        return [tests for start, tests in NEAR.items() if line.path.startswith(start)][:1]
-
     tests = {registry.entries[name].test for name in names if name in registry.entries}
-    tests |= {selection for name in names for selection in near(registry.lines[name])}
     with (
         tempfile.TemporaryDirectory(prefix="holdfast-mutants-") as directory,
         ThreadPoolExecutor(arguments.jobs) as pool,
@@ -232,8 +211,8 @@ def main() -> int:
             entry = registry.entries.get(name)
             rust = line.path.startswith("native/")
             selections = [entry.test] if entry is not None else []
-            if not rust:
-                selections += near(line) if arguments.near else [*near(line), *LADDER]
+            if not rust and not arguments.near:
+                selections += LADDER
             try:
                 return name, runner.try_line(line, selections)
             except RuntimeError as error:
