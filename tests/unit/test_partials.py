@@ -194,8 +194,8 @@ def test_a_damaged_file_costs_a_transfer_and_nothing_else(
 ) -> None:
     take(store, sender, blocks(0, 17) | blocks(25, 30))
     path = directory(store, sender) / name
-    if how == "flipped":
-        flip(path, path.stat().st_size // 2)
+    if how == "flipped":  # of a chunk: where it ends
+        flip(path, path.stat().st_size // 2 // 40 * 40)
     elif how == "empty":
         path.write_bytes(b"")
     else:
@@ -294,6 +294,39 @@ def test_one_that_is_open_does_not_expire(store: Store, sender: Sender, small_ch
     go_on.set()
     importer.join()
     assert store.blobs.read(sender.hash) == sender.content
+
+
+def test_one_that_another_completed_meanwhile_is_only_verified(
+    store: Store, sender: Sender, small_checkpoints: None
+) -> None:
+    stream, half, go_on = sender.stream(), threading.Event(), threading.Event()
+    found: list[object] = []
+
+    def source() -> Iterator[bytes]:
+        yield stream[: len(stream) // 2]
+        half.set()
+        go_on.wait(30)
+        for at in range(len(stream) // 2, len(stream), 50_000):
+            yield stream[at : at + 50_000]
+
+    def fill() -> None:
+        try:
+            found.append(store.blobs.decode(sender.hash, source()).status)
+        except Exception as error:  # shown below
+            found.append(error)
+
+    importer = threading.Thread(target=fill)
+    importer.start()
+    half.wait(30)
+    while not store.blobs.bitfield(sender.hash).ranges:
+        time.sleep(0.001)
+    finish(store, sender)
+    before = store.stats().stored_bytes
+    go_on.set()
+    importer.join()
+    assert found == [BlobStatus.COMPLETE]
+    assert store.stats().stored_bytes == before
+    assert os.listdir(Path(store.location) / "partials") == []
 
 
 def test_a_collection_keeps_what_partial_blobs_have_in_the_log(

@@ -153,7 +153,6 @@ class Partials:
             try:
                 if not partial.is_alone() or not when(self.find(hash_)):
                     return False
-                partial.mark_gone()
                 self._unlink(hash_)
             finally:
                 partial.close()
