@@ -69,6 +69,12 @@ def _restore(store: Store, ledger: Ledger) -> None:
     attempt(lambda: ledger.delete(store, "old-2"))
 
 
+def _update(store: Store, ledger: Ledger) -> None:
+    attempt(lambda: ledger.tag(store, "old-0", "one"))
+    attempt(lambda: ledger.tag(store, "old-0", "two"))
+    attempt(lambda: ledger.tag(store, "old-1", "one"))
+
+
 def _garbage(world: World) -> None:
     """Leave what goes and what stays, in chunks that both share; of one tail its writer died."""
     with world.open() as store:
@@ -295,6 +301,7 @@ SCRIPTS: Final = {
         Script("put_many", _nothing, _put_many),
         Script("delete", lambda world: fill(world, 2, 500), _delete),
         Script("restore", _deleted, _restore),
+        Script("update", lambda world: fill(world, 2, 500), _update),
         Script("collect", _garbage, _collect),
         Script("seal", _nearly_full, _seal),
         Script("adopt", lambda world: fill(world, 2, 3_000), _adopt),

@@ -74,6 +74,8 @@ class Ledger:
         """Acknowledged and not deleted, by name."""
         self.deleted: dict[str, Piece] = {}
         self.blobs: dict[str, Piece] = {}
+        self.tags: dict[str, tuple[str, ...]] = {}
+        """What was acknowledged as put on artifacts later, by name."""
         self.collects = False
         """Whether collections ran: then what was deleted, and what nothing names, may be gone."""
         self.parts: dict[str, ChunkRanges] = {}
@@ -174,6 +176,12 @@ class Ledger:
         store.delete(self.ids[name])
         self._done(number, [])
 
+    def tag(self, store: Store, name: str, tag: str) -> None:
+        """Put a tag on an artifact, and a word into its metadata, in one change."""
+        number = self._begin("tag", (name, tag))
+        store.update(self.ids[name], add_tags=[tag], add_metadata={tag: name})
+        self._done(number, [])
+
     def collect(self, store: Store, *, max_batches: int | None = None) -> None:
         """Collect, without an undo window."""
         self.collects = True
@@ -260,6 +268,9 @@ class Ledger:
         elif attempt.kind == "delete":
             (name,) = attempt.subject
             self.deleted[name] = self.artifacts.pop(name)
+        elif attempt.kind == "tag":
+            name, tag = attempt.subject
+            self.tags[name] = (*self.tags.get(name, ()), tag)
         elif attempt.kind == "restore":
             (name,) = attempt.subject
             self.artifacts[name] = self.deleted.pop(name)
@@ -350,6 +361,7 @@ def _check_acknowledged(
                 continue
             _require(found.id == expected.ids[name], f"1: {name} came back under another id")
             _require(found.size_bytes == expected.pieces[name].size_bytes, f"1: {name} has another size")
+            _check_tags(expected, name, found)
     for digits, piece in expected.blobs.items():
         try:
             got = store.read(Hash.parse(digits))
@@ -362,6 +374,18 @@ def _check_acknowledged(
             _require(reported, f"1: the blob {piece.name} ({digits}) does not read: {error!r}")
         else:
             _require(got == expected.content(piece.name), f"2: the blob {piece.name} reads wrong")
+
+
+def _check_tags(expected: Ledger, name: str, found: Artifact) -> None:
+    """What was acknowledged as said of an artifact is said, and a change is there as a whole."""
+    attempts = (attempt for attempt in expected.open_attempts.values() if attempt.kind == "tag")
+    maybe = {attempt.subject[1] for attempt in attempts if attempt.subject[0] == name}
+    tags = set(found.tags)
+    _require(
+        set(expected.tags.get(name, ())) <= tags <= {*expected.tags.get(name, ()), *maybe},
+        f"1: {name} bears {sorted(tags)}, and should bear {expected.tags.get(name, ())}",
+    )
+    _require(set(found.metadata) == tags, f"5: a change of {name} is there in part")
 
 
 def _check_bytes(
