@@ -112,7 +112,7 @@ def _read_some(store: Store, artifact_id: str) -> None:
         file.read(10)
 
 
-_EXPECTED = {"store.json", "lock", "catalog.db", "segments", "sessions", "quarantine"}
+_EXPECTED = {"store.json", "lock", "reserve", "catalog.db", "segments", "sessions", "quarantine"}
 
 
 def _session(disk: FaultyDisk, path: Path, ledger: Ledger) -> None:

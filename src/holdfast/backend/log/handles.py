@@ -18,17 +18,23 @@ MAX_OPEN: Final = 128
 class _Open:
     """One open segment."""
 
-    __slots__ = ("handle", "is_dropped", "users")
+    __slots__ = ("handle", "is_closed", "is_dropped", "users")
 
     def __init__(self, handle: int) -> None:
         self.handle = handle
-        self.users = 1
+        self.users = [None]
+        """One for each read under way: a list, because it grows and shrinks in one step, without a lock."""
         self.is_dropped = False
         """Nobody will find it any more: its last user closes it."""
+        self.is_closed = False
 
 
 class Handles:
-    """Reads segments by their ids."""
+    """Reads segments by their ids.
+
+    Reading takes no lock: a reader says that it reads, and then looks whether the handle was dropped; who drops one
+    says so first, and then looks for readers. One of the two sees the other.
+    """
 
     def __init__(self, disk: Disk, root: str) -> None:
         self._disk = disk
@@ -43,7 +49,19 @@ class Handles:
         try:
             return self._disk.pread(one.handle, length, offset)
         finally:
-            self._give_back(one)
+            one.users.pop()
+            if one.is_dropped:
+                self._close_unused(one)
+
+    def read_into(self, segment: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+        """Read from a segment into buffers, one after the other; gives the count of bytes."""
+        one = self._take(segment)
+        try:
+            return self._disk.preadv(one.handle, buffers, offset)
+        finally:
+            one.users.pop()
+            if one.is_dropped:
+                self._close_unused(one)
 
     def compacted(self) -> None:
         """Let go of segments that are gone: while one is open, its room is not given back."""
@@ -52,14 +70,6 @@ class Handles:
                 if self._disk.stat(segment_path(self._root, segment)) is None:
                     self._drop(segment)
 
-    def read_into(self, segment: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
-        """Read from a segment into buffers, one after the other; gives the count of bytes."""
-        one = self._take(segment)
-        try:
-            return self._disk.preadv(one.handle, buffers, offset)
-        finally:
-            self._give_back(one)
-
     def close(self) -> None:
         """Close all; what is being read is closed by its reader."""
         with self._mutex:
@@ -67,27 +77,20 @@ class Handles:
                 self._drop(next(iter(self._open)))
 
     def _take(self, segment: int) -> _Open:
-        with self._mutex:
-            one = self._open.get(segment)
-            if one is not None:
-                one.users += 1
+        """Give the open segment; the caller takes one of its `users` back."""
+        one = self._open.get(segment)
+        if one is not None:
+            one.users.append(None)
+            if not one.is_dropped:
                 return one
-        return self._add(segment)
-
-    def _give_back(self, one: _Open) -> None:
-        with self._mutex:
-            one.users -= 1
-            if one.is_dropped and not one.users:
-                self._disk.close(one.handle)
-
-    def _add(self, segment: int) -> _Open:
+            one.users.pop()
+            self._close_unused(one)
         handle = self._disk.open(segment_path(self._root, segment), "r")
         with self._mutex:
-            self._look_at_oldest()
             other = self._open.get(segment)
-            if other is not None:  # another thread was faster
+            if other is not None:  # another thread was faster; what is found here is not dropped
                 self._disk.close(handle)
-                other.users += 1
+                other.users.append(None)
                 return other
             surplus = len(self._open) + 1 - MAX_OPEN
             if surplus > 0:
@@ -97,16 +100,14 @@ class Handles:
             one = self._open[segment] = _Open(handle)
             return one
 
-    def _look_at_oldest(self) -> None:
-        """By and by, let go also of what other processes have compacted away."""
-        for segment in islice([*self._open], 1):
-            if self._disk.stat(segment_path(self._root, segment)) is None:
-                self._drop(segment)
-            else:
-                self._open.move_to_end(segment)
-
     def _drop(self, segment: int) -> None:
         one = self._open.pop(segment)
         one.is_dropped = True
-        if not one.users:
-            self._disk.close(one.handle)
+        self._close_unused(one)
+
+    def _close_unused(self, one: _Open) -> None:
+        """Close a segment that was dropped, once, when its last user has left it."""
+        with self._mutex:
+            if not one.users and not one.is_closed:
+                one.is_closed = True
+                self._disk.close(one.handle)
