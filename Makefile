@@ -63,13 +63,13 @@ models: ## check the models of the protocols with Spin (all of them: ARGS=--all)
 mutants: .stamps/build ## take away each line that safety hangs on, and see a test fail (hours)
 	@$(BIN)/python -m tools.mutate $(ARGS)
 
-fuzz: .stamps/build ## break whatever is parsed, a minute in all (hours: FUZZ_SECONDS=7200)
+fuzz: .stamps/build ## break whatever is parsed, a minute for each parser (hours: FUZZ_SECONDS=7200)
 	@mkdir -p native/target/fuzz/found
-	@command -v c++ >/dev/null || { echo "missing: a C++ compiler, which libFuzzer is built with" >&2; exit 1; }
+	@command -v c++ >/dev/null || { echo "missing: a C++ compiler, which libFuzzer is built with: apt-get install g++" >&2; exit 1; }
 	cd tests/fuzz && cargo run --quiet --release --locked --target "$$(rustc -vV | sed -n 's/^host: //p')" -- \
-	    ../../native/target/fuzz/found corpus -max_total_time=$$(($(FUZZ_SECONDS) / 4)) -max_len=64 -rss_limit_mb=1024 \
+	    ../../native/target/fuzz/found corpus -max_total_time=$(FUZZ_SECONDS) -max_len=64 -rss_limit_mb=1024 \
 	    -verbosity=0 -print_final_stats=1
-	$(BIN)/python -m tests.fuzz.run --seconds $$(($(FUZZ_SECONDS) * 3 / 4)) $(ARGS)
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS) $(ARGS)
 
 soak: .stamps/build ## mixed work with faults, MINUTES long, on a bounded disk
 	@$(BIN)/python -m tools.soak --minutes $(MINUTES) $(ARGS)

@@ -1,18 +1,20 @@
 """Fuzz the targets of `targets.py`: `python -m tests.fuzz.run [NAMES] --seconds 60`, or `make fuzz`.
 
-The seconds are shared by all targets. Each runs in a process of its own, with a limit to its memory, guided by coverage
-where atheris can be imported, blindly where not. An input that fails is written to `--found` and named; it belongs
-into `corpora/NAME/` with the fix, where `test_corpora.py` replays it for ever.
+Each target has these seconds, in a process of its own with a limit to its memory, as many at a time as there are
+cores; guided by coverage where atheris can be imported, blindly where not. An input that fails is written to `--found`
+and named; it belongs into `corpora/NAME/` with the fix, where `test_corpora.py` replays it for ever.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +27,7 @@ MEMORY_BYTES = 2 << 30
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzz the parsers.")
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=30, help="for all targets together (30)")
+    parser.add_argument("--seconds", type=float, default=60, help="for each target (60)")
     parser.add_argument("--found", type=Path, default=FOUND, help="where new inputs go")
     parser.add_argument("--one", action="store_true", help="(each process calls itself with this)")
     parser.add_argument("--seed", type=int, default=20261121)
@@ -37,22 +39,22 @@ def main() -> int:
     names = given.names or list(TARGETS)
     if unknown := set(names) - set(TARGETS):
         parser.error(f"no such target: {', '.join(sorted(unknown))} (there are {', '.join(TARGETS)})")
-    failed = []
-    for name in names:
+
+    def fuzz(name: str) -> bool:
         started = time.monotonic()
         given.found.joinpath(name).mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "tests.fuzz.run", "--one", name, "--seed", str(given.seed)]
-        command += ["--seconds", str(given.seconds / len(names)), "--found", str(given.found)]
+        command += ["--seconds", str(given.seconds), "--found", str(given.found)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         took = time.monotonic() - started
         runs = next((line for line in done.stderr.splitlines()[::-1] if " runs in " in line), "")
-        print(
-            f"{name:14}{'failed' if done.returncode else 'ok':8}{took:6.1f} s  {runs}  {TARGETS[name].about}"
-        )
-        if done.returncode:
-            failed.append(name)
-            print(done.stdout[-3000:], done.stderr[-6000:], sep="\n")
-    return len(failed)
+        result = "failed" if done.returncode else "ok"
+        said = f"\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}" if done.returncode else ""
+        print(f"{name:14}{result:8}{took:6.1f} s  {runs}  {TARGETS[name].about}{said}", flush=True)
+        return done.returncode == 0
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(fuzz, names)).count(False)
 
 
 def _one(name: str, seconds: float, found: Path, seed: int) -> int:
