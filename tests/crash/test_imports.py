@@ -102,10 +102,11 @@ def step(world: World, store: Any, rng: random.Random, some: Piece) -> None:
 
 
 CHILD: Final = """
-import random, sys
+import sys
 from holdfast.store import Store
 from holdfast.testing.streams import Sender
-sender = Sender(random.Random(int(sys.argv[2])).randbytes(int(sys.argv[3])))
+from tests.crash.test_imports import noise
+sender = Sender(noise(int(sys.argv[2])))
 with Store._open(sys.argv[1]) as store:
     done = 0
     def pieces():
@@ -119,6 +120,15 @@ print("end", flush=True)
 """
 
 
+def noise(size: int) -> bytes:
+    """Make bytes that do not compress, more than a random generator gives at a time."""
+    parts = (
+        random.Random(f"noise {start}").randbytes(min(16 << 20, size - start))
+        for start in range(0, size, 16 << 20)
+    )
+    return b"".join(parts)
+
+
 @pytest.mark.parametrize(
     "size", [64 << 20, pytest.param(2 << 30, marks=[pytest.mark.deep, pytest.mark.timeout(3600)])]
 )
@@ -126,7 +136,7 @@ def test_a_killed_import_goes_on_where_it_was(tmp_path: Path, size: int) -> None
     """Bytes asked for in all are those of the blob, and at most what one crash may cost more for each kill."""
     path, rng = str(tmp_path / "store"), random.Random(SEED)
     holdfast.create(path).close()
-    content = random.Random(7).randbytes(size)
+    content = noise(size)
     hash_ = Sender(content).hash
     have = ChunkRanges.empty()
     for upto in (size // 3, size // 4):  # bytes of the stream, each of what was missing then
@@ -158,8 +168,9 @@ def test_a_killed_import_goes_on_where_it_was(tmp_path: Path, size: int) -> None
 
 def _run_and_kill(path: str, size: int, upto: int) -> int:
     """Let a process import until so many bytes of the stream were taken; give how many those were."""
-    arguments = [sys.executable, "-c", CHILD, path, "7", str(size)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
+    arguments = [sys.executable, "-c", CHILD, path, str(size)]
+    top = Path(__file__).parents[2]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=top) as child:
         assert child.stdout is not None
         came = 0
         for line in child.stdout:

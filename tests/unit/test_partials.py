@@ -344,9 +344,14 @@ def test_a_collection_keeps_what_partial_blobs_have_in_the_log(
     assert store.blobs.status(sender.hash) is BlobStatus.COMPLETE
 
 
-def test_what_a_stream_completed_is_kept_until_it_is_named(store: Store, sender: Sender) -> None:
+@pytest.mark.parametrize("first", [ChunkRanges.empty(), blocks(3, 9)])
+def test_what_a_stream_completed_is_kept_until_it_is_named(
+    store: Store, sender: Sender, first: ChunkRanges
+) -> None:
+    take(store, sender, first)
     for _ in range(2):
         take(store, sender)
+        assert store.gc(min_age_seconds=0).dropped_blobs == 0
     assert store.gc(min_age_seconds=0).dropped_blobs == 0
     store.tags.set("name", sender.hash)
     assert store.gc(min_age_seconds=0).dropped_blobs == 0
