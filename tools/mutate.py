@@ -2,7 +2,8 @@
 
 Works in copies of the tree under the temporary directory; the tree itself is only read. The registry names the test
 for each line; where that passes, or none is named, wider and wider selections are tried, and what they found is said,
-so that it can be written down. A test counts that fails without the line and passes with it. Exit 1 when a line survives.
+so that it can be written down. A test counts that fails without the line and passes with it. Exit 1 when a line
+survives.
 """
 
 from __future__ import annotations

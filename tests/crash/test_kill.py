@@ -15,13 +15,13 @@ from holdfast.testing.processes import Torturer
 from tests.crash.world import CHUNKING, DEEP, SEED, SEGMENT_BYTES, replay
 
 OPTIONS: dict[str, Any] = {"chunking": CHUNKING, "segment_bytes": SEGMENT_BYTES}
-ROUNDS = 500 if DEEP else 25
+ROUNDS = 2_500 if DEEP else 40
 KILLS = 4
 
 
 @pytest.mark.parametrize("part", range(2))
 def test_a_putting_child_is_killed_again_and_again(part: int, tmp_path: Path) -> None:
-    """A hundred kills, in stores of four, so that each check looks at few operations and all of them."""
+    """Kills, in stores of four, so that each check looks at few operations and all of them."""
     killed = 0
     for turn in range(part, ROUNDS, 2):
         path = tmp_path / f"store-{turn}"
