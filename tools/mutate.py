@@ -67,6 +67,8 @@ class Runner:
                 try:
                     apply(line, tree)
                     failed = run(tree, selection)
+                    if "::" in failed and not run(tree, shlex.quote(failed)):
+                        failed = ""  # it failed for what came before it
                 finally:
                     file.write_bytes(whole)
                 if failed and self._passes(tree, failed):
