@@ -89,16 +89,22 @@ def compact_segments(
     *,
     dry_run: bool = False,
     min_tombstones: int = MIN_TOMBSTONES,
+    stop: Callable[[], bool] = lambda: False,
 ) -> CompactReport:
     """The same, for who holds the collector's lock already. It pins nothing, and waits for nobody.
 
+    `stop` is asked often, and ends it (so does closing the store): what was rewritten by then is done.
     `min_tombstones`: from how many on it looks whether tombstones may go, for which it reads documents of all segments.
     """
-    return _Compaction(core, min_dead_share, progress, min_tombstones).run(dry_run)
+    return _Compaction(core, min_dead_share, progress, min_tombstones, stop).run(dry_run)
 
 
 class _Replaced(Exception):
     """The catalog is another one now: what was looked up counts no longer."""
+
+
+class _Stopped(Exception):
+    """Somebody wants it to end."""
 
 
 class _Compaction:
@@ -110,6 +116,7 @@ class _Compaction:
         min_dead_share: float,
         progress: ProgressCallback | None,
         min_tombstones: int,
+        stop: Callable[[], bool],
     ) -> None:
         self._core = core
         self._backend = core.backend
@@ -118,6 +125,7 @@ class _Compaction:
         self._share = min_dead_share
         self._progress = progress
         self._min_tombstones = min_tombstones
+        self._stop = stop
         self._evidence: Evidence | None = None
         self._started = time.monotonic()
         self._gone: list[int] = []
@@ -141,6 +149,8 @@ class _Compaction:
         last = self._with_tombstones(candidates)
         try:
             self._empty_all(list(_batches(candidates, last)))
+        except _Stopped:
+            pass
         except _Replaced:
             for one in candidates:
                 if one.segment not in self._gone:
@@ -504,6 +514,8 @@ class _Compaction:
     # -- telling
 
     def _watch(self, more_bytes: int) -> None:
+        if self._stop() or self._core.was_closed:
+            raise _Stopped
         self._done_bytes += more_bytes
         if self._progress is not None:
             total = max(self._total_bytes, self._done_bytes)

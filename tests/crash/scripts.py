@@ -248,7 +248,7 @@ def _wear(store: Store, ledger: Ledger, *names: str) -> None:
     for name in names:
         artifact = store.info(ledger.ids[name])
         for _ in range(2):
-            artifact = store.update(artifact, metadata={"noise": f"{artifact.revision}-{name}-" * 200})
+            artifact = store.update(artifact, created_by=f"{artifact.revision}-{name}-" * 200)
 
 
 def _compact(store: Store, ledger: Ledger) -> None:

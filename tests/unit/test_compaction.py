@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -755,3 +756,26 @@ def test_runs() -> None:
     runs.add([range(2, 4), range(7, 9), range(3, 3)])
     assert list(runs) == [range(1, 4), range(5, 9)]
     assert [n for n in range(12) if n in runs] == [1, 2, 3, 5, 6, 7, 8]
+
+
+def test_it_ends_when_the_store_is_closed(store: Store) -> None:
+    artifacts = fill(store, 30)
+    drop(store, artifacts[::2])
+    root = store._core.backend.root
+    closing = threading.Thread(target=store.close)
+
+    def close(_: Progress) -> None:
+        if closing.ident is None:
+            closing.start()
+        while not store._core.was_closed:
+            pass
+
+    old = segments(store)
+    report = store.compact(progress=close)
+    closing.join()
+    assert len(report.segments) < len(old) - 1
+    with Store._open(root, **OPTIONS) as opened:
+        for i in range(1, 30, 2):
+            assert opened.read(artifacts[i]) == bytes_of(i, 20_000 + i)
+        assert opened.compact().segments
+        assert opened.rebuild().damaged == 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from holdfast.backend.log.collector import collecting
 from holdfast.catalog.collecting import iter_expired
 from holdfast.compaction import compact_segments
 from holdfast.core import Core
 from holdfast.errors import InvalidInput
-from holdfast.gc.cycle import Collection, Enough
+from holdfast.gc.cycle import Collection
 from holdfast.gc.explain import dry_run, forecast, why
 from holdfast.gc.found import expiry_ms
 from holdfast.gc.marks import Marks, Unreadable
@@ -24,7 +24,6 @@ from holdfast.types import (
     Forecast,
     GcReport,
     Hash,
-    Progress,
     ProgressCallback,
     now_ms,
 )
@@ -95,18 +94,7 @@ class Collector:
 
     def _compact(self, progress: ProgressCallback | None, stop: Callable[[], bool]) -> CompactReport | None:
         """Compact where that pays, unless it is to stop."""
-
-        def watch(at: Progress) -> None:
-            if stop():
-                raise Enough
-            if progress is not None:
-                progress(at)
-
-        if stop():
-            return None
-        with suppress(Enough):
-            return compact_segments(self._core, progress=watch)
-        return None
+        return None if stop() else compact_segments(self._core, progress=progress, stop=stop)
 
     def gc_if_changed(self, stop: Callable[[], bool]) -> GcReport | None:
         """Collect, unless nothing has happened since the last cycle that this process saw to its end."""

@@ -241,9 +241,9 @@ def _collect(connection: Connection, store: Any, number: int, rng: random.Random
 def _compact(connection: Connection, store: Any, number: int, rng: random.Random) -> None:
     """Give artifacts new revisions, so that old ones are dead, and give their room back."""
     while True:
-        for artifact in list(store.find(limit=rng.randint(1, 20))):
+        for artifact in list(store.find(limit=rng.randint(1, 8))):
             with suppress(ArtifactNotFound):
-                store.update(artifact, metadata={"noise": "x" * rng.randrange(4_000)})
+                store.update(artifact, created_by="x" * rng.randrange(1, 4_000))
         with suppress(Locked):
             report = store.compact(rng.choice((0.0, 0.02, 0.2)))
             if report.problems:

@@ -73,8 +73,10 @@ class StoreLock:
             self._mutex.release()
 
     def close(self) -> None:
-        """Close the lock's file."""
-        self._disk.close(self.handle)
+        """Close the lock's file; harmless twice: its number may be another file's by then."""
+        handle, self.handle = self.handle, -1
+        if handle >= 0:
+            self._disk.close(handle)
 
     def _take(self) -> None:
         if not self._disk.lock(self.handle):
