@@ -28,10 +28,11 @@ from holdfast.backend.log.partial_state import (
 )
 from holdfast.chunking import Chunking
 from holdfast.core import Options
-from holdfast.errors import Locked, NeedsReopen, NoSpace, PermissionDenied
+from holdfast.errors import Locked, NeedsReopen, NoSpace, PermissionDenied, Unavailable
 from holdfast.partials import expire_partials
 from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
+from holdfast.testing.faults import Fault, FaultyDisk
 from holdfast.testing.model_disk import ModelDisk
 from holdfast.testing.streams import Sender, blocks
 from holdfast.types import BLOCK_BYTES, BlobStatus, now_ms
@@ -209,6 +210,42 @@ def test_a_damaged_file_costs_a_transfer_and_nothing_else(
     finish(store, sender)
 
 
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [("chunks", 1), ("pairs", 1), ("pairs", 2), ("blocks", 1), *(("state.new", at) for at in (1, 2, 3))],
+)
+def test_a_sync_that_fails_is_an_error_and_nothing_is_claimed(
+    name: str, at: int, sender: Sender, small_checkpoints: None
+) -> None:
+    model = ModelDisk("/model")
+    how: dict[str, Any] = {"catalog_path": None, "segment_bytes": 64 << 10}
+    make("/model/store", disk=model, **how).close()
+    disk = FaultyDisk(
+        model,
+        Fault.EIO,
+        at=at,
+        where=lambda site: site.call == "fsync" and site.path.endswith(f"/{name}"),
+    )
+    parts = [blocks(0, 12), blocks(20, 25), blocks(0, 18), blocks(30)]
+    with make("/model/store", disk=disk, **how) as store:
+
+        def fill() -> None:
+            for part in parts:
+                take(store, sender, part)
+
+        with pytest.raises(Unavailable):
+            fill()
+        assert disk.hit is not None
+        claimed = store.blobs.bitfield(sender.hash).ranges
+        states = list(model.crash_states(random.Random(name), 20))
+    for state in states:
+        with make("/model/store", disk=state, **how) as after:
+            field = after.blobs.bitfield(sender.hash)
+            assert field.ranges <= claimed
+            for start, stop in field.ranges.byte_ranges(len(sender.content)):
+                assert after.blobs.read(sender.hash, start, stop - start) == sender.content[start:stop]
+
+
 def test_a_chunk_that_is_gone_begins_the_blob_anew(
     store: Store, sender: Sender, small_checkpoints: None
 ) -> None:
@@ -350,7 +387,7 @@ def test_what_a_stream_completed_is_kept_until_it_is_named(
 ) -> None:
     take(store, sender, first)
     for _ in range(2):
-        take(store, sender)
+        take(store, sender, store.blobs.missing_ranges(sender.hash))
         assert store.gc(min_age_seconds=0).dropped_blobs == 0
     assert store.gc(min_age_seconds=0).dropped_blobs == 0
     store.tags.set("name", sender.hash)
