@@ -74,8 +74,9 @@ fuzz: .stamps/build ## break whatever is parsed, a minute for each parser (hours
 soak: .stamps/build ## mixed work with faults, MINUTES long, on a bounded disk
 	@$(BIN)/python -m tools.soak --minutes $(MINUTES) $(ARGS)
 
-deep: .stamps/build ## the long tests: hours, tens of GiB
-	$(BIN)/pytest -m deep --timeout 0 $(ARGS)
+deep: .stamps/build ## the long tests: hours, tens of GiB; docs/proofs.md has the list
+	$(BIN)/pytest -m deep --timeout 0 -rP $(ARGS)
+	HOLDFAST_DEEP=1 HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n $(JOBS) --timeout 0 -rP tests/crash tests/property $(ARGS)
 
 build: .stamps/build ## .venv with the locked packages, and the native module in it
 

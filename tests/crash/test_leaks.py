@@ -50,6 +50,12 @@ def _descriptors() -> Iterator[str]:
             continue
 
 
+def _resident_bytes() -> int:
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory, and an empty one for temporary files."""
@@ -95,9 +101,10 @@ def test_much_work_leaves_nothing_behind(place: Path) -> None:
         before = held()
         ledger, rng = Ledger(), random.Random(SEED)
         with Store._open(path, **OPTIONS, fsync=False) as store:
-            _mixed(store, ledger, rng, 1_000)
-            middle = len(list(_descriptors()))
-            _mixed(store, ledger, rng, 1_000, 1_000)
+            _mixed(store, ledger, rng, 5_000)
+            middle, resident = len(list(_descriptors())), _resident_bytes()
+            _mixed(store, ledger, rng, 5_000, 5_000)
+            assert _resident_bytes() - resident < 48 << 20, "memory grows with the work"
             sealed = len(os.listdir(path / "segments"))
             assert len(list(_descriptors())) <= middle + sealed, "descriptors grow with the work"
             store.rebuild()

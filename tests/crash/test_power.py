@@ -21,7 +21,7 @@ from tests.crash.world import (
     replay,
 )
 
-CASES = 10_000 if DEEP else 300
+CASES = 50_000 if DEEP else 300
 BATCH = 25
 
 
