@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import holdfast
 from holdfast import _native, filling, importing
 from holdfast.backend.log.disk import LocalDisk
+from holdfast.backend.log.partial import Partial
 from holdfast.backend.log.partial_state import (
     ENTRY_HEADER_BYTES,
     PartialState,
@@ -29,13 +30,14 @@ from holdfast.backend.log.partial_state import (
 from holdfast.chunking import Chunking
 from holdfast.core import Options
 from holdfast.errors import Locked, NeedsReopen, NoSpace, PermissionDenied, Unavailable
+from holdfast.gc import cycle
 from holdfast.partials import expire_partials
 from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
 from holdfast.testing.faults import Fault, FaultyDisk
 from holdfast.testing.model_disk import ModelDisk
 from holdfast.testing.streams import Sender, blocks
-from holdfast.types import BLOCK_BYTES, BlobStatus, now_ms
+from holdfast.types import BLOCK_BYTES, BlobStatus, GcReport, now_ms
 
 HASH = bytes(range(32))
 AGES = 1 << 50
@@ -379,6 +381,27 @@ def test_a_collection_keeps_what_partial_blobs_have_in_the_log(
     finish(store, sender)
     assert store.gc(min_age_seconds=0).dropped_blobs == 0, "it is held for who completed it"
     assert store.blobs.status(sender.hash) is BlobStatus.COMPLETE
+
+
+def test_a_collection_waits_for_chunks_that_no_state_names_yet(
+    store: Store, sender: Sender, small_checkpoints: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycle, "WAIT_SECONDS", 0.05)
+    save = Partial.save
+    reports: list[GcReport] = []
+
+    def collect_first(self: Partial, state: PartialState) -> None:
+        if state.chunk_count and not reports:
+            reports.append(store.gc(min_age_seconds=0))
+        save(self, state)
+
+    monkeypatch.setattr(Partial, "save", collect_first)
+    take(store, sender, blocks(0, 30))
+    assert reports[0].condemned > 0
+    assert not reports[0].complete
+    assert store.gc(min_age_seconds=0).dropped_payloads == 0
+    assert store.blobs.read(sender.hash, 0, 30 * BLOCK_BYTES) == sender.content[: 30 * BLOCK_BYTES]
+    finish(store, sender)
 
 
 @pytest.mark.parametrize("first", [ChunkRanges.empty(), blocks(3, 9)])
