@@ -87,6 +87,7 @@ class Handles:
             self._close_unused(one)
         handle = self._disk.open(segment_path(self._root, segment), "r")
         with self._mutex:
+            self._look_at_oldest()
             other = self._open.get(segment)
             if other is not None:  # another thread was faster; what is found here is not dropped
                 self._disk.close(handle)
@@ -99,6 +100,14 @@ class Handles:
                     self._drop(number)
             one = self._open[segment] = _Open(handle)
             return one
+
+    def _look_at_oldest(self) -> None:
+        """By and by, let go also of what other processes have compacted away."""
+        for segment in islice([*self._open], 1):
+            if self._disk.stat(segment_path(self._root, segment)) is None:
+                self._drop(segment)
+            else:
+                self._open.move_to_end(segment)
 
     def _drop(self, segment: int) -> None:
         one = self._open.pop(segment)
