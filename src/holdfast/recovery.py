@@ -15,7 +15,7 @@ from pathlib import Path
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.recovery import Recovery
 from holdfast.catalog import Catalog, CatalogUnusable, compacting
-from holdfast.errors import CorruptSegment
+from holdfast.errors import CorruptSegment, Unavailable
 from holdfast.facts import Facts
 from holdfast.halves import drop_half_blobs
 from holdfast.types import Problem, Progress, ProgressCallback, RecoveryStats
@@ -162,7 +162,12 @@ class CatalogKeeper:
         missing = self._path is not None and not self._path.exists()
         if missing and (backend.read_only or backend.segment_ids()):
             raise CatalogUnusable("it is missing", path=str(self._path))
-        return Catalog.open(self._path, backend.store.id, read_only=backend.read_only)
+        try:
+            return Catalog.open(self._path, backend.store.id, read_only=backend.read_only)
+        except Unavailable as error:
+            if self._path is None or self._path.exists():
+                raise
+            raise CatalogUnusable("it was removed while it was opened", path=str(self._path)) from error
 
     def _catch_up(self) -> None:
         catalog = self._catalog

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
 import holdfast
+from holdfast.catalog.connection import connect
 from holdfast.errors import IntegrityError
 from holdfast.testing.contract_base import sample
 
@@ -65,3 +68,46 @@ def test_real_damage_is_still_an_error_after_the_rebuild(tmp_path: Path) -> None
             with pytest.raises(IntegrityError):
                 store.read(artifact)
         assert not store.scrub().ok
+
+
+def test_a_catalog_that_goes_while_it_is_opened_is_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with holdfast.open(tmp_path / "s", create=True) as store:
+        artifact = store.put(b"kept")
+    taken: list[Path] = []
+
+    def take_away(path: Path, **how: Any) -> apsw.Connection:
+        if not taken:
+            taken.append(path)
+            path.unlink()
+        return connect(path, **how)
+
+    monkeypatch.setattr("holdfast.catalog.base.connect", take_away)
+    with holdfast.open(tmp_path / "s") as store:
+        assert taken
+        assert store.read(artifact) == b"kept"
+
+
+def test_an_older_catalog_put_back_while_the_store_is_open_is_caught_up(tmp_path: Path) -> None:
+    """What this process itself has written since then, in a segment that it still writes, is among it."""
+    path = tmp_path / "s" / "catalog.db"
+    with holdfast.open(tmp_path / "s", create=True) as store:
+        first = store.put(b"first")
+        with holdfast.open(tmp_path / "s") as other:
+            theirs = other.put(b"theirs")
+            with closing(apsw.Connection(str(path))) as source:
+                source.execute("VACUUM INTO ?", (str(tmp_path / "copy.db"),)).fetchall()
+            second, later = store.put(b"second"), other.put(b"later")
+            (tmp_path / "copy.db").replace(path)
+            for one, content in (
+                (first, b"first"),
+                (theirs, b"theirs"),
+                (second, b"second"),
+                (later, b"later"),
+            ):
+                assert store.read(one) == other.read(one) == content
+            third = store.put(b"third")
+            assert other.read(third) == b"third"
+    with holdfast.open(tmp_path / "s") as store:
+        assert sum(1 for _ in store.find()) == 5
