@@ -124,6 +124,36 @@ def test_a_rebuild_is_killed(tmp_path: Path) -> None:
         assert killer.killed >= KILLS // 3
 
 
+def test_a_collection_is_killed(tmp_path: Path) -> None:
+    """What is not deleted is there after each; and in the end nothing of what was deleted is."""
+    rng = random.Random(SEED)
+    path = tmp_path / "store"
+    Store._open(path, create=True).close()
+    killer = Killer(path, rng)
+    kept: dict[str, bytes] = {}
+    with replay("tests/crash/test_command.py::test_a_collection_is_killed"):
+        for turn in range(KILLS + 1):
+            with Store._open(path) as store:
+                contents = [rng.randbytes(rng.choice((100, 20_000))) for _ in range(200)]
+                artifacts = store.put_many(contents)
+                kept |= {a.id: c for a, c in zip(artifacts[::4], contents[::4], strict=True)}
+                store.delete(*(a for number, a in enumerate(artifacts) if number % 4))
+            killer.run(_start(path, "-q", "gc", "--min-age", "0"))
+            with Store._open(path) as store:
+                assert {artifact.id for artifact in store.find()} == kept.keys()
+                for key in rng.sample(sorted(kept), 20):
+                    assert store.read(key) == kept[key]
+                if turn % 10 == 9:
+                    assert store.scrub().ok
+        with Store._open(path) as store:
+            store.gc(min_age_seconds=0)
+            assert not list(store.find(deleted=True))
+            assert all(store.read(key) == content for key, content in kept.items())
+            assert store.scrub().ok
+        print(f"{killer.killed} killed")
+        assert killer.killed >= KILLS // 3
+
+
 def _remove_catalog(path: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
         (path / f"catalog.db{suffix}").unlink(missing_ok=True)
