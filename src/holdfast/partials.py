@@ -23,7 +23,7 @@ from holdfast.errors import (
 )
 from holdfast.importing import Import
 from holdfast.ranges import ChunkRanges, leaf_count
-from holdfast.sources import as_bytes, iter_windows
+from holdfast.sources import as_bytes, iter_windows, read_some
 from holdfast.types import (
     BLOCK_BYTES,
     BlobInfo,
@@ -221,14 +221,13 @@ def stream_error(error: CorruptStream) -> HoldfastError:
 
 
 class _File:
-    """A caller's file, from which only bytes are taken."""
+    """A caller's file, from which only bytes are taken; one that does not block is waited for."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
     def read(self, length: int) -> bytes:
-        piece = self._file.read(length)
-        return as_bytes(piece) if piece else b""
+        return read_some(self._file, length)
 
 
 def open_source(stream: Stream) -> IO[bytes] | Iterable[BytesLike]:

@@ -8,9 +8,12 @@ gives the bytes that were read, under their own hash.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import select
 import stat
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -20,6 +23,7 @@ from holdfast.errors import InvalidInput, PermissionDenied, SourceNotFound, Unav
 from holdfast.types import BytesLike, Source
 
 WINDOW_BYTES: Final = 4 << 20
+_RETRY_SECONDS: Final = 0.01
 
 
 def iter_windows(source: Source, pool: ThreadPoolExecutor | None = None) -> Iterator[BytesLike]:
@@ -148,20 +152,48 @@ def _raw_windows(file: io.FileIO, path: str) -> Iterator[BytesLike]:
 
 
 def _read_full(file: io.FileIO, length: int) -> bytes:
-    data = file.read(length)
-    if len(data) == length or not data:
-        return data
-    parts = [data]
-    missing = length - len(data)
-    while missing and (data := file.read(missing)):
+    parts: list[bytes] = []
+    while length:
+        data: bytes | None = file.read(length)
+        if data is None:  # of a regular file no system should say so; it is not its end
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        if not data:
+            break
         parts.append(data)
-        missing -= len(data)
-    return b"".join(parts)
+        length -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_some(file: IO[bytes], length: int) -> bytes:
+    """Read up to `length` bytes of a caller's file; none at its end alone.
+
+    One that does not block gives None while it has nothing: it is waited for. `InvalidInput` where that cannot be.
+    """
+    piece: Any = file.read(length)
+    while piece is None:
+        _wait_readable(file)
+        piece = file.read(length)
+        if piece is None:  # ready, it was said, and it is not: do not spin
+            time.sleep(_RETRY_SECONDS)
+    return as_bytes(piece)
+
+
+def _wait_readable(file: IO[bytes]) -> None:
+    try:
+        number = file.fileno()
+    except (AttributeError, OSError, ValueError):
+        raise InvalidInput(
+            f"a source ({type(file).__name__}) gave None: it has no bytes now, may have some later, and has no fileno"
+            " to wait on. Give one that blocks until it has bytes, or is at its end"
+        ) from None
+    waiting = select.poll()
+    waiting.register(number, select.POLLIN)
+    waiting.poll()
 
 
 def _file_windows(file: IO[bytes]) -> Iterator[BytesLike]:
     def pieces() -> Iterator[Any]:
-        while piece := file.read(WINDOW_BYTES):
+        while piece := read_some(file, WINDOW_BYTES):
             yield piece
 
     return _piece_windows(pieces())

@@ -141,8 +141,11 @@ def _watched(pieces: Iterator[bytes], bar: Bar, total_bytes: int | None) -> Iter
 
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:
     """Give what comes as it comes: a stream must end with its input."""
-    read = getattr(file, "read1", file.read)
-    while piece := read(1 << 20):
+    from holdfast.sources import read_some
+
+    # Not `read1`: of input that does not block it says that it is at its end, when nothing has come yet.
+    source = getattr(file, "raw", file)
+    while piece := read_some(source, 1 << 20):
         yield piece
 
 
