@@ -153,12 +153,13 @@ def test_what_a_takeover_copies_is_durable_in_each_segment_that_it_fills() -> No
     with new_world() as world:
         fill(world, 1, 100)
         stale = world.copy_catalog()
-        for name in ("one", "two", "three"):
+        names = {f"tail-{number}" for number in range(8)}  # more than a segment of the taker has room for
+        for name in sorted(names):
             crash_after(world, lambda store, n=name: world.ledger.put(store, piece(n, 14_000)))  # type: ignore[misc]
         world.catalog = stale
         with world.open() as store:
             live = {a.filename for a in store.find()}
-            assert {"one", "two", "three"} <= live
+            assert names <= live
             after_power_cuts(
                 world, lambda again: _same_set({a.filename for a in again.find()}, live | {"old-0"})
             )
