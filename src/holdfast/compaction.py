@@ -408,16 +408,20 @@ class _Compaction:
         ]
 
     def _switch(self, outlet: Outlet, sources: list[Source]) -> None:
-        """Move rows to the new places, durably. The segments are superseded then: nothing is applied there any more."""
+        """Move rows to the new places, durably. The segments are superseded then: nothing is applied there any more.
+
+        Others write between two transactions. From the first one on rows point to what was appended, so that counts as
+        applied, and is not cut off again, whatever becomes of the rest.
+        """
         parts = list(_split(outlet.take_moves()))
-        superseded = {source.segment: (0, SEGMENT_SUPERSEDED) for source in sources}
+        segments = outlet.positions()
         for number, moves in enumerate(parts, 1):
-            facts = Facts(segments={**outlet.positions(), **superseded}) if number == len(parts) else Facts()
+            if number == len(parts):
+                segments |= {source.segment: (0, SEGMENT_SUPERSEDED) for source in sources}
             with self._backend.lock():
                 self._check_catalog()
-                compacting.switch(self._catalog, moves, facts)
-                if number == len(parts):
-                    outlet.told()
+                outlet.told()  # first: an interrupt may come when the transaction has ended
+                compacting.switch(self._catalog, moves, Facts(segments=segments))
 
     def _is_empty(self, places: CatalogPlaces, source: Source) -> bool:
         """Look again, by the segment's own index: whether no row points into it."""
@@ -475,8 +479,8 @@ class _Compaction:
             outlet.add_document(Kind.RETIRED, encode_retired(gone))
             outlet.sync()
             facts = Facts(segments=outlet.positions(), retired=[(run.start, run.stop) for run in gone])
-            compacting.switch(self._catalog, outlet.take_moves(), facts)
             outlet.told()
+            compacting.switch(self._catalog, outlet.take_moves(), facts)
         return sources
 
     def _drop(self, moves: Moves, tombstone: Pending) -> None:

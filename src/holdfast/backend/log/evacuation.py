@@ -445,6 +445,7 @@ class _Copying:
             row[0] == location or (hash_, location) in self._places.copies((hash_,))
         )
         self._note_stray(entry, is_listed)
+        self._source.seen.blobs.append((hash_, location, 0, 0))
         if row is None or not is_listed or (Kind.BLOB, hash_) in self._outlet.named:
             self._source.dropped_bytes += HEADER_BYTES + entry.stored_bytes
             if is_listed:
@@ -459,7 +460,6 @@ class _Copying:
             self._moves.copies.append((hash_, location))
 
         self._keep(entry, payload, created_ms, moved)
-        self._source.seen.blobs.append((hash_, location, 0, 0))
 
     def _take_named(
         self,
@@ -473,6 +473,8 @@ class _Copying:
         name, revision, is_deleted = key
         is_known = row is not None and row[0] >= revision
         self._note_stray(entry, is_known)
+        if not self._is_committed(entry.offset):  # whoever wrote it may commit it now
+            getattr(self._source.seen, table).append((name, location, 0))
         if row is None:
             if self._is_committed(entry.offset) and not self._is_forgotten(table, name, revision):
                 self._all.damaged(

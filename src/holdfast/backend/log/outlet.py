@@ -143,7 +143,7 @@ class Outlet:
         return moves
 
     def told(self) -> None:
-        """The catalog has been told of all that was synced: it is not to be cut off any more."""
+        """The catalog is told now of all that was synced: it is not to be cut off any more, even if that fails."""
         if self._writer is not None:
             self._told[self._writer.segment] = self._writer.offset
 

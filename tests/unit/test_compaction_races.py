@@ -1,0 +1,135 @@
+"""Compaction that breaks off in the middle of moving rows, and groups that are committed while it copies."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast import compaction
+from holdfast.catalog import compacting
+from holdfast.chunking import Chunking
+from holdfast.errors import NoSpace
+from holdfast.store import Store
+from holdfast.types import Artifact
+
+OPTIONS: dict[str, Any] = {
+    "chunking": Chunking.choose("fastcdc", 4096),
+    "compression": "none",
+    "segment_bytes": 64 << 10,
+    "lock_timeout_seconds": 5.0,
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store._open(str(tmp_path / "store"), create=True, **OPTIONS) as store:
+        yield store
+
+
+def drop(store: Store, artifacts: list[Artifact]) -> None:
+    """Delete and collect, without the compaction that comes with a collection."""
+    store.delete(*artifacts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("holdfast.gc.collector.compact_segments", lambda *_, **__: None)
+        assert store.gc(min_age_seconds=0).complete
+
+
+def dump(store: Store) -> list[str]:
+    return [line for line in store._core.catalog.dump() if not line.startswith("tombstone")]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, NoSpace("the catalog has no room")])
+@pytest.mark.parametrize(("at", "after"), [(2, False), (2, True), (3, False), (-1, False), (-1, True)])
+def test_rows_are_moved_in_part(
+    store: Store, monkeypatch: pytest.MonkeyPatch, at: int, after: bool, error: BaseException
+) -> None:
+    """What rows point to already is not cut off again, whichever transaction fails, and whether or not it counts."""
+    contents = [random.Random(i).randbytes(20_000 + i) for i in range(12)]
+    artifacts = [store.put(content, filename=f"{i}") for i, content in enumerate(contents)]
+    kept = (1, 7)
+    drop(store, [artifact for i, artifact in enumerate(artifacts) if i not in kept])
+    before = dump(store)
+    monkeypatch.setattr(compaction, "SWITCHED_ROWS", 3)
+    switch = compacting.switch
+    done: list[Any] = []
+    failed: list[int] = []
+
+    def broken(catalog: Any, moves: Any, facts: Any) -> None:
+        done.append(facts)
+        fails = not failed and (len(done) == at or (at < 0 and facts.retired))
+        if fails:
+            failed.append(1)
+        if fails and not after:
+            raise error
+        switch(catalog, moves, facts)
+        if fails:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compacting, "switch", broken)
+        patch.setattr(store._core.backend.reserve, "release", lambda: 0)
+        if isinstance(error, NoSpace):
+            store.compact()  # goes on with one at a time
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                store.compact()
+    assert failed
+    for i in kept:
+        assert store.read(artifacts[i]) == contents[i]
+    assert store.scrub().ok
+    store.compact()
+    for i in kept:
+        assert store.read(artifacts[i]) == contents[i]
+    assert store.scrub().ok
+    assert dump(store) == before
+    store.rebuild()
+    assert dump(store) == before
+
+
+def test_documents_are_committed_while_their_segment_is_copied(store: Store) -> None:
+    """They end segments that a put has filled; its commit stands in the next one, and is applied between two looks."""
+    store.put(b"same")
+    with Store._open(store._core.backend.root, **OPTIONS) as other:
+        old = other.put(random.Random(1).randbytes(20_000))
+        drop(store, [old])
+        committer = other._core.backend.committer
+        apply, busy = committer._bring_in, compaction._Compaction._busy
+        is_durable, may_apply = threading.Event(), threading.Event()
+        found: list[Artifact] = []
+
+        def waiting() -> None:
+            is_durable.set()
+            assert may_apply.wait(20)
+            apply()
+
+        def put() -> None:
+            found.extend(other.put_many([b"same"] * 900, metadata={"x": "y" * 100}))
+
+        def late(self: Any) -> list[int]:
+            may_apply.set()
+            thread.join(20)
+            return busy(self)
+
+        thread = threading.Thread(target=put)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(committer, "_bring_in", waiting)
+            thread.start()
+            assert is_durable.wait(20)
+            with store._core.backend.lock():
+                store._core.keeper.catch_up()  # the segments that are full are known from here on
+            patch.setattr(compaction._Compaction, "_busy", late)
+            report = store.compact()
+            may_apply.set()
+            thread.join(20)
+        assert len(found) == 900
+        assert any("points into it" in kept.reason for kept in report.kept)
+        before = dump(store)
+        store.compact()
+        store.rebuild()
+        assert dump(store) == before
+        assert store.count() == 901
