@@ -164,7 +164,7 @@ class ResumableWriter:
             self._artifacts.check_empty(stored)
             for required in self._details.requires:  # they were not held since it began
                 if required.startswith("blake3:"):
-                    self._core.blob(Hash.parse(required))
+                    self._core.claim(Hash.parse(required))
             time_ms = now_ms()
             ids = new_ids(1, time_ms)
             last = uploads.closed(self._document, UploadState.COMMITTED, time_ms, ids[0])

@@ -309,6 +309,38 @@ def test_an_operation_that_ends_while_another_thread_applies_leaves_no_pin(two: 
     assert (report.complete, report.waits_for) == (True, ())
 
 
+def test_an_operation_that_ends_while_a_pin_is_being_ended_keeps_its_own(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads: one ends its pin, and meanwhile the group of the other becomes durable and cannot be applied."""
+    backend = two.beside._core.backend
+    end = backend.session.end
+    done: list[int] = []
+
+    def slow(key: Any) -> None:
+        end(key)
+        if not done:
+            done.append(1)
+            with monkeypatch.context() as patch:
+                patch.setattr(backend.committer, "_apply", refuse)
+                with pytest.raises(NoSpace):
+                    two.beside.put(DATA)
+
+    def refuse(*_: object) -> None:
+        raise NoSpace("the catalog has no room")
+
+    monkeypatch.setattr(backend.session, "end", slow)
+    with backend.operation():
+        pass
+    assert backend.committer.has_unapplied
+    assert two.store.gc(min_age_seconds=0).waits_for
+    backend.committer.apply()
+    assert two.store.gc(min_age_seconds=0).complete
+    (artifact,) = two.store.find()
+    assert two.read(artifact) == DATA
+    two.check()
+
+
 def test_readers_find_what_is_condemned_and_keep_what_they_opened(two: Two, during: During) -> None:
     files: list[Any] = []
 
@@ -413,7 +445,7 @@ def test_a_rebuild_takes_no_blob_whose_pieces_are_gone(two: Two, monkeypatch: py
 # -- twolevel.pml: touches
 
 
-@pytest.mark.parametrize("how", ["tag", "requires", "update", "hash_seq", "rename"])
+@pytest.mark.parametrize("how", ["tag", "requires", "upload", "update", "hash_seq", "rename"])
 def test_whoever_comes_to_rely_on_something_while_it_is_dropped_keeps_it(
     two: Two, during: During, how: str
 ) -> None:
@@ -421,8 +453,15 @@ def test_whoever_comes_to_rely_on_something_while_it_is_dropped_keeps_it(
     with two.beside.blobs.hash_seq([two.garbage]) as lease:
         listing = lease.hash
 
+    with two.beside.blobs.put(DATA):
+        upload = two.beside.writer("late", resumable=True, requires=[two.garbage])
+        token = upload.suspend()
+
     def rely() -> None:
-        if how == "tag":
+        if how == "upload":
+            with two.beside.writer(resume=token) as writer:
+                writer.write(b"later")
+        elif how == "tag":
             two.beside.tags.set("late", two.garbage)
         elif how == "requires":
             two.beside.put(b"later", requires=[two.garbage])

@@ -165,11 +165,19 @@ class LogBackend:
 
     def end_pins(self) -> None:
         """End the pins of operations that are over; a group that is not applied yet relies on its look-ups still."""
-        if self._session is None or self.committer.has_unapplied:
-            return
-        with suppress(IndexError):  # another thread may take the last one
-            while self._late_pins:
-                self._session.end(self._late_pins.pop())
+        while self._session is not None and self._late_pins:
+            over: list[tuple[bytes, int]] = []
+            with suppress(IndexError):  # another thread may take the last one
+                while self._late_pins:
+                    over.append(self._late_pins.pop())
+            try:
+                # Taken first, looked at then: an operation that ends from here on may leave a group that waits.
+                while over and not self.committer.has_unapplied:
+                    self._session.end(over.pop())
+            finally:
+                self._late_pins.extend(over)
+            if self.committer.has_unapplied:
+                return  # whoever applies it comes here again
 
     def sessions(self, *, leases: bool = False) -> list[SessionState]:
         """Give the sessions of living processes, our own included."""

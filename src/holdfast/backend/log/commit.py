@@ -186,7 +186,8 @@ class Committer:
     @property
     def has_unapplied(self) -> bool:
         """Whether there are durable groups that the catalog does not know yet."""
-        return bool(self._unapplied) or self._applying
+        # Twice: those that could not be applied come back between the first look and the second.
+        return bool(self._unapplied) or self._applying or bool(self._unapplied)
 
     def group(self, time_ms: int = 0) -> Group:
         """Begin a group."""
