@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
-from holdfast.arguments import number, whole_number
+from holdfast.arguments import items_of, number, whole_number
 from holdfast.care.scrub import scrub_step
 from holdfast.compaction import compact
 from holdfast.core import Core, entered
@@ -68,9 +69,12 @@ class Collecting:
         number("min_dead_share", min_dead_share, 0, 1)
         return compact(self._core, min_dead_share, progress, dry_run=dry_run)
 
+    def forecast(self, refs: Artifact | str | Iterable[Artifact | str]) -> Forecast:
+        """Say what deleting an artifact, or several, would give back, and what of them stays because it is shared."""
+        return self._forecast([refs] if isinstance(refs, Artifact | str) else list(items_of("refs", refs)))
+
     @entered
-    def forecast(self, *refs: Artifact | str) -> Forecast:
-        """Say what deleting these artifacts would give back, and what of them stays because it is shared."""
+    def _forecast(self, refs: list[Artifact | str]) -> Forecast:
         return self._collector.forecast(refs)
 
     @entered

@@ -454,7 +454,7 @@ _REPEATABLE: Final = frozenset(
         "uploads",
         "get",
         "gc",
-        "forecast",
+        "_forecast",
         "why",
     }
 )

@@ -11,6 +11,7 @@ import pytest
 import holdfast
 from holdfast.chunking import Chunking
 from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, UnreadableRoot
+from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
 from holdfast.types import Hash
 
@@ -203,7 +204,7 @@ def test_forecast_tells_what_is_shared(store: Store) -> None:
     common = noise(60_000, 1)
     one = store.put(common + noise(30_000, 2))
     two = store.put(common + noise(30_000, 3))
-    alone, both = store.forecast(one), store.forecast(one, two.id)
+    alone, both = store.forecast(one), store.forecast([one, two.id])
     assert 25_000 < alone.freed_bytes < 45_000
     assert 50_000 < alone.shared_bytes < 65_000
     assert both.shared_bytes == 0
@@ -231,3 +232,33 @@ def test_why_gives_the_chains(store: Store, tmp_path: Path) -> None:
     assert store.why(lease.hash) == ()
     with pytest.raises(BlobNotFound):
         store.why(Hash(bytes(32)))
+
+
+def test_why_names_partial_blobs_and_uploads(store: Store) -> None:
+    def payloads() -> set[Hash]:
+        return {Hash(digest) for (digest,) in store._core.catalog.ask("SELECT hash FROM data")}
+
+    ranges = ChunkRanges.leaves(0, 2000)
+    with holdfast.open("memory://") as other:
+        hash = other.blobs.put(noise(3_000_000, 5)).hash
+        store.blobs.decode(hash, b"".join(other.blobs.encode(hash, ranges)), ranges)
+    of_partial = payloads()
+    for chunk in of_partial:
+        (chain,) = store.why(chunk)
+        assert chain.root.startswith(f"partial blob {hash} (until 2")
+        assert chain.path == (hash, chunk)
+    (chain,) = store.why(hash)
+    assert chain.root.startswith(f"partial blob {hash} (until 2")
+    assert chain.path == (hash,)
+    writer = store.writer(resumable=True)
+    writer.write(noise(3_000_000, 6))
+    token = writer.suspend()
+    of_upload = payloads() - of_partial
+    assert of_upload
+    for piece in of_upload:
+        (chain,) = store.why(piece)
+        assert chain.root.startswith(f"upload {token} (until 2")
+    store.gc(min_age_seconds=0)
+    assert payloads() == of_partial | of_upload
+    store.writer(resume=token).abort()
+    assert not any(store.why(piece) for piece in of_upload)

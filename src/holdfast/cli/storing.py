@@ -202,7 +202,7 @@ def _forecast(store: Store, doomed: list[Artifact]) -> Forecast | None:
     from holdfast.errors import HoldfastError
 
     try:
-        return store.forecast(*(artifact.id for artifact in doomed))
+        return store.forecast(doomed)
     except HoldfastError as error:
         note(f"warning: no forecast: {escape(str(error))}")
         return None

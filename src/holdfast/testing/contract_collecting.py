@@ -142,7 +142,7 @@ class CollectingContract(ContractBase):
         one, two = store.put(data), store.put(data)
         assert store.forecast(one).freed_bytes == 0
         assert store.forecast(one).shared_bytes > 0
-        both = store.forecast(one, two)
+        both = store.forecast([one, two])
         assert (both.artifacts, both.shared_bytes) == (2, 0)
         store.delete(one, two)
         assert store.gc(min_age_seconds=0).freed_bytes == both.freed_bytes
