@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import pytest
+from typing_extensions import Buffer
 
 import holdfast
 from holdfast import sources
@@ -34,8 +35,8 @@ class Late(io.FileIO):
         self.asked = asked
         self.nones = 0
 
-    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]  # None is in no stub
-        return self._looked(super().readinto(buffer))  # type: ignore[func-returns-value]  # as above
+    def readinto(self, buffer: Buffer) -> int | None:
+        return self._looked(super().readinto(buffer))
 
     def read(self, size: int | None = -1, /) -> bytes:
         return self._looked(super().read(size))

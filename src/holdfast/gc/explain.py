@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 
+from holdfast.backend.log.partial_state import PartialState
 from holdfast.catalog import Catalog
 from holdfast.catalog import collecting as books
 from holdfast.core import Core
 from holdfast.digests import BUCKETS, DigestSet, bucket_range
-from holdfast.errors import BlobNotFound
+from holdfast.errors import BlobNotFound, CorruptBlob, FormatError, IntegrityError
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
 from holdfast.gc.cycle import PAGE_ROWS
 from holdfast.gc.found import MAX_LISTED, expiry_ms, unmarked_bits
 from holdfast.gc.marks import Marks, Tracer, Unreadable, pages_of
 from holdfast.gc.roots import iter_direct, iter_held, iter_leases, named_text
-from holdfast.types import Artifact, Chain, Forecast, GcReport, Hash, Progress, ProgressCallback, id_text
+from holdfast.partials import look
+from holdfast.types import (
+    Artifact,
+    Chain,
+    Forecast,
+    GcReport,
+    Hash,
+    Progress,
+    ProgressCallback,
+    id_text,
+    to_datetime,
+)
+from holdfast.uploads import iter_held as iter_held_by
+from holdfast.wire.upload import parse_upload
 
 MAX_CHAINS = 100
 
@@ -132,16 +146,16 @@ def _split(catalog: Catalog, doomed: Marks, kept: Marks) -> tuple[int, int]:
 def why(core: Core, hash: Hash) -> tuple[Chain, ...]:
     """Give up to 100 chains from a root to a blob or chunk; none: nothing keeps it. `BlobNotFound`: it is not here.
 
-    Reads the manifests of all blobs, and the hash seqs that are kept.
+    Reads the manifests of all blobs, the hash seqs that are kept, and what partial blobs and uploads hold.
     """
     with core.backend.operation():
         catalog = core.catalog
         target = hash.digest
-        if not catalog.find_data((target,)) and catalog.find_blob(target) is None:
+        if not catalog.find_data((target,)) and look(core, target) is None:
             raise BlobNotFound(f"there is no blob or chunk {target.hex()}", hash=hash)
         tracer = _tracer(core, catalog, None)
         parents = _parents(core, catalog, tracer, target)
-        return tuple(_chains(core, parents, target))
+        return tuple(_chains(core, parents, _holders(core, parents), target))
 
 
 def _parents(core: Core, catalog: Catalog, tracer: Tracer, target: bytes) -> dict[bytes, set[bytes]]:
@@ -176,17 +190,52 @@ def _has(tracer: Tracer, target: bytes, hash_: bytes, location: int, stored: int
     return False
 
 
-def _chains(core: Core, parents: dict[bytes, set[bytes]], target: bytes) -> Iterator[Chain]:
+def _holders(core: Core, wanted: Collection[bytes]) -> dict[bytes, list[tuple[str, tuple[Hash, ...]]]]:
+    """Give, for what partial blobs and uploads hold, what holds it: its name, and the partial blob if it is one."""
+    found: dict[bytes, list[tuple[str, tuple[Hash, ...]]]] = {}
+    partials = core.backend.partials
+    age_ms = int(core.options.partial_age_seconds * 1000)
+    for digest in partials.hashes():
+        state = look(core, digest)
+        if not isinstance(state, PartialState):
+            continue
+        name = f"partial blob {digest.hex()} ({_until(state.written_ms + age_ms)})"
+        if digest in wanted:
+            found.setdefault(digest, []).append((name, ()))
+        with suppress(CorruptBlob, FileNotFoundError):  # damaged: it holds nothing; gone: it is complete
+            held = {one for hashes in partials.chunks(digest) for one in hashes if one in wanted}
+            for one in held:
+                found.setdefault(one, []).append((name, (Hash(digest),)))
+    for raw in core.catalog.iter_open_uploads():
+        upload = parse_upload(raw)
+        name = f"upload {upload.token.hex()} ({_until(upload.expires_ms)})"
+        with suppress(IntegrityError, FormatError):  # a collection says so
+            for one in {one for one in iter_held_by(upload, core.backend.payloads.load) if one in wanted}:
+                found.setdefault(one, []).append((name, ()))
+    return found
+
+
+def _until(time_ms: int) -> str:
+    return f"until {to_datetime(time_ms):%Y-%m-%d %H:%M} UTC, or longer if more comes"
+
+
+def _chains(
+    core: Core,
+    parents: dict[bytes, set[bytes]],
+    holders: dict[bytes, list[tuple[str, tuple[Hash, ...]]]],
+    target: bytes,
+) -> Iterator[Chain]:
     """Walk up from the target; shortest chains first. A hash seq counts as a parent only where it is followed."""
     waiting: list[tuple[bytes, ...]] = [(target,)]
     given = 0
     while waiting:
         path = waiting.pop(0)
-        for named in iter_direct(core, path[0]):
+        names = ((named_text(named), ()) for named in iter_direct(core, path[0]))
+        for name, above in chain(names, holders.get(path[0], ())):
             if given == MAX_CHAINS:
                 return
             given += 1
-            yield Chain(root=named_text(named), path=tuple(map(Hash, path)))
+            yield Chain(root=name, path=(*above, *map(Hash, path)))
         if len(waiting) < MAX_CHAINS:
             waiting += [(up, *path) for up in sorted(parents[path[0]]) if up not in path]
 
