@@ -114,6 +114,7 @@ def test_a_tail_whose_cut_was_not_synced_brings_nothing_back() -> None:
     with new_world() as world:
         first = world.open()  # it keeps its segment, so that the next one makes another
         key = first.put(b"deleted in the end", filename="again").id
+        tombstone = f"tombstone\tx{key.replace('-', '')}"
         stale = []
 
         def work(store: Store) -> None:
@@ -134,10 +135,12 @@ def test_a_tail_whose_cut_was_not_synced_brings_nothing_back() -> None:
             store.put(b"another segment is the highest")
             assert store.info(key).revision == 2
             store.delete(key)
-            for _ in range(3):
-                store.gc(min_age_seconds=0)
-                store.compact(0.0)
-            dropped += not [row for row in dump_catalog(store) if row.startswith("tombstone")]
+            for number in range(24):  # segments that fill up, with something dead beside the tombstone
+                store.delete(store.put(piece(f"full-{number}", 14_000).content()).id)
+                if number % 8 == 7:
+                    store.gc(min_age_seconds=0)
+                    store.compact(0.0)
+            dropped += not [row for row in dump_catalog(store) if row.startswith(tombstone)]
             for seed in range(40):
                 state = world.disk.power_cut(random.Random(seed))
                 with world.open(state, catalog=world.no_catalog()) as again:

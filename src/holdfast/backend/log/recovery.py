@@ -185,6 +185,7 @@ class Recovery:
             ]
         if self._committer is not None:
             self._keep_named()
+            self._leave_open()
         yield Facts(segments=dict(self._positions))
 
     def _keep_named(self) -> None:
@@ -194,6 +195,13 @@ class Recovery:
             if tail.dead and self._groups.named.get(segment, 0) > tail.applied:
                 self._groups.damage("the end of a sealed segment is damaged", segment, tail.found.size_bytes)
                 self._kept.add(segment)
+
+    def _leave_open(self) -> None:
+        """Have the next opener look at what `finish` is to seal: a power cut may tear the index that it writes."""
+        for tail in self._tails:
+            segment = tail.found.segment
+            if tail.dead and tail.applied > SEGMENT_HEADER_BYTES and segment not in self._kept:
+                self._positions[segment] = (tail.applied, SEGMENT_OPEN)
 
     def finish(self) -> None:
         """Cut what was copied or never whole off the tails of dead writers, and seal what is left of them.
