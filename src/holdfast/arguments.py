@@ -45,6 +45,8 @@ def whole_number(what: str, value: Any, low: int = 0) -> int:
     """Give a whole number from `low` on."""
     try:
         number = operator.index(value)
+        if isinstance(value, bool):
+            raise TypeError
     except TypeError:
         raise InvalidInput(f"{what} is a whole number, not {type(value).__name__}: {value!r:.100}") from None
     if number < low:
@@ -54,7 +56,7 @@ def whole_number(what: str, value: Any, low: int = 0) -> int:
 
 def number(what: str, value: Any, low: float, high: float = float("inf")) -> float:
     """Give a number between two others."""
-    if not isinstance(value, (int, float)) or not low <= value <= high:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
         limits = f"from {low:g} to {high:g}" if high < float("inf") else f"from {low:g} on"
         raise InvalidInput(f"{what} is {value!r:.100}; a number {limits} is expected")
     return value

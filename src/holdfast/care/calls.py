@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from holdfast.arguments import items_of
+from holdfast.arguments import items_of, number, whole_number
 from holdfast.care.figures import artifact_stats, stats
 from holdfast.care.health import health
 from holdfast.care.repair import repair
@@ -54,9 +54,13 @@ class Care:
 
         What is damaged goes into quarantine, unless the store was opened to read. With `max_bytes`, or when it is
         interrupted (`progress` may raise), a later call with `resume` goes on where this one ended; without, a pass
-        begins anew. `bytes_per_second` bounds how fast it reads. `drop_cache` asks the kernel to read from the disk
-        and not from its memory.
+        begins anew. `bytes_per_second` (1 and more) bounds how fast it reads. `drop_cache` asks the kernel to read
+        from the disk and not from its memory.
         """
+        if max_bytes is not None:
+            whole_number("max_bytes", max_bytes)
+        if bytes_per_second is not None:
+            number("bytes_per_second", bytes_per_second, 1)
         return scrub(
             self._core,
             progress,

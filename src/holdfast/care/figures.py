@@ -23,9 +23,15 @@ def stats(core: Core) -> Stats:
     """Give the store in figures."""
     counts = core.catalog.counts()
     ((orphans, orphan_bytes),) = core.catalog.ask(ORPHANS)
-    ratio = counts.logical_bytes / counts.unique_bytes if counts.unique_bytes else 1.0
+    both = counts.logical_bytes and counts.unique_bytes  # not so with nothing but parts of blobs
+    ratio = counts.logical_bytes / counts.unique_bytes if both else 1.0
     live = live_bytes(core.catalog)
-    sizes = core.backend.segment_sizes()
+    sizes = core.backend.segment_sizes()  # later than `live`: segments grow
+    # Records count with their entries in an index, which a segment that is open does not have yet.
+    shares = tuple(
+        SegmentShare(segment=segment, size_bytes=size, live_bytes=min(size, live.get(segment, 0)))
+        for segment, size in sizes.items()
+    )
     return Stats(
         artifacts=counts.artifacts,
         deleted_artifacts=counts.deleted_artifacts,
@@ -45,11 +51,8 @@ def stats(core: Core) -> Stats:
         quarantined=counts.quarantined,
         orphan_blobs=orphans,
         orphan_bytes=orphan_bytes,
-        live_bytes=sum(live.values()),
-        segment_shares=tuple(
-            SegmentShare(segment=segment, size_bytes=size, live_bytes=live.get(segment, 0))
-            for segment, size in sizes.items()
-        ),
+        live_bytes=sum(share.live_bytes for share in shares),
+        segment_shares=shares,
     )
 
 
