@@ -32,6 +32,7 @@ from holdfast.facts import (
     Facts,
     Moves,
 )
+from holdfast.room import making_room, shorten_log
 from holdfast.types import CompactReport, KeptSegment, Problem, Progress, ProgressCallback
 from holdfast.wire.document import encode_retired
 from holdfast.wire.record import DOCUMENT_KINDS, PAYLOAD_KINDS, SEGMENT_HEADER_BYTES, Kind
@@ -78,8 +79,12 @@ def compact(
     core.backend.committer  # noqa: B018  # refuses a store that was opened to read
     if not 0 <= min_dead_share <= 1:
         raise InvalidInput(f"min_dead_share is {min_dead_share}; 0 to 1 is allowed")
-    with collecting(core.backend.disk, core.backend.root, "compact"):
-        return compact_segments(core, min_dead_share, progress, dry_run=dry_run, min_tombstones=1)
+
+    def work() -> CompactReport:
+        with collecting(core.backend.disk, core.backend.root, "compact"):
+            return compact_segments(core, min_dead_share, progress, dry_run=dry_run, min_tombstones=1)
+
+    return work() if dry_run else making_room(core, work)
 
 
 def compact_segments(
@@ -308,23 +313,34 @@ class _Compaction:
         """Empty all batches; where the disk is full, with the help of the reserve, and one segment at a time."""
         for number, batch in enumerate(batches):
             try:
-                self._empty(batch)
+                if len(batch) > 1 and not self._has_room(batch):
+                    shorten_log(self._core)
+                    for one in sorted(batch, key=lambda one: one.live_bytes):
+                        self._empty([one])
+                else:
+                    self._empty(batch)
             except NoSpace:
                 left = [one for rest in batches[number:] for one in rest]
                 self._empty_in_reserve(left)
                 break
+
+    def _has_room(self, batch: list[Candidate]) -> bool:
+        """Whether all of a batch can be copied before anything of it goes."""
+        need = sum(one.live_bytes for one in batch) + self._backend.segment_bytes + NEEDED_BYTES
+        return self._disk.free_bytes(self._root) >= need
 
     def _empty_in_reserve(self, candidates: list[Candidate]) -> None:
         """Go on where the disk is full: what frees most with least comes first, and makes room for the next."""
         held = self._backend.reserve.release()
         self._reserve_used = True
         before = len(self._gone)
+        shorten_log(self._core)
         for one in sorted(candidates, key=lambda one: one.live_bytes):
             if one.segment in self._gone or one.segment in self._kept:
                 continue
             try:
                 self._empty([one])
-                self._catalog.checkpoint()  # its log takes room as well
+                shorten_log(self._core)  # it takes room as well
             except NoSpace as error:
                 need = one.live_bytes + NEEDED_BYTES
                 free = self._disk.free_bytes(self._root)

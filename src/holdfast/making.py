@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypedDict, Unpack
 
@@ -48,7 +49,7 @@ class How(TypedDict, total=False):
     reserve_bytes: int | None
     """Kept for compaction on a full disk; None: a segment, or 5 % of the file system if that is less."""
     use_reserve: bool
-    """Where the disk is too full to open the store, give the reserve back first."""
+    """Where the disk is too full to open the store, use the reserve: a part of it if that does, else all."""
     fsync: bool
     lock_timeout_seconds: float
     options: Options | None
@@ -80,9 +81,19 @@ def open_core(root: str, **how: Unpack[How]) -> Core:
     reserve = Reserve(used, root, how.get("reserve_bytes"), segment_bytes)
     try:
         return _open_core(root, used, store, segment_bytes, reserve, how)
-    except NoSpace:
-        if not how.get("use_reserve", False) or not reserve.release():
+    except NoSpace as error:
+        if not reserve.held_bytes():
             raise
+        if not how.get("use_reserve", False):
+            raise NoSpace(
+                f"{error}. `holdfast gc`, `holdfast compact` and `holdfast rm` may use what is kept in reserve"
+                " (in Python: open with use_reserve=True); or open it read_only",
+                **error.evidence,
+            ) from error
+    while reserve.lend():
+        with suppress(NoSpace):
+            return _open_core(root, used, store, segment_bytes, reserve, how)
+    reserve.release()
     return _open_core(root, used, store, segment_bytes, reserve, how)
 
 

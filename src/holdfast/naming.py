@@ -11,6 +11,7 @@ from holdfast.catalog import ArtifactEntry
 from holdfast.core import Core
 from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, InvalidInput
 from holdfast.finding import view
+from holdfast.room import deleting
 from holdfast.types import KEEP, Artifact, Hash, Keep, Scalar, id_text, now_ms
 from holdfast.wire.document import (
     ArtifactDocument,
@@ -94,7 +95,10 @@ class Naming:
             _append(group, entry)
         return view(core, entry, new)
 
-    def delete(self, refs: Iterable[Artifact | str], *, force: bool = False) -> None:
+    def delete(self, refs: Collection[Artifact | str], *, force: bool = False) -> None:
+        deleting(self._core, lambda: self._delete(refs, force))
+
+    def _delete(self, refs: Collection[Artifact | str], force: bool) -> None:
         core = self._core
         with core.changing() as group:
             doomed = {entry.id: entry for entry in map(core.artifact, refs)}

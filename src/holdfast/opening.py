@@ -50,8 +50,8 @@ def open(
     """Open the store at a location; without one, the configured one.
 
     `create=True` makes it if it is not there. `read_only` takes no lock and has no session: a collection that
-    another process runs does not wait for it. `use_reserve`: where the disk is too full to open a store, give its
-    reserve back first; for who goes on to collect and compact. `StoreNotFound`, `FormatError`, `PermissionDenied`.
+    another process runs does not wait for it. `use_reserve`: where the disk is too full to open a store, use its
+    reserve; for who goes on to delete, collect or compact. `StoreNotFound`, `FormatError`, `PermissionDenied`.
     """
     if location is None:
         if config is None:

@@ -15,6 +15,8 @@ OUTBOARDS = "bad_outboards"
 COLLECTED = "collected_ms"
 """In `meta`: when the last collection ended (`catalog.collecting`)."""
 MAX_LISTED = 1_000
+FULL_BYTES = 64 << 10
+"""With fewer bytes free, next to nothing can be stored."""
 FROM_A_COPY = "`holdfast repair SOURCE`, with a copy of the store or of the files"
 
 
@@ -43,7 +45,7 @@ def health(core: Core) -> Health:
     position = read_hint(core, POSITION, Position)
     collected = catalog.get_meta(COLLECTED)
     free = backend.disk.free_bytes(backend.root)
-    reserve = backend.reserve.want_bytes()
+    held, reserve = backend.reserve.held_bytes(), backend.reserve.want_bytes()
     missing = catalog.ask(MISSING)[0][0]
     ailments: list[Ailment] = []
 
@@ -77,10 +79,15 @@ def health(core: Core) -> Health:
             f"the disk refused to make {len(given_up)} segments durable",
             "nothing acknowledged is lost; look at the disk before you go on",
         )
-    if free + backend.reserve.held_bytes() < reserve:
+    if free + held < reserve:
         ail(
             f"{free} bytes are free, fewer than the {reserve} that compaction may need",
             "`holdfast gc` while it can work, or make room",
+        )
+    elif held and free < FULL_BYTES:
+        ail(
+            f"the disk is full: {free} bytes are free, and {held} are kept in reserve",
+            "delete what you can do without, then `holdfast gc`, which uses the reserve; or make room",
         )
     return Health(
         ok=not ailments,

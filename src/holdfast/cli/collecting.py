@@ -34,7 +34,7 @@ def gc(state: State, dry_run: bool, min_age_seconds: float | None, max_batches: 
     """
     from holdfast.cli.progress import Bar
 
-    with state.open(reads=dry_run) as store, Bar(state.quiet or state.json) as bar:
+    with state.open(reads=dry_run, use_reserve=not dry_run) as store, Bar(state.quiet or state.json) as bar:
         report = store.gc(
             dry_run=dry_run, min_age_seconds=min_age_seconds, max_batches=max_batches, progress=bar
         )

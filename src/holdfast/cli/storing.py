@@ -178,7 +178,7 @@ def rm(state: State, refs: tuple[str, ...], dry_run: bool, yes: bool, force: boo
     """Delete artifacts, all or none. `restore` brings them back, until they are collected."""
     from holdfast.cli.refs import resolve_artifact
 
-    with state.open() as store:
+    with state.open(use_reserve=not dry_run) as store:
         doomed = list({a.id: a for a in (resolve_artifact(store, ref) for ref in refs)}.values())
         forecast = _forecast(store, doomed) if dry_run or (not yes and asks()) else None
         question = f"delete {_named(doomed)}? {outlook(forecast)}".rstrip()

@@ -17,6 +17,7 @@ from holdfast.gc.found import expiry_ms
 from holdfast.gc.marks import Marks, Unreadable
 from holdfast.gc.roots import refusal
 from holdfast.partials import expire_partials
+from holdfast.room import making_room
 from holdfast.types import (
     Artifact,
     Chain,
@@ -69,9 +70,19 @@ class Collector:
         if dry:
             with _naming_roots(core):
                 return dry_run(core, age, progress)
+        core.backend.committer  # noqa: B018  # refuses a store that was opened to read
+        return making_room(core, lambda: self._gc(age, max_batches, progress, stop))
+
+    def _gc(
+        self,
+        age: float,
+        max_batches: int | None,
+        progress: ProgressCallback | None,
+        stop: Callable[[], bool],
+    ) -> GcReport:
+        core = self._core
         started = time.monotonic()
         backend = core.backend
-        backend.committer  # noqa: B018  # refuses a store that was opened to read
         expire_partials(core, now_ms())
         expire_uploads(core, now_ms())
         with collecting(backend.disk, backend.root, "gc"):

@@ -20,7 +20,16 @@ from holdfast.errors import HoldfastError
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_SEALED, Moves
 from holdfast.types import BytesLike, now_ms
 from holdfast.wire.document import encode_times
-from holdfast.wire.record import HEADER_BYTES, Commit, Entry, Extent, Kind, encode_commit, frame_one
+from holdfast.wire.record import (
+    HEADER_BYTES,
+    SEGMENT_HEADER_BYTES,
+    Commit,
+    Entry,
+    Extent,
+    Kind,
+    encode_commit,
+    frame_one,
+)
 
 GROUP_BYTES: Final = 8 << 20
 """How much is written and synced at a time, while what comes next is read and verified."""
@@ -56,6 +65,8 @@ class Outlet:
         self._starts: dict[int, int] = {}
         self._told: dict[int, int] = {}
         self._sealed: dict[int, tuple[int, int]] = {}
+        self._relied_on: set[int] = set()
+        """Those of them to which rows may point."""
         self._writing: Future[None] | None = None
 
     def add(
@@ -144,8 +155,9 @@ class Outlet:
 
     def told(self) -> None:
         """The catalog is told now of all that was synced: it is not to be cut off any more, even if that fails."""
+        self._relied_on.update(self._sealed)
         if self._writer is not None:
-            self._told[self._writer.segment] = self._writer.offset
+            self._told[self._writer.segment] = self._writer.cut_to = self._writer.offset
 
     def positions(self) -> dict[int, tuple[int, int]]:
         """Give how far segments are that were written; after `sync`."""
@@ -170,6 +182,7 @@ class Outlet:
         """Give the writer back; the catalog has been told of all that was appended."""
         writer, self._writer = self._writer, None
         if writer is not None:
+            writer.cut_to = None
             self._writers.checkin(writer)
 
     def abort(self) -> None:
@@ -183,9 +196,14 @@ class Outlet:
             if not writer.given_up:
                 with suppress(HoldfastError):
                     writer.truncate(self._told[writer.segment])
+                writer.cut_to = None
             self._writers.checkin(writer)
         for segment, (size, state) in self._sealed.items():
-            self._writers.note(segment, size, state)
+            if segment in self._relied_on or self._starts[segment] > SEGMENT_HEADER_BYTES:
+                self._writers.note(segment, size, state)
+            else:
+                with suppress(HoldfastError):
+                    self._writers.drop_copies(segment, size)
 
     def _open(self, size_bytes: int) -> SegmentWriter:
         """Give the writer for the next group, with nothing under way."""
@@ -197,7 +215,7 @@ class Outlet:
 
     def _take(self, writer: SegmentWriter) -> SegmentWriter:
         self._writer = writer
-        self._starts[writer.segment] = self._told[writer.segment] = writer.offset
+        self._starts[writer.segment] = self._told[writer.segment] = writer.cut_to = writer.offset
         return writer
 
     def _fill_up(self) -> None:

@@ -16,6 +16,8 @@ from holdfast.errors import HoldfastError
 RESERVE_FILE: Final = "reserve"
 SHARE: Final = 20
 """At most this part of the file system, where nothing else is configured: 5 %."""
+LENT_SHARE: Final = 8
+"""What a deletion borrows at a time is this part of it."""
 
 
 class Reserve:
@@ -63,13 +65,28 @@ class Reserve:
         if self.held_bytes() >= want:
             return
         handle = self._disk.open(self._path, "rw")
+        held = self._disk.size(handle)
         try:
             self._disk.allocate(handle, want)
         except HoldfastError:
-            self._disk.truncate(handle, 0)  # some of it is of no use, and others may need it
+            self._disk.truncate(handle, held)  # some more of it is of no use, and others may need it
             raise
         finally:
             self._disk.close(handle)
+
+    def lend(self) -> int:
+        """Give a part of it back, for what takes little; gives how many bytes that were, 0 when half is gone."""
+        held, want = self.held_bytes(), self.want_bytes()
+        part = min(want // LENT_SHARE, held - want // 2)
+        if part <= 0:
+            return 0
+        self.given_up = True
+        handle = self._disk.open(self._path, "a")
+        try:
+            self._disk.truncate(handle, held - part)
+        finally:
+            self._disk.close(handle)
+        return part
 
     def release(self) -> int:
         """Give it back to the disk; gives how many bytes that were."""

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from holdfast import _native
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import SEGMENTS, segment_path
-from holdfast.errors import CorruptSegment, HoldfastError, Unavailable
+from holdfast.errors import CorruptSegment, HoldfastError, NoSpace, Unavailable
 from holdfast.types import BytesLike, Problem
 from holdfast.wire.record import (
     ENTRY_BYTES,
@@ -45,6 +45,10 @@ class SegmentWriter:
         self.synced = size_bytes
         """How far all bytes are durable."""
         self.given_up = False
+        self.was_full = False
+        """Given up for want of room: that is no fault of the disk."""
+        self.cut_to: int | None = None
+        """What was appended after it, durable or not, is nobody's: it is cut off when the segment is given up."""
         self.was_cut = False
         """Given up, and what was not durable is gone from it."""
         self.doubtful = False
@@ -118,7 +122,8 @@ class SegmentWriter:
         start = self.offset
         try:
             self._disk.pwrite(self.handle, buffers, start)
-        except BaseException:
+        except BaseException as error:
+            self.was_full = isinstance(error, NoSpace)
             self.give_up()
             raise
         self.offset = start + length
@@ -135,7 +140,8 @@ class SegmentWriter:
         try:
             self._disk.fsync(self.handle)
             self._check_path()
-        except BaseException:
+        except BaseException as error:
+            self.was_full = isinstance(error, NoSpace)
             self.give_up()
             raise
         self.synced = offset
@@ -206,6 +212,8 @@ class SegmentWriter:
         """
         if not self.given_up:
             self.given_up = True
+            if self.cut_to is not None:
+                self.synced = min(self.synced, self.cut_to)
             try:
                 if not self._is_lost:
                     self._disk.truncate(self.handle, self.synced)

@@ -48,6 +48,8 @@ class Writers:
         self._news: dict[int, tuple[int, int]] = {}
         self._failed: set[int] = set()
         """Given up by this process: never to be adopted by it again, whatever the catalog says so far."""
+        self._full: set[int] = set()
+        """Those of them for which there was no room: the disk itself is sound."""
         self._hollow: set[int] = set()
         """Segments that were never finished, or given up before they held anything."""
 
@@ -154,6 +156,8 @@ class Writers:
             self.note(writer.segment, writer.synced, SEGMENT_SEALED if holds else SEGMENT_SUPERSEDED)
         with self._mutex:
             self._failed.add(writer.segment)
+            if writer.was_full:
+                self._full.add(writer.segment)
             self._busy.pop(writer.segment, None)
             if writer.was_cut and writer.synced <= SEGMENT_HEADER_BYTES:
                 self._hollow.add(writer.segment)
@@ -177,9 +181,17 @@ class Writers:
                         self._hollow.discard(segment)
 
     def failed(self) -> set[int]:
-        """Give the segments that this process gave up."""
+        """Give the segments that this process gave up because the disk failed, not for want of room."""
         with self._mutex:
-            return set(self._failed)
+            return self._failed - self._full
+
+    def drop_copies(self, segment: int, size_bytes: int) -> None:
+        """Remove a sealed segment with nothing but copies of which the catalog has not heard; else it stays."""
+        with self._lock.held():
+            if segment in self._known():
+                self.note(segment, size_bytes, SEGMENT_SEALED)
+            else:
+                self.discard(segment, size_bytes)
 
     def note(self, segment: int, applied: int, state: int) -> None:
         """Keep what the catalog is to learn about a segment with the next transaction."""
