@@ -213,6 +213,21 @@ def test_forecast_tells_what_is_shared(store: Store) -> None:
     assert store.gc(min_age_seconds=0).freed_bytes == both.freed_bytes
 
 
+def test_who_opened_a_store_to_read_looks_at_sessions_and_removes_none(store: Store) -> None:
+    """It holds no lock: what looks like a dead one's file may be one that is just being made."""
+    artifact = store.put(noise(50_000, 1))
+    lease = store.blobs.put(b"leased")
+    root = store._core.backend.root
+    half_made = Path(root, "sessions", "half-made")
+    half_made.touch()
+    with Store._open(root, read_only=True) as reader:
+        assert reader.forecast([artifact]).freed_bytes
+        (chain,) = reader.why(lease.hash)
+        assert chain.root.startswith("the lease of process")
+        assert reader.gc(dry_run=True).complete
+    assert half_made.exists()
+
+
 def test_why_gives_the_chains(store: Store, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_bytes(noise(50_000, 1))

@@ -182,7 +182,7 @@ class LogBackend:
     def sessions(self, *, leases: bool = False) -> list[SessionState]:
         """Give the sessions of living processes, our own included."""
         with self.lock():
-            return read_sessions(self.disk, self.root, leases=leases)
+            return read_sessions(self.disk, self.root, leases=leases, read_only=self.read_only)
 
     @property
     def session(self) -> Session:

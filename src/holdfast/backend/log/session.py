@@ -148,24 +148,29 @@ class Session:
         self._pinned = key
 
 
-def read_sessions(disk: Disk, root: str, *, leases: bool = False) -> list[SessionState]:
+def read_sessions(
+    disk: Disk, root: str, *, leases: bool = False, read_only: bool = False
+) -> list[SessionState]:
     """Give the sessions of living processes, our own included; files of dead ones are removed.
 
-    The caller holds the store's lock: a session that is just being made must not be taken for a dead one's.
+    The caller holds the store's lock: a session that is just being made must not be taken for a dead one's. Who is
+    `read_only` has no lock, and removes none.
     """
     states: list[SessionState] = []
     if disk.stat(f"{root}/{SESSIONS}") is None:  # empty directories are what copies of a store lack
-        disk.mkdir(f"{root}/{SESSIONS}")
+        if not read_only:
+            disk.mkdir(f"{root}/{SESSIONS}")
         return states
     for name in disk.listdir(f"{root}/{SESSIONS}"):
         path = f"{root}/{SESSIONS}/{name}"
         try:
-            handle = disk.open(path, "a")
+            handle = disk.open(path, "r" if read_only else "a")
         except FileNotFoundError:
             continue
         try:
-            if disk.lock(handle):
-                disk.unlink(path)
+            if disk.lock(handle, exclusive=not read_only):
+                if not read_only:
+                    disk.unlink(path)
                 continue
             state = parse_session(name, disk.pread(handle, LEASES_OFFSET, 0))
             states.append(state._replace(leases=_read_leases(disk, handle, state)) if leases else state)
