@@ -253,6 +253,8 @@ def test_help_lists_every_command_and_the_exit_codes(bare: Cli) -> None:
         assert f"  {command} " in text
     assert "130 interrupted" in text
     assert bare("--version").text.startswith("holdfast ")
+    package = subprocess.run([sys.executable, "-m", "holdfast", "--version"], capture_output=True, check=True)
+    assert package.stdout.decode() == bare("--version").text
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
