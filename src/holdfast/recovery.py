@@ -119,7 +119,9 @@ class CatalogKeeper:
             segment, path, why = lost[0]
             raise CorruptSegment(
                 f"{path} {why}: a rebuild would forget what was stored there ({len(lost)} such segments)."
-                " Bring it back; or delete the catalog to go on with what is left",
+                " Bring it back, or repair from another store. Deleting catalog.db goes on with what is left: the"
+                " store then forgets, for good and without a list, what only these segments held, and that anything"
+                " is missing; what was deleted there may come back",
                 segment=segment,
                 path=path,
             )
