@@ -22,6 +22,15 @@ from resource import RUSAGE_SELF, getrusage
 from typing import Any, Final
 
 from benches.encode_jobs import decode_ranges, encode, encode_ranges, kernel
+from benches.organise_jobs import (
+    collect,
+    fill_half,
+    find_tagged,
+    maintain_idle,
+    mark,
+    put_tagged,
+    update_each,
+)
 from benches.peak import peak_bytes
 from benches.stream_jobs import claim_half, decode, first_ask, look, make_stream
 
@@ -546,14 +555,21 @@ def main() -> None:
 
 __all__ = [
     "claim_half",
+    "collect",
     "decode",
     "decode_ranges",
     "encode",
     "encode_ranges",
+    "fill_half",
+    "find_tagged",
     "first_ask",
     "kernel",
     "look",
+    "maintain_idle",
     "make_stream",
+    "mark",
+    "put_tagged",
+    "update_each",
 ]
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benches import compacting, large, opening, partials, small, trees
+from benches import compacting, large, opening, organising, partials, small, trees
 from benches.corpora import place
 from benches.encoding import encode, kernels
 from benches.encoding import ranges as streams
@@ -54,6 +54,10 @@ ROWS: Final[dict[str, Callable[[Bench], Report]]] = {
     "encode": encode,
     "streams": streams,
     "kernels": kernels,
+    "find": organising.find,
+    "update": organising.update,
+    "collect": organising.collect,
+    "idle": organising.idle,
     "compact": compacting.compact,
     "pause": compacting.pause,
 }
