@@ -178,6 +178,13 @@ class _Compaction:
         )
         chosen: list[Candidate] = []
         measured: dict[int, int] = {}
+        self._reinstate(  # where one broke off before it did so itself
+            [
+                segment
+                for segment, (_, state) in states.items()
+                if state == SEGMENT_SUPERSEDED and live.get(segment)
+            ]
+        )
         for segment in self._backend.segment_ids():
             _, state = states.get(segment, (0, SEGMENT_OPEN))
             found = self._disk.stat(segment_path(self._root, segment))
@@ -376,8 +383,9 @@ class _Compaction:
             sources = self._without_doubtful(sources)
             outlet.sync()
             self._switch(outlet, sources)
-            sources = [source for source in sources if self._is_empty(places, source)]
-            gone = self._retire(outlet, sources)
+            empty = [source for source in sources if self._is_empty(places, source)]
+            self._reinstate([source.segment for source in sources if source not in empty])
+            gone = self._retire(outlet, empty)
         except BaseException:
             outlet.abort()
             raise
@@ -462,6 +470,13 @@ class _Compaction:
         if left:
             self._kept[segment] = "the catalog still points into it"
         return not left
+
+    def _reinstate(self, segments: list[int]) -> None:
+        """Let segments count again that were superseded, and into which rows point: their loss must be noticed."""
+        if segments:
+            with self._backend.lock():
+                self._check_catalog()
+                compacting.reinstate(self._catalog, segments)
 
     def _retire(self, outlet: Outlet, sources: list[Source]) -> list[Source]:
         """Say in the log, and then in the catalog, that segments are of no use any more: from then on they may go."""

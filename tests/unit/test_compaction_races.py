@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from holdfast import compaction
+from holdfast.backend.log.layout import segment_path
 from holdfast.catalog import compacting
 from holdfast.chunking import Chunking
 from holdfast.errors import NoSpace
+from holdfast.facts import SEGMENT_SUPERSEDED
 from holdfast.store import Store
 from holdfast.types import Artifact
 
@@ -37,6 +39,17 @@ def drop(store: Store, artifacts: list[Artifact]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("holdfast.gc.collector.compact_segments", lambda *_, **__: None)
         assert store.gc(min_age_seconds=0).complete
+
+
+def check_loss_is_noticed(store: Store, segments: list[int]) -> None:
+    """What rows point into is missed when it goes."""
+    for segment in segments:
+        path = Path(segment_path(store._core.backend.root, segment))
+        aside = path.with_suffix(".aside")
+        path.rename(aside)
+        lost = store._core.backend.lost_segments(store._core.catalog.segments())
+        aside.rename(path)
+        assert [one[0] for one in lost] == [segment]
 
 
 def dump(store: Store) -> list[str]:
@@ -127,7 +140,15 @@ def test_documents_are_committed_while_their_segment_is_copied(store: Store) -> 
             may_apply.set()
             thread.join(20)
         assert len(found) == 900
-        assert any("points into it" in kept.reason for kept in report.kept)
+        kept = [one.segment for one in report.kept if "points into it" in one.reason]
+        assert kept
+        check_loss_is_noticed(store, kept)
+        with store._core.backend.lock():  # as if it had broken off before it looked again
+            rows = [(SEGMENT_SUPERSEDED, segment) for segment in kept]
+            sql = "UPDATE segments SET state = ? WHERE id = ?"
+            store._core.catalog._write(lambda cursor: cursor.executemany(sql, rows))
+        store.compact(1.0)
+        check_loss_is_noticed(store, kept)
         before = dump(store)
         store.compact()
         store.rebuild()

@@ -13,7 +13,16 @@ import apsw
 from holdfast.catalog.apply import apply_facts
 from holdfast.catalog.catalog import Catalog
 from holdfast.catalog.queries import BATCH_KEYS
-from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, FLAG_UNNAMED, DataPlace, Facts, Moves
+from holdfast.facts import (
+    FLAG_BLOB,
+    FLAG_CONDEMNED,
+    FLAG_UNNAMED,
+    SEGMENT_SEALED,
+    SEGMENT_SUPERSEDED,
+    DataPlace,
+    Facts,
+    Moves,
+)
 from holdfast.wire.record import ENTRY_BYTES, HEADER_BYTES
 
 RECORD_BYTES: Final = HEADER_BYTES + ENTRY_BYTES
@@ -148,6 +157,13 @@ def _move(cursor: apsw.Cursor, moves: Moves) -> None:
     for sql, rows in named:
         if rows:
             cursor.executemany(sql, sorted(rows))
+
+
+def reinstate(catalog: Catalog, segments: Iterable[int]) -> None:
+    """Take superseded segments for sealed again, durably: rows point into them."""
+    rows = [(SEGMENT_SEALED, segment, SEGMENT_SUPERSEDED) for segment in segments]
+    sql = "UPDATE segments SET state = ? WHERE id = ? AND state = ?"
+    catalog._write(lambda cursor: cursor.executemany(sql, rows), durable=True)
 
 
 def live_bytes(catalog: Catalog) -> dict[int, int]:
