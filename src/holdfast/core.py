@@ -252,7 +252,7 @@ class Core:
         digest = hash.digest if isinstance(hash, Hash) else hash
         row = self.catalog.find_blob(digest)
         if row is None:
-            raise BlobNotFound(f"there is no blob {digest.hex()}", hash=Hash(digest))
+            raise self._no_blob(digest)
         return row
 
     def claim(self, hash: Hash | bytes, format: int = 0) -> BlobRow:
@@ -265,8 +265,22 @@ class Core:
         digest = hash.digest if isinstance(hash, Hash) else hash
         row = self.catalog.claim(digest, format)
         if row is None:
-            raise BlobNotFound(f"there is no blob {digest.hex()}", hash=Hash(digest))
+            raise self._no_blob(digest)
         return row
+
+    def _no_blob(self, digest: bytes) -> BlobNotFound:
+        """Give the error for a blob that is not complete; of a partial one it says what is here."""
+        hex_ = digest.hex()
+        state = self.backend.partials.find(digest)
+        if state is None:
+            return BlobNotFound(f"there is no blob {hex_}", hash=Hash(digest))
+        return BlobNotFound(
+            f"blob {hex_} is partial, and all of it is needed: of its {state.size_bytes} bytes these leaves (of 1,024"
+            f" bytes) are here: {str(state.ranges) or 'none':.100}; `blobs.missing_ranges` says what to ask for",
+            hash=Hash(digest),
+            here=state.ranges,
+            size_bytes=state.size_bytes,
+        )
 
     def resolve(self, ref: Ref, *, claim: bool = False) -> BlobRow:
         """Give the blob that a reference names: a hash, an artifact or its id. `claim`: as that method does."""

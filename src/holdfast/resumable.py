@@ -136,6 +136,7 @@ class ResumableWriter:
             raise InvalidInput(f"bytes are needed, not {type(data).__name__}")
         piece = bytes(data)
         with _Ending(self):
+            self._blob.ingest.check_size(self.written_bytes + len(piece))
             self._pending.append(piece)
             self._pending_bytes += len(piece)
             if self._pending_bytes >= WINDOW_BYTES:

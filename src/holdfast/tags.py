@@ -9,7 +9,7 @@ from holdfast.catalog import TagEntry
 from holdfast.core import Core, entered
 from holdfast.errors import Conflict, InvalidHash, InvalidInput, TagNotFound
 from holdfast.finding import FORMATS, resumed
-from holdfast.types import BlobFormat, Hash, Tag, now_ms, to_datetime
+from holdfast.types import HASH_BYTES, BlobFormat, Hash, Tag, now_ms, to_datetime
 from holdfast.wire.document import TagDocument, encode_tag
 from holdfast.wire.record import Kind
 from holdfast.words import check_text
@@ -32,8 +32,8 @@ class Tags:
     ) -> Tag:
         """Give a name to a hash, in place of what it named before. `BlobNotFound` when the blob is not here.
 
-        `format="hash_seq"` keeps the children too. Naming what it names already writes nothing. `if_revision`:
-        `Conflict` when the tag is at another one; 0: when there is one.
+        `format="hash_seq"` keeps the children too; `InvalidInput` where it can be none. Naming what it names already
+        writes nothing. `if_revision`: `Conflict` when the tag is at another one; 0: when there is one.
         """
         wanted = _checked_format(format)
         if not isinstance(hash, Hash):
@@ -42,7 +42,11 @@ class Tags:
         with core.changing() as group:
             old = core.catalog.find_tag(_checked(name))
             _check_revision(name, old, if_revision)
-            core.claim(hash, wanted)
+            row = core.claim(hash, wanted)
+            if wanted and row.size % HASH_BYTES:
+                raise InvalidInput(
+                    f"{hash} is no hash seq: its {row.size} bytes are not hashes of {HASH_BYTES}", hash=hash
+                )
             if old is not None and not old.deleted and (old.hash, old.format) == (hash.digest, wanted):
                 return _view(old)
             entry = _append(group, name, hash.digest, wanted, old, deleted=False)

@@ -80,3 +80,39 @@ def test_rm_shows_the_forecast_before_it_asks(cli: Cli, tmp_path: Path) -> None:
     os.close(leader)
     assert b"will be free after 24 h [y/N]" in said
     assert b"nothing was deleted" in said
+
+
+def test_what_a_deletion_gives_is_said_without_a_question(cli: Cli) -> None:
+    a, b = cli.put(BYTES), cli.put(BYTES[:100_000] + b"end")
+    for words in (["rm", a], ["rm", "-y", a]):
+        said = cli(*words).error
+        assert "1 artifact deleted; " in said
+        assert "will be free after 24 h; " in said
+        assert "are shared and stay" in said
+        cli("restore", a)
+    documents = cli("--json", "rm", a, b).documents
+    assert [one["id"] for one in documents] == [a, b]
+    for one in documents:
+        assert one["summary"].startswith("2 artifacts deleted; ")
+        assert one["forecast"]["artifacts"] == 2
+        assert one["forecast"]["freed_bytes"] > 0
+    assert "2 deleted artifacts, " in cli("gc").text
+    assert "can still be restored" in cli("gc").text
+    assert "can still be restored" not in cli("gc", "--min-age", "0").text
+
+
+def test_why_takes_the_beginning_of_a_hash(cli: Cli) -> None:
+    id_ = cli.put(BYTES)
+    hash_ = cli("--json", "info", id_).document["hash"]
+    for text in (hash_[:8], hash_[:8].upper(), f"blake3:{hash_[:8]}", id_, hash_):
+        assert cli("-q", "why", text).lines == [f"artifact {id_}"]
+    assert "begins with deadbeef" in cli("why", "deadbeef", code=3).error
+
+
+def test_a_scrub_that_was_cut_short_does_not_call_the_store_sound(cli: Cli) -> None:
+    cli.put(BYTES)
+    said = cli("scrub", "--max", "0").text
+    assert "sound" not in said
+    assert "NOT ALL OF IT WAS READ" in said
+    assert "store: sound" in cli("scrub").text
+    assert "--rate 0" in cli("scrub", "--rate", "0", code=2).error

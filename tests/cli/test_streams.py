@@ -147,3 +147,14 @@ def test_a_read_only_store_can_be_sent_from(cli: Cli, tmp_path: Path) -> None:
     finally:
         for path in (cli.store, *cli.store.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_what_is_no_hash_seq_is_refused_before_it_is_out(cli: Cli) -> None:
+    noise = random.Random(8).randbytes(3_200_000)
+    hash_ = cli("--json", "info", cli.put(noise)).document["hash"]
+    failed = cli("encode", hash_, "--children", code=2)
+    assert "is no hash seq, as it seems" in failed.error
+    assert not failed.text
+    cli("encode", hash_)
+    cli("tag", "set", "seq", hash_, "--hash-seq")  # somebody says so: it is believed, and a child is missing
+    assert "is no hash seq" not in cli("encode", hash_, "--children", code=3).error

@@ -53,12 +53,17 @@ def scrub(state: State, resume: bool, rate: int | None, max_bytes: int | None) -
     What is damaged goes into quarantine: `repair` brings it back. After Ctrl-C, or --max, --resume goes on.
     """
     from holdfast.cli.progress import Bar
+    from holdfast.errors import InvalidInput
 
+    if rate == 0:
+        raise InvalidInput(
+            "--rate 0 would never end: give 1 and more, or no --rate to read as fast as it goes"
+        )
     with state.open(reads=True) as store, Bar(state.quiet or state.json) as bar:
         report = store.scrub(progress=bar, resume=resume, bytes_per_second=rate, max_bytes=max_bytes)
 
     def show() -> None:
-        _show("store", report)
+        _show("store", report, is_whole=report.complete)
         if not report.complete:
             done = f"{size(report.pass_bytes)} of {size(report.total_bytes)}"
             out(f"  {done} are checked, {plural(report.pass_problems, 'problem')} found; --resume goes on")
@@ -150,12 +155,13 @@ def health(state: State) -> int:
     return 0 if h.ok else DAMAGED
 
 
-def _show(what: str, report: VerifyReport) -> None:
+def _show(what: str, report: VerifyReport, *, is_whole: bool = True) -> None:
     checked = f"{size(report.checked_bytes)} in {plural(report.checked_blobs, 'blob')}"
     rate = f", {size(int(report.checked_bytes / report.seconds))}/s" if report.seconds > 0.05 else ""
     took = f"{seconds(report.seconds)}{rate}"
     if report.ok:
-        out(f"{escape(what)}: sound ({checked} checked in {took})")
+        found = "sound" if is_whole else "nothing damaged so far, and NOT ALL OF IT WAS READ"
+        out(f"{escape(what)}: {found} ({checked} checked in {took})")
         return
     count = max(report.problem_count, len(report.problems))
     out(f"{escape(what)}: DAMAGED, {plural(count, 'problem')} ({checked} checked in {took})")

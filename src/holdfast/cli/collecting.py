@@ -10,9 +10,11 @@ from holdfast.cli.base import command
 from holdfast.cli.output import State, escape, note, out, plural, size, when
 
 if TYPE_CHECKING:
+    from holdfast.store import Store
     from holdfast.types import Chain, Forecast, GcReport
 
 SHOWN = 20
+SUMMED = 10_000
 
 
 @command("gc", example="holdfast gc\nholdfast gc --dry-run\nholdfast gc --min-age 0")
@@ -38,10 +40,28 @@ def gc(state: State, dry_run: bool, min_age_seconds: float | None, max_batches: 
         report = store.gc(
             dry_run=dry_run, min_age_seconds=min_age_seconds, max_batches=max_batches, progress=bar
         )
-    state.answer(report.to_dict(), lambda: _show(report))
+        restorable = None if state.json or state.quiet or dry_run else _restorable(store)
+
+    def show() -> None:
+        _show(report)
+        if restorable is not None:
+            out(restorable)
+
+    state.answer(report.to_dict(), show)
     if state.quiet and not state.json:
         for hash_ in report.blobs:
             out(str(hash_))
+
+
+def _restorable(store: Store) -> str | None:
+    """Say what was deleted and is still within its undo window."""
+    count = store.count(deleted=True)
+    if not count:
+        return None
+    total = ""
+    if count <= SUMMED:
+        total = f", {size(sum(artifact.size_bytes for artifact in store.find(deleted=True)))},"
+    return f"{plural(count, 'deleted artifact')}{total} can still be restored (`holdfast ls --deleted`)"
 
 
 def _show(report: GcReport) -> None:
@@ -72,16 +92,10 @@ def _show(report: GcReport) -> None:
 @click.argument("ref", metavar="HASH")
 def why(state: State, ref: str) -> None:
     """Show what keeps a blob or a chunk: each chain from an artifact, tag or lease down to it."""
-    from holdfast.cli.refs import resolve
-    from holdfast.types import Hash
+    from holdfast.cli.refs import resolve_hash
 
     with state.open(reads=True) as store:
-        try:
-            hash_ = Hash.parse(ref)
-        except ValueError:
-            found = resolve(store, ref)
-            hash_ = found if isinstance(found, Hash) else found.hash
-        chains = store.why(hash_)
+        chains = store.why(resolve_hash(store, ref))
     if not chains and not state.json:
         note("nothing keeps it: the next gc takes it, once its undo window is over")
     for chain in chains:

@@ -29,6 +29,22 @@ def resolve(store: holdfast.Store, text: str) -> Artifact | Hash:
     return resolve_artifact(store, text)
 
 
+def resolve_hash(store: holdfast.Store, text: str) -> Hash:
+    """Give the hash that is meant where only hashes make sense: digits begin a blob's hash before an artifact's id."""
+    from holdfast.types import Hash
+
+    if re.fullmatch(rf"[0-9a-fA-F]{{{MIN_DIGITS},63}}", text):
+        try:
+            return _by_hash_prefix(store, text)
+        except BlobNotFound as error:
+            try:
+                return resolve_artifact(store, text).hash
+            except (NotFound, InvalidInput):
+                raise error from None
+    found = resolve(store, text)
+    return found if isinstance(found, Hash) else found.hash
+
+
 def resolve_artifact(store: holdfast.Store, text: str, *, deleted: bool = False) -> Artifact:
     """Give the one artifact that a REF names, for commands that a bare blob would make no sense to."""
     try:

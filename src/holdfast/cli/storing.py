@@ -11,7 +11,7 @@ import click
 
 from holdfast.cli.base import Size, command, metadata
 from holdfast.cli.collecting import outlook
-from holdfast.cli.output import State, asks, confirm, display_name, escape, note, out, plural, size
+from holdfast.cli.output import State, confirm, display_name, escape, note, out, plural, size
 from holdfast.errors import InvalidInput, PermissionDenied, SourceNotFound
 
 if TYPE_CHECKING:
@@ -180,20 +180,27 @@ def rm(state: State, refs: tuple[str, ...], dry_run: bool, yes: bool, force: boo
 
     with state.open(use_reserve=not dry_run) as store:
         doomed = list({a.id: a for a in (resolve_artifact(store, ref) for ref in refs)}.values())
-        forecast = _forecast(store, doomed) if dry_run or (not yes and asks()) else None
+        forecast = None if state.quiet else _forecast(store, doomed)
         question = f"delete {_named(doomed)}? {outlook(forecast)}".rstrip()
         if not dry_run and not confirm(question, yes):
             note("nothing was deleted")
             return 1
         if not dry_run:
             store.delete(*(artifact.id for artifact in doomed), force=force)
+        outcome = f"; {outlook(forecast)}" if forecast is not None else ""
+        summary = f"{plural(len(doomed), 'artifact')} {'would be deleted' if dry_run else 'deleted'}{outcome}"
+        # What is foreseen is of all of them together: what they share among themselves goes with them.
+        common = {
+            "deleted": not dry_run,
+            "dry_run": dry_run,
+            "summary": summary,
+            "forecast": None if forecast is None else forecast.to_dict(),
+        }
         for artifact in doomed:
             verb = "would delete" if dry_run else "deleted"
-            _done(state, artifact, verb, {"id": artifact.id, "deleted": not dry_run, "dry_run": dry_run})
+            _done(state, artifact, verb, {"id": artifact.id, **common})
         if not state.json and not state.quiet:
-            outcome = f"; {outlook(forecast)}" if forecast is not None else ""
-            verb = "would be deleted" if dry_run else "deleted"
-            note(f"{plural(len(doomed), 'artifact')} {verb}{outcome}", plain=True)
+            note(summary, plain=True)
     return 0
 
 

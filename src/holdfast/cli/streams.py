@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -13,9 +14,12 @@ from holdfast.cli.output import State, escape, note, out, out_bytes, size
 from holdfast.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from holdfast import Store
     from holdfast.cli.progress import Bar
     from holdfast.ranges import ChunkRanges
+    from holdfast.types import Hash
 
+LOOKED_AT = 16
 _RANGES = click.option(
     "--range",
     "byte_ranges",
@@ -48,6 +52,7 @@ def encode(state: State, ref: str, byte_ranges: tuple[tuple[int, int | None], ..
         hash_ = whole_hash(store, ref)
         ranges = _ranges(byte_ranges, children)
         if children:
+            _check_seq(store, hash_)
             out_bytes(_watched(store.blobs.encode_seq(hash_), bar, None))
             return
         total = store.blobs.info(hash_).size_bytes if ranges is None else None
@@ -118,6 +123,22 @@ def decode(
         if name is not None and named is None:
             note(f"not all of it is here: it was not tagged {escape(name)}")
     return 0
+
+
+def _check_seq(store: Store, hash_: Hash) -> None:
+    """Refuse what is none before all of it is out: none of its first children is here, and nobody calls it one."""
+    first = list(islice(store.blobs.children(hash_), LOOKED_AT))
+    if not first or any(store.blobs.status(child) != "missing" for child in first):
+        return
+    if any(artifact.format == "hash_seq" for artifact in store.find(hash=hash_)):
+        return
+    if any(tag.hash == hash_ and tag.format == "hash_seq" for tag in store.tags.list()):
+        return
+    raise InvalidInput(
+        f"{hash_} is no hash seq, as it seems: no blob is here of the first {len(first)} that it would name, and no"
+        " artifact or tag says that it is one. Without --children it is sent by itself",
+        hash=hash_,
+    )
 
 
 def _ranges(given: Iterable[tuple[int, int | None]], children: bool) -> ChunkRanges | None:

@@ -34,8 +34,10 @@ class TagsContract(ContractBase):
         assert store.tags.set("latest", hash_).revision == 3
 
     def test_setting_again_replaces_and_the_same_writes_nothing(self, store: Store) -> None:
-        one, two = blob(store, b"one"), blob(store, b"two")
+        one, two = blob(store, b"one"), blob(store, b"2" * 64)
         first = store.tags.set("t", one)
+        with pytest.raises(InvalidInput):  # three bytes are no hashes
+            store.tags.set("t", one, "hash_seq")
         assert store.tags.set("t", one) == first
         second = store.tags.set("t", two, "hash_seq")
         assert (second.hash, second.format, second.revision) == (two, BlobFormat.HASH_SEQ, 2)
@@ -55,7 +57,7 @@ class TagsContract(ContractBase):
         store.tags.set("t", one, if_revision=0)
 
     def test_rename_is_one_step(self, store: Store) -> None:
-        one, two = blob(store, b"one"), blob(store, b"two")
+        one, two = blob(store, b"1" * 32), blob(store, b"two")
         store.tags.set("a", one, "hash_seq")
         store.tags.set("b", two)
         with pytest.raises(Conflict):

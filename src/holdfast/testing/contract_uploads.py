@@ -166,9 +166,8 @@ class UploadsContract(ContractBase):
             writer = store.writer("a", resumable=True)
             writer.write(bytes(30_000))
             writer.checkpoint()
-            writer.write(bytes(30_000))
-            with pytest.raises(TooLarge):
-                writer.commit()
+            with pytest.raises(TooLarge):  # as soon as it is known
+                writer.write(bytes(30_000))
             with store.writer(resume=writer.token) as writer:
                 assert writer.offset_bytes == 30_000
                 writer.write(bytes(20_000))

@@ -145,8 +145,9 @@ def _not_available(hash_: bytes, state: PartialState, missing: ChunkRanges) -> R
     here = (
         str(state.ranges) if len(state.have.boundaries) <= 20 else f"{len(state.have.boundaries) // 2} ranges"
     )
+    asked = f"{missing!s:.100}".replace(str(ChunkRanges.last()), "the last leaf, which proves the size")
     return RangeNotAvailable(
-        f"of the partial blob {hash_.hex()} the leaves {missing!s:.100} are not here (here are: {here or 'none'})",
+        f"of the partial blob {hash_.hex()} the leaves {asked} are not here (here are: {here or 'none'})",
         hash=Hash(hash_),
         missing=missing,
         here=state.ranges,
