@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import Final, NamedTuple
 from unittest.mock import patch
 
-from holdfast import filling, importing
+from holdfast import compaction, filling, importing
 from holdfast._native import blake3
 from holdfast.store import Store
 from holdfast.testing.checks import Piece
@@ -258,6 +258,24 @@ def _compact(store: Store, ledger: Ledger) -> None:
     attempt(lambda: store.compact(0.1))
 
 
+class _Compact(Script):
+    """A compaction that moves its rows in several transactions, between which others write."""
+
+    def __init__(self) -> None:
+        super().__init__("compact", _worn, _compact)
+
+    def run(self, world: World, disk: FaultyDisk) -> None:
+        with small_switches():
+            super().run(world, disk)
+
+
+@contextmanager
+def small_switches() -> Iterator[None]:
+    """Let a compaction move three rows in a transaction."""
+    with patch.object(compaction, "SWITCHED_ROWS", 3):
+        yield
+
+
 class _CompactBeside(Script):
     """A compaction breaks, while another process has the store open, reads, and goes on writing."""
 
@@ -265,7 +283,7 @@ class _CompactBeside(Script):
         super().__init__("compact_beside", _worn, _compact)
 
     def run(self, world: World, disk: FaultyDisk) -> None:
-        with world.open() as live, live.open(world.ledger.ids["worn-1"]) as file:
+        with small_switches(), world.open() as live, live.open(world.ledger.ids["worn-1"]) as file:
             file.read(1_000)
             world.ledger.put(live, piece("beside-1", 3_000))
             try:
@@ -312,7 +330,7 @@ SCRIPTS: Final = {
         _Import("import", _nothing, _import),
         _Import("import_on", _half_imported, _import_on),
         _RebuildBeside(),
-        Script("compact", _worn, _compact),
+        _Compact(),
         _CompactBeside(),
     )
 }

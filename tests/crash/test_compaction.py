@@ -12,14 +12,16 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from holdfast.catalog import compacting
+from holdfast.errors import Unavailable
 from holdfast.store import Store
 from holdfast.testing.checks import Ledger, check_store
 from holdfast.testing.processes import Torturer
-from tests.crash.scripts import _wear, _worn
+from tests.crash.scripts import SCRIPTS, _wear, _worn, small_switches
 from tests.crash.world import (
     CHUNKING,
     DEEP,
@@ -61,6 +63,7 @@ def test_the_power_fails_while_it_compacts(batch: int) -> None:
         rng = random.Random(seed)
         with (
             replay("tests/crash/test_compaction.py::test_the_power_fails_while_it_compacts[0]", seed),
+            small_switches(),
             new_world() as world,
         ):
             _worn(world)
@@ -84,6 +87,45 @@ def test_the_power_fails_while_it_compacts(batch: int) -> None:
             # What was only there is kept, an older copy of the catalog comes back, as from a backup.
             world.catalog = rng.choice(catalogs)
             world.check(world.disk, world.copy_catalog())
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("dies", [True, False])
+@pytest.mark.parametrize("name", ["compact", "compact_beside"])
+def test_it_breaks_between_two_transactions(name: str, dies: bool, after: bool) -> None:
+    """At each one in which rows are moved, which the disk does not see: the process dies, or hears of an error."""
+    test = f"tests/crash/test_compaction.py::test_it_breaks_between_two_transactions[{name}-{dies}-{after}]"
+    script, switch = SCRIPTS[name], compacting.switch
+    done = 0
+
+    def broken(disk: FaultyDisk, at: int, *what: Any) -> None:
+        nonlocal done
+        done += 1
+        if done != at or after:
+            switch(*what)
+        if done == at and dies:
+            disk.crash()
+            raise SimulatedCrash("between two transactions")
+        if done == at:
+            raise Unavailable("the catalog is busy")
+
+    with new_world() as base:
+        script.prepare(base)
+        at, total = 0, 1
+        while at < total:  # 0: how many there are
+            world, done = base.twin(), 0
+            disk = FaultyDisk(world.disk)
+            with replay(test, site=at), patch.object(compacting, "switch", partial(broken, disk, at)):
+                try:
+                    with suppress(SimulatedCrash):
+                        attempt(partial(script.run, world, disk))
+                    total = max(total, done + 1)
+                    if at:
+                        world.check_all(random.Random(SEED + at))
+                finally:
+                    world.end()
+            at += 1
+        assert total > 10
 
 
 def test_the_command_is_killed_again_and_again(tmp_path: Path) -> None:
