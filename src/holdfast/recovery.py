@@ -12,6 +12,8 @@ import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.recovery import Recovery
 from holdfast.catalog import Catalog, CatalogUnusable, compacting
@@ -23,6 +25,8 @@ from holdfast.types import Problem, Progress, ProgressCallback, RecoveryStats
 log = logging.getLogger("holdfast")
 
 MAX_PROBLEMS = 10_000
+UNREAD = "unread_stretches"
+"""In `meta`: places of damage that is older than the catalog, which so never read what stood there."""
 
 
 class CatalogKeeper:
@@ -137,6 +141,11 @@ class CatalogKeeper:
             else:
                 self._renew()
 
+    def unread(self) -> set[int]:
+        """Give the places of damage of which the catalog never knew what it was."""
+        raw = self.current().get_meta(UNREAD)
+        return set(msgspec.json.decode(raw, type=list[int])) if isinstance(raw, bytes) else set()
+
     def close(self) -> None:
         """Close the catalog, and those that it took the place of: nobody asks any more."""
         self._catalog = None
@@ -188,6 +197,7 @@ class CatalogKeeper:
                     self._rebuild_in_memory("it is behind storage")
                     return
                 catalog.apply_all(recovery.facts())
+                self._note_unread(recovery)
                 self._note(recovery)
                 recovery.finish()
         finally:
@@ -218,6 +228,7 @@ class CatalogKeeper:
                     aside.discard()
                     raise
                 catalog = self._take(Catalog.open(self._path, backend.store.id))
+            self._note_unread(recovery)
             self._note(recovery)
             recovery.finish()
         finally:
@@ -250,6 +261,17 @@ class CatalogKeeper:
             self._note(recovery)
         finally:
             recovery.close()
+
+    def _note_unread(self, recovery: Recovery) -> None:
+        """Keep where damage hides what was never read."""
+        places = {
+            problem.segment << 32 | problem.offset_bytes
+            for problem in recovery.problems
+            if problem.segment is not None and problem.offset_bytes is not None
+        }
+        known = self.unread()
+        if self._catalog is not None and not self._backend.read_only and places - known:
+            self._catalog.set_meta(UNREAD, msgspec.json.encode(sorted(places | known)[:MAX_PROBLEMS]))
 
     def _note(self, recovery: Recovery) -> None:
         known = set(self.problems)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from holdfast import _native
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.layout import segment_path
-from holdfast.backend.log.segment import read_tail, scan_records
+from holdfast.backend.log.segment import read_tail, scan_records, slice_entries
 from holdfast.errors import FormatError
 from holdfast.types import now_ms
 from holdfast.wire.record import (
@@ -38,6 +38,7 @@ from holdfast.wire.record import (
 
 MAX_MENDED_BYTES: Final = 16 << 10
 """Up to this length a flipped bit is looked for by trying each: a second at most."""
+UNKNOWN: Final = "no record, and what it was is not known"
 MAX_BITS: Final = 24
 """How many bits of a header may differ from what follows from its payload: the payload's hash stands in it."""
 
@@ -66,10 +67,15 @@ def mend_bit(data: bytes, is_right: Callable[[bytes], bool]) -> bytes | None:
     return None
 
 
+CopyOf = Callable[[int, int, int, bytes], bytes | None]
+"""(segment, start, stop, entries of what follows): what stands there in a copy of the very same segment."""
+
+
 class Framing:
     """One segment, held by its lock if nobody else writes it."""
 
-    def __init__(self, backend: LogBackend, segment: int, applied: int) -> None:
+    def __init__(self, backend: LogBackend, segment: int, applied: int, copy_of: CopyOf) -> None:
+        self._copy_of = copy_of
         self._disk = backend.disk
         self._store_id = backend.store.id
         self._segment = segment
@@ -172,22 +178,32 @@ class Framing:
         parts: list[bytes] = []
         at = SEGMENT_HEADER_BYTES
         gap: int | None = None
+        gaps: list[tuple[int, int]] = []
         for found in scan_records(self._disk, self._handle, self._segment, SEGMENT_HEADER_BYTES, stop):
             if gap is not None and found.start > gap:
-                parts += self._close_gap(gap, found.start)
+                gaps.append((gap, found.start))
                 gap = None
             parts.append(found.entries)
             at = found.stop
             if found.trouble:
                 gap = at if gap is None else gap
         if gap is not None:
-            parts += self._close_gap(gap, stop)
-        return b"".join(parts)
+            gaps.append((gap, stop))
+        entries = b"".join(parts)
+        for start, end in gaps:
+            later = slice_entries(entries, start, 1 << 32)
+            entries = slice_entries(entries, 0, start) + b"".join(self._close_gap(start, end, later)) + later
+        return entries
 
-    def _close_gap(self, start: int, stop: int) -> list[bytes]:
+    def _close_gap(self, start: int, stop: int, later: bytes) -> list[bytes]:
         entry = self._guess(start, stop)
         if entry is None:
-            self._left.append((start, "no record, and what it was is not known"))
+            whole = self._copy_of(self._segment, start, stop, later)
+            if whole is not None:
+                self._write(whole, start, "stretch")
+                self._has_facts = True
+                return [_native.scan(whole, self._segment, start, deep=True)[0]]
+            self._left.append((start, UNKNOWN))
             return []
         payload = self._read(entry.stored_bytes, entry.offset + HEADER_BYTES)
         self._write(_header(self._segment, entry, payload), start, "header")
@@ -263,12 +279,18 @@ class Framing:
             mended = mend_bit(payload, lambda trial, want=entry.hash: _native.blake3(trial) == want)  # type: ignore[misc]
             if entry.kind == Kind.CLOSE and mended is None:
                 mended = bytes(16)
+            if mended is None:
+                later = slice_entries(entries, entry.offset, 1 << 32)
+                whole = self._copy_of(self._segment, entry.offset, entry.stop, later)
+                if whole is not None and _native.blake3(whole[HEADER_BYTES:]) == entry.hash:
+                    mended = whole[HEADER_BYTES:]
             if mended is None or (entry.kind == Kind.COMMIT and parse_commit(mended) is None):
                 self._left.append(
                     (entry.offset, f"a record ({Kind(entry.kind).name.lower()}) whose bytes are gone")
                 )
                 continue
-            self._write(mended, entry.offset + HEADER_BYTES, Kind(entry.kind).name.lower())
+            record = _header(self._segment, entry, mended) + mended
+            self._write(record, entry.offset, Kind(entry.kind).name.lower())
             self._has_facts = True
         return entries
 

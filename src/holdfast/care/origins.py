@@ -10,11 +10,14 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
+from holdfast import _native
 from holdfast.backend.log.payloads import matches
+from holdfast.care.compare import read_segment
 from holdfast.care.rows import Row, iter_rows
 from holdfast.core import MENDABLE
 from holdfast.errors import HoldfastError, InvalidInput, SourceNotFound
 from holdfast.types import Hash
+from holdfast.wire.record import Kind, iter_entries
 
 if TYPE_CHECKING:
     from holdfast.store import Store
@@ -41,6 +44,12 @@ class Origin(Protocol):
 
     def rows(self) -> Iterable[Row]:
         """Give the rows of what it has under names."""
+
+    def stretch(self, store_id: bytes, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
+        """Give the whole records of this stretch of a segment, where it is a copy of the very same segment.
+
+        `later`: entries of what stands behind. A commit among them that is here too proves it: its id is random.
+        """
 
     def close(self) -> None:
         """Let go of it."""
@@ -84,6 +93,23 @@ class StoreOrigin:
 
     def rows(self) -> Iterator[Row]:
         return iter_rows(self._store._core.catalog)
+
+    def stretch(self, store_id: bytes, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
+        core = self._store._core
+        if core.backend.store.id != store_id:
+            return None
+        try:
+            index = read_segment(core, segment)
+            if index is None or stop > index.size_bytes:
+                return None
+            ids = {entry for entry in iter_entries(index.entries) if entry.kind == Kind.COMMIT}
+            if not any(entry in ids for entry in iter_entries(later) if entry.kind == Kind.COMMIT):
+                return None
+            data = core.backend.payloads.handles.read(segment, start, stop - start)
+        except (HoldfastError, OSError):
+            return None
+        _, consumed, _ = _native.scan(data, segment, start, deep=True)
+        return data if consumed == stop - start == len(data) else None
 
     def close(self) -> None:
         if self._owned:
@@ -130,6 +156,9 @@ class FileOrigin:
 
     def rows(self) -> tuple[Row, ...]:
         return ()
+
+    def stretch(self, store_id: bytes, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
+        return None
 
     def close(self) -> None:
         pass

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from holdfast import _native
 from holdfast.backend.log.commit import Group
 from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.payloads import OFFSET_MASK, Place
+from holdfast.backend.log.segment import slice_entries
 from holdfast.bao import OutboardBuilder
 from holdfast.care.compare import Lack, iter_missing, read_segment
-from holdfast.care.framing import Framing, mend_bit
+from holdfast.care.framing import UNKNOWN, Framing, mend_bit
 from holdfast.care.origins import Origin, right
 from holdfast.care.rows import Row, iter_rows, rows_at
 from holdfast.care.wanted import Owner, Wanted, find_owners, find_wanted, lost_segments
@@ -52,7 +53,15 @@ GROUP_BYTES: Final = 2 << 20
 MAX_LISTED: Final = 10_000
 HERE: Final = "this store"
 COMPUTED: Final = "computed"
+COPY: Final = "another copy of this store"
 CATALOG: Final = "the catalog"
+
+
+class Torn(NamedTuple):
+    """Where something is no record any more, or a commit's bytes are gone."""
+
+    place: int
+    what: str
 
 
 class Repair:
@@ -70,6 +79,7 @@ class Repair:
         self._fetched = 0
         self._documents: dict[bytes, tuple[bytes, str]] | None = None
         self._owners: dict[bytes, list[Owner]] = {}
+        self._torn: list[Torn] = []
 
     def run(self, *, give_up: bool) -> RepairReport:
         started = time.monotonic()
@@ -78,7 +88,7 @@ class Repair:
         with self._backend.operation():
             self._mend_framing()
             lost = lost_segments(self._core)
-            wanted = find_wanted(self._core, lost)
+            wanted = find_wanted(self._core, lost, {one.place >> 32 for one in self._torn})
             self._owners = find_owners(self._core, {one.hash for one in wanted})
             left = [one for one in wanted if not self._bring_back(one)]
             self._commit()
@@ -94,6 +104,7 @@ class Repair:
                 for one in left:
                     if one.place is not None:
                         self._release(self._group(0), one, "given up")
+            self._settle(left, give_up)
             kept = {one.place >> 32 for one in left if one.place is not None} if not give_up else set()
             gone = [segment for segment in lost if segment not in kept]
             if gone:
@@ -123,30 +134,64 @@ class Repair:
         restored = False
         for segment in sorted(doubtful & set(self._backend.segment_ids())):
             applied, state = known.get(segment, (0, SEGMENT_OPEN))
-            framing = Framing(self._backend, segment, applied)
+            framing = Framing(self._backend, segment, applied, self._copy_of)
             try:
                 found = framing.mend()
             finally:
                 framing.close()
-            path = segment_path(self._backend.root, segment)
             for offset, what in found.done:
-                self._note(what, None, segment, offset, COMPUTED)
-            for offset, what in found.left:
-                if (segment << 32 | offset) not in {place for place, _, _ in catalog.quarantined(segment)}:
-                    self._missing.append(
-                        Problem(
-                            kind="corrupt_segment",
-                            message=what,
-                            segment=segment,
-                            offset_bytes=offset,
-                            path=path,
-                        )
-                    )
-            if not found.left and state == SEGMENT_QUARANTINED:
+                self._note(what, None, segment, offset, COPY if what == "stretch" else COMPUTED)
+            repaired = catalog.repaired(segment)
+            left = [(offset, what) for offset, what in found.left if offset not in repaired]
+            self._torn += [Torn(segment << 32 | offset, what) for offset, what in left]
+            if not left and state == SEGMENT_QUARANTINED:
                 catalog.set_segment_state(segment, SEGMENT_SEALED if found.sealed else SEGMENT_OPEN)
             restored |= found.has_facts or (bool(found.done) and state == SEGMENT_SUPERSEDED)
         if restored:  # what a rebuild had to leave out is there again
             self._core.keeper.replace("records were put back")
+
+    def _copy_of(self, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
+        """Give a stretch of a segment from another copy of this very store; not one that was let go of."""
+        if start in self._core.catalog.repaired(segment):
+            return None
+        for origin in self._origins:
+            data = origin.stretch(self._backend.store.id, segment, start, stop, later)
+            if data is not None:
+                self._fetched += len(data)
+                return data
+        return None
+
+    def _settle(self, left: Sequence[Wanted], give_up: bool) -> None:
+        """Let go of stretches in which no record is, once all that stood there and counts is stored anew.
+
+        A catalog that was made after the damage does not know what that was: then they stay, until they are given up.
+        """
+        waiting = {one.place >> 32 for one in left if one.place is not None}
+        unread = self._core.keeper.unread()
+        kept: set[int] = set()
+        for torn in self._torn:
+            segment = torn.place >> 32
+            if give_up or not (segment in waiting or (torn.what == UNKNOWN and torn.place in unread)):
+                reason = "given up" if give_up else "nothing there counts any more"
+                self._release(self._group(0), Wanted(torn.place, b"", 0, 0, 0, None, ""), reason)
+                if not give_up:
+                    self._note("stretch", None, segment, torn.place & OFFSET_MASK, HERE)
+                continue
+            kept.add(segment)
+            self._missing.append(
+                Problem(
+                    kind="corrupt_segment",
+                    message=torn.what,
+                    segment=segment,
+                    offset_bytes=torn.place & OFFSET_MASK,
+                    path=segment_path(self._backend.root, segment),
+                )
+            )
+        self._commit()
+        known = self._core.catalog.segments()
+        for segment in {torn.place >> 32 for torn in self._torn} - kept:
+            if known.get(segment, (0, SEGMENT_OPEN))[1] == SEGMENT_QUARANTINED:
+                self._core.catalog.set_segment_state(segment, SEGMENT_SEALED)  # nobody appends there again
 
     # -- bringing back
 
@@ -161,8 +206,11 @@ class Repair:
                 return False
             self._append_payload(one, *found)
             return True
-        document = self._document(one)
+        document = self._document(one) if one.kind else None
         if document is None:
+            if one.row is None and not one.kind and one.place not in self._core.keeper.unread():
+                self._release(self._group(0), one, "nothing needs it")  # it was told anew since
+                return True
             return False
         self._append_document(one, *document)
         return True
@@ -257,7 +305,20 @@ class Repair:
                 if document is not None and _native.blake3(document) == one.hash:
                     return document, origin.name
             return None
-        return self._all_documents().get(one.hash)
+        return self._all_documents().get(one.hash) or self._from_copy(one)
+
+    def _from_copy(self, one: Wanted) -> tuple[bytes, str] | None:
+        """Give a payload as another copy of this very store has it at the same place."""
+        index = None if one.place is None else read_segment(self._core, one.place >> 32)
+        if one.place is None or index is None:
+            return None
+        start = one.place & OFFSET_MASK
+        for entry in iter_entries(slice_entries(index.entries, start, start + 1)):
+            later = slice_entries(index.entries, start, 1 << 32)
+            record = self._copy_of(one.place >> 32, start, entry.stop, later)
+            if record is not None and _native.blake3(record[HEADER_BYTES:]) == one.hash:
+                return record[HEADER_BYTES:], COPY
+        return None
 
     def _raw(self, one: Wanted) -> bytes | None:
         """Read a damaged payload as it lies."""

@@ -164,6 +164,7 @@ class Scrub:
             found += [problem] if problem is not None else []
             if index.sealed and not index.problems:
                 found += self._gaps(index, path)
+            found = [p for p in found if not p.offset_bytes or p.offset_bytes not in repaired]
             if self.position.offset == 0:
                 for one in found:
                     self._report.add(one)
@@ -248,9 +249,9 @@ class Scrub:
         )
         for number, why in sorted(bad.items()):
             entry = run[number]
+            if entry.offset in repaired:
+                continue  # nobody's: where there is no index that tells what it was, a gap is met here
             broken |= why == "header" or entry.kind not in KEPT
-            if entry.offset in repaired and why != "header":
-                continue
             if entry.kind in KEPT:
                 self._backend.payloads.note(segment << 32 | entry.offset, entry.hash, f"scrub: {why}")
             self._report.add(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from holdfast import _native
 from holdfast.backend.log.payloads import OFFSET_MASK
 from holdfast.care.compare import read_segment
 from holdfast.care.rows import Row, iter_rows, rows_at
+from holdfast.catalog.damage import NOWHERE
 from holdfast.core import MENDABLE, Core
 from holdfast.errors import HoldfastError
 from holdfast.facts import FLAG_BLOB, KIND_BLOB, KIND_MASK, KIND_SHIFT
@@ -47,10 +49,14 @@ def lost_segments(core: Core) -> list[int]:
     return [segment for segment, _, _ in core.backend.lost_segments(known)]
 
 
-def find_wanted(core: Core, lost: Sequence[int]) -> list[Wanted]:
-    """Give what is to be stored anew; what stood in lost segments goes into quarantine first."""
+def find_wanted(core: Core, lost: Sequence[int], torn: Collection[int]) -> list[Wanted]:
+    """Give what is to be stored anew; what stood in lost segments goes into quarantine first.
+
+    So does what stood in stretches of `torn` segments that are no records any more, and what was committed there.
+    """
     catalog = core.catalog
-    homeless = [*rows_at(catalog, (), lost), *_uncommitted(core, lost)]
+    homeless = [*rows_at(catalog, (), lost), *_torn_rows(core, torn)]
+    homeless += _uncommitted(core, lost) if lost or torn else []
     gone = {row.location: (row.record_hash or bytes(32), GONE) for row in homeless}
     core.backend.quarantine(gone, catalog.known_damage(sorted(gone)))  # so that nothing relies on it
     bad = {place: (hash_, reason) for place, hash_, reason in catalog.quarantined()}
@@ -71,15 +77,14 @@ def find_wanted(core: Core, lost: Sequence[int]) -> list[Wanted]:
 
 def _uncommitted(core: Core, lost: Sequence[int]) -> list[Row]:
     """Give the rows of records whose commit stood in a segment that is gone: a rebuild would not have them."""
-    if not lost:
-        return []
     extents: dict[int, list[tuple[int, int]]] = {}
     for segment in set(core.backend.segment_ids()) - set(lost):
         index = read_segment(core, segment)
         for entry in iter_entries(index.entries) if index is not None else ():
             if entry.kind == Kind.COMMIT:
                 handles = core.backend.payloads.handles
-                commit = parse_commit(handles.read(segment, entry.offset + HEADER_BYTES, entry.stored_bytes))
+                payload = handles.read(segment, entry.offset + HEADER_BYTES, entry.stored_bytes)
+                commit = parse_commit(payload) if _native.blake3(payload) == entry.hash else None
                 for extent in commit.extents if commit is not None else ():
                     extents.setdefault(extent.segment, []).append((extent.start, extent.stop))
     for runs in extents.values():
@@ -91,7 +96,23 @@ def _uncommitted(core: Core, lost: Sequence[int]) -> list[Row]:
         return at >= 0 and offset < runs[at][1]
 
     rows = iter_rows(core.catalog)
-    return [row for row in rows if row.location >> 32 not in lost and not is_named(row.location)]
+    return [
+        row
+        for row in rows
+        if row.location >> 32 not in lost and row.location != NOWHERE and not is_named(row.location)
+    ]
+
+
+def _torn_rows(core: Core, torn: Collection[int]) -> list[Row]:
+    """Give the rows in some segments at whose places no record is."""
+    rows: list[Row] = []
+    for segment in torn:
+        index = read_segment(core, segment)
+        if index is not None:
+            starts = {entry.offset for entry in iter_entries(index.entries)}
+            there = rows_at(core.catalog, (), [segment])
+            rows += [row for row in there if row.location & OFFSET_MASK not in starts]
+    return rows
 
 
 def _wanted_row(core: Core, row: Row, hash_: bytes, reason: str) -> Wanted:

@@ -161,24 +161,27 @@ class Evacuation:
             source.size_bytes = index.size_bytes
             source.entries = index.entries
             source.problems += [problem] if problem is not None else []
-            source.problems += index.problems
+            repaired = self.places.repaired(segment)
+            source.problems += [p for p in index.problems if p.offset_bytes not in repaired]
             if source.problems:
                 raise Cannot("it is damaged")
             unknown = set(index.entries[::ENTRY_BYTES]) - COPIED_KINDS
             if unknown:
                 raise Cannot(f"it has records of kind {min(unknown):#x}")
-            committed, elsewhere = self._commits(source, handle)
+            committed, elsewhere = self._commits(source, handle, repaired)
             _Copying(self, source, handle, committed, watch).run()
             for commit in elsewhere:
                 self._carry(source, commit)
         finally:
             disk.close(handle)
 
-    def _commits(self, source: Source, handle: int) -> tuple[list[Extent], list[Commit]]:
+    def _commits(self, source: Source, handle: int, repaired: set[int]) -> tuple[list[Extent], list[Commit]]:
         """Give what commits say of this segment, and those that name others, of which they must go on saying so."""
         committed: list[Extent] = []
         elsewhere: list[Commit] = []
         for commit, at in iter_commits(self.disk, source.entries, handle):
+            if commit is None and at in repaired:
+                continue  # what it committed is stored anew
             if commit is None:
                 self.damaged(source, at, "a commit record is damaged")
                 raise Cannot("it is damaged")

@@ -40,6 +40,8 @@ class Groups:
         self, disk: Disk, root: str, store_id: bytes, own: Callable[[], Mapping[int, SegmentWriter]]
     ) -> None:
         self.problems: list[Problem] = []
+        self.partly: dict[Problem, tuple[Extent, ...]] = {}
+        """Groups of which something is gone, by what is said of it."""
         self.named: dict[int, int] = {}
         """How far commits of which facts were given name each segment."""
         self.scanned: dict[int, bytes] = {}
@@ -86,6 +88,7 @@ class Groups:
             self.damage(
                 "a committed group is damaged; what is left of it is taken", first.segment, first.start
             )
+            self.partly[self.problems[-1]] = commit.extents
         for extent in extents:
             yield from self.extent_facts(extent, commit.time_ms)
         spilled = [extent.segment for extent in extents if extent.segment != holder]

@@ -18,6 +18,7 @@ from holdfast.backend.log.commit import Committer
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.groups import Groups, merged
 from holdfast.backend.log.layout import list_segments, segment_path
+from holdfast.backend.log.payloads import OFFSET_MASK
 from holdfast.backend.log.records import Records, frame_records
 from holdfast.backend.log.replay import windowed
 from holdfast.backend.log.segment import (
@@ -180,13 +181,29 @@ class Recovery:
             yield facts
         if repaired:  # what stands there is damaged, and is nobody's
             problems = self._groups.problems
-            problems[:] = [
-                p for p in problems if (p.segment or 0) << 32 | (p.offset_bytes or 0) not in repaired
-            ]
+            problems[:] = [p for p in problems if not self._is_repaired(p, repaired)]
+            left = {p.segment for p in problems}
+            for segment, (applied, state) in self._positions.items():
+                if state == SEGMENT_QUARANTINED and segment not in left:
+                    self._positions[segment] = (applied, SEGMENT_SEALED)  # nobody appends there again
         if self._committer is not None:
             self._keep_named()
             self._leave_open()
         yield Facts(segments=dict(self._positions))
+
+    def _is_repaired(self, problem: Problem, repaired: set[int]) -> bool:
+        """Whether what is damaged is nobody's: its place, or one in the group of which something is gone."""
+        if (problem.segment or 0) << 32 | (problem.offset_bytes or 0) in repaired:
+            return True
+        for extent in self._groups.partly.get(problem, ()):
+            entries = self._groups.entries_of(extent.segment)
+            for offset in (place & OFFSET_MASK for place in repaired if place >> 32 == extent.segment):
+                begins_before = offset <= extent.start and not slice_entries(
+                    entries, offset, extent.start + 1
+                )
+                if begins_before or extent.start <= offset < extent.stop:
+                    return True
+        return False
 
     def _keep_named(self) -> None:
         """Keep what commits elsewhere name: that was sealed once, and only its end is damaged."""
