@@ -154,3 +154,36 @@ def test_documents_are_committed_while_their_segment_is_copied(store: Store) -> 
         store.rebuild()
         assert dump(store) == before
         assert store.count() == 901
+
+
+def test_a_catalog_rebuilt_before_the_unlink_points_to_what_stays(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record that segments are retired lies in the tail of a process that lives: the rebuild goes by it.
+
+    Without that rows would lead to segments that are unlinked a moment later.
+    """
+    root = store._core.backend.root
+    kept = [store.put(random.Random(i).randbytes(9_000), filename=f"kept {i}") for i in range(3)]
+    gone = [store.put(random.Random(i).randbytes(9_000), filename=f"gone {i}") for i in range(10, 13)]
+    store.delete(gone[0])
+    for number in range(9):  # they fill the segment, and are dead in it
+        store.update(kept[0], metadata={"words": f"{number}" * 7_000})
+    unlink = compaction._Compaction._unlink
+
+    def lose_first(self: Any, sources: list[Any]) -> None:
+        if sources:
+            Path(root, "catalog.db").unlink(missing_ok=True)
+            with Store._open(root, lock_timeout_seconds=5.0) as other:
+                assert other.info(kept[0]).revision == 10
+        unlink(self, sources)
+
+    monkeypatch.setattr(compaction._Compaction, "_unlink", lose_first)
+    assert store.compact(0.0).segments
+    monkeypatch.undo()
+    for each in (store, store):
+        report = each.scrub()
+        assert report.ok, report.problems
+    for artifact in (*kept, *gone[1:]):
+        assert len(store.read(artifact)) == 9_000
+    assert store.restore(gone[0]).filename == "gone 10"
