@@ -59,7 +59,7 @@ class Session:
         (raw,) = new_ids(1, started_ms)
         self.name = id_text(raw)
         self._path = f"{root}/{SESSIONS}/{self.name}"
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # a signal handler may read while its thread is in here
         self._pins: Counter[tuple[bytes, int]] = Counter()
         self._pinned: tuple[bytes, int] | None = None
         self._free: list[int] = []
@@ -87,39 +87,38 @@ class Session:
         """
         key = (catalog_id, epoch)
         with self._mutex:
-            if self._pinned is None:
-                self._write_pin(key)
             self._pins[key] += 1
+            try:
+                self._show_oldest()
+            except BaseException:
+                self._count_off(key)
+                raise
         return key
 
     def end(self, key: tuple[bytes, int]) -> None:
         """The operation is over."""
         with self._mutex:
-            self._pins[key] -= 1
-            if not self._pins[key]:
-                del self._pins[key]
-                if self._pinned == key:  # insertion order: what is first now began the longest ago
-                    self._write_pin(next(iter(self._pins), None))
+            self._count_off(key)
+            self._show_oldest()
 
     def lease(self, hashes: Iterable[bytes], kind: int = LEASE_RAW) -> list[int]:
         """Write leases; gives their slots."""
         mark = bytes((kind,))
         with self._mutex:
+            left = list(hashes)
             slots: list[int] = []
-            fresh = bytearray()
-            first = self._next_slot
-            for hash_ in hashes:
-                if self._free:
-                    slot = self._free.pop()
-                    self._disk.pwrite(self.handle, [mark + hash_], LEASES_OFFSET + slot * SLOT_BYTES)
-                else:
-                    slot = self._next_slot
-                    self._next_slot += 1
-                    fresh += mark + hash_
+            while left and self._free:
+                slot = self._free.pop()
+                self._disk.pwrite(self.handle, [mark + left.pop()], LEASES_OFFSET + slot * SLOT_BYTES)
                 slots.append(slot)
+            slots.reverse()
+            fresh = b"".join([mark + hash_ for hash_ in left])
+            count = len(left)
+            first = self._next_slot
+            self._next_slot = first + count
             if fresh:
                 self._disk.pwrite(self.handle, [fresh], LEASES_OFFSET + first * SLOT_BYTES)
-            return slots
+            return [*range(first, first + count), *slots]
 
     def release(self, slot: int) -> None:
         """Give a lease up."""
@@ -139,6 +138,16 @@ class Session:
                     pass
                 finally:
                     self._disk.close(handle)
+
+    def _count_off(self, key: tuple[bytes, int]) -> None:
+        self._pins[key] -= 1
+        if not self._pins[key]:
+            del self._pins[key]
+
+    def _show_oldest(self) -> None:
+        """Write the pin that began the longest ago, the first in the order of insertion, as long as it changes."""
+        while (oldest := next(iter(self._pins), None)) != self._pinned:
+            self._write_pin(oldest)
 
     def _write_pin(self, key: tuple[bytes, int] | None) -> None:
         if self.handle >= 0:
