@@ -1,4 +1,4 @@
-"""What a session's file says when a signal handler uses the store in the midst of writing it."""
+"""What a session's file says when a signal handler uses the store in the midst of writing it; the collector's lock."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.backend.log.collector import COLLECTOR_FILE, collecting, is_collecting
 from holdfast.backend.log.session import Session, SessionState
 from holdfast.store import Store
 
@@ -123,3 +124,38 @@ def test_leases_within_leases(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
         session.close()
 
     run(work)
+
+
+def test_who_looks_whether_somebody_collects_is_in_nobodys_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in that of another who looks, nor in that of who wants to collect just then."""
+    disk, root = store._core.backend.disk, store._core.backend.root
+    with collecting(disk, root, "gc"):
+        assert is_collecting(disk, root)
+    close = disk.close
+    looking = [True]
+
+    def close_late(handle: int) -> None:
+        """A look ends when somebody else has looked, and when a collector has found it there."""
+        if looking:
+            looking.clear()
+            assert not is_collecting(disk, root)
+            lock = disk.lock
+
+            def lock_once(*what: Any) -> bool:
+                monkeypatch.undo()
+                assert not lock(*what)
+                close(handle)
+                return False
+
+            monkeypatch.setattr(disk, "lock", lock_once)
+            with collecting(disk, root, "compact"):
+                assert is_collecting(disk, root)
+            return
+        close(handle)
+
+    monkeypatch.setattr(disk, "close", close_late)
+    assert not is_collecting(disk, root)
+    assert not looking
+    assert disk.stat(f"{root}/{COLLECTOR_FILE}") is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -15,6 +16,9 @@ from holdfast.types import now_ms, plain, to_datetime
 
 COLLECTOR_FILE: Final = "collector"
 OWNER_BYTES: Final = 256
+TRIES: Final = 5
+TRY_SECONDS: Final = 0.01
+"""Who looks whether somebody collects has the lock for a moment."""
 
 
 class _Owner(msgspec.Struct):
@@ -26,12 +30,16 @@ class _Owner(msgspec.Struct):
 
 @contextmanager
 def collecting(disk: Disk, root: str, what: str) -> Iterator[None]:
-    """Hold the lock, for "gc" or "compact"; `Locked` at once when another does, and it says who."""
+    """Hold the lock, for "gc" or "compact"; `Locked` after a moment when another does, and it says who."""
     path = f"{root}/{COLLECTOR_FILE}"
     handle = disk.open(path, "rw")
     try:
-        if not disk.lock(handle):
-            raise _refusal(disk.pread(handle, OWNER_BYTES, 0), path)
+        tries = 1
+        while not disk.lock(handle):
+            if tries == TRIES:
+                raise _refusal(disk.pread(handle, OWNER_BYTES, 0), path)
+            tries += 1
+            time.sleep(TRY_SECONDS)
         owner = _Owner(os.uname().nodename[:100], os.getpid(), now_ms(), what)
         try:
             disk.pwrite(handle, [msgspec.json.encode(owner).ljust(OWNER_BYTES)], 0)
@@ -43,13 +51,13 @@ def collecting(disk: Disk, root: str, what: str) -> Iterator[None]:
 
 
 def is_collecting(disk: Disk, root: str) -> bool:
-    """Whether somebody holds the lock now."""
+    """Whether somebody holds the lock now; who else looks is in nobody's way."""
     try:
         handle = disk.open(f"{root}/{COLLECTOR_FILE}", "a")
     except FileNotFoundError:
         return False
     try:
-        return not disk.lock(handle)
+        return not disk.lock(handle, exclusive=False)
     finally:
         disk.close(handle)
 
