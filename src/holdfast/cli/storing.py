@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -180,7 +180,9 @@ def rm(state: State, refs: tuple[str, ...], dry_run: bool, yes: bool, force: boo
 
     with state.open(use_reserve=not dry_run) as store:
         doomed = list({a.id: a for a in (resolve_artifact(store, ref) for ref in refs)}.values())
-        forecast = None if state.quiet else _forecast(store, doomed)
+        decided = yes and not dry_run
+        skipped = state.quiet or (decided and store.stats().chunks > MANY_CHUNKS)
+        forecast = None if skipped else _forecast(store, doomed)
         question = f"delete {_named(doomed)}? {outlook(forecast)}".rstrip()
         if not dry_run and not confirm(question, yes):
             note("nothing was deleted")
@@ -202,6 +204,10 @@ def rm(state: State, refs: tuple[str, ...], dry_run: bool, yes: bool, force: boo
         if not state.json and not state.quiet:
             note(summary, plain=True)
     return 0
+
+
+MANY_CHUNKS: Final = 200_000
+"""In a store of more a forecast takes seconds: it is made where somebody waits for it to decide."""
 
 
 def _forecast(store: Store, doomed: list[Artifact]) -> Forecast | None:
