@@ -181,7 +181,8 @@ def iter_roots(core: Core) -> Iterator[list[bytes]]:
     """Give the hashes of all payloads in the log that partial blobs rely on, in batches: roots of each collection.
 
     They are read from the partial blobs themselves, so a catalog that was lost forgets none. A list that is damaged
-    gives nothing: its partial blob will find out, and begin anew.
+    stops nobody, unlike other roots: its partial blob begins anew, whatever is kept, by a further transfer
+    (docs/decisions/012). It gives what can be read of it.
     """
     partials = core.backend.partials
     for digest in partials.hashes():

@@ -212,6 +212,42 @@ def test_a_damaged_file_costs_a_transfer_and_nothing_else(
     finish(store, sender)
 
 
+@pytest.mark.parametrize("how", ["flipped", "empty", "gone"])
+def test_a_damaged_list_stops_no_collection(
+    store: Store, sender: Sender, how: str, small_checkpoints: None
+) -> None:
+    """What is collected then is of no use without the list; all that is kept by a name stays."""
+    kept = store.put(b"kept" * 10_000)
+    take(store, sender, blocks(0, 17))
+    path = directory(store, sender) / "chunks"
+    if how == "gone":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        flip(path, path.stat().st_size // 2 // 40 * 40)
+    assert store.gc(min_age_seconds=0).complete
+    assert store.read(kept) == b"kept" * 10_000
+    finish(store, sender)
+    assert store.scrub().ok
+
+
+def test_a_list_that_the_disk_fails_to_read_stops_a_collection(
+    store: Store, sender: Sender, small_checkpoints: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(store, sender, blocks(0, 17))
+
+    def fail(*_: Any) -> Any:
+        raise Unavailable("the disk fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._core.backend.partials, "chunks", fail)
+        with pytest.raises(Unavailable):
+            store.gc(min_age_seconds=0)
+    store.gc(min_age_seconds=0)
+    finish(store, sender)
+
+
 @pytest.mark.parametrize(
     ("name", "at"),
     [("chunks", 1), ("pairs", 1), ("pairs", 2), ("blocks", 1), *(("state.new", at) for at in (1, 2, 3))],
