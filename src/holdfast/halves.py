@@ -14,13 +14,14 @@ from typing import Final
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.payloads import Payloads, Place
 from holdfast.backend.log.pieces import iter_pieces
-from holdfast.backend.log.reader import LargeReader
+from holdfast.backend.log.reader import BlobReader, LargeReader, SmallReader
 from holdfast.catalog import BlobRow, Catalog
 from holdfast.catalog.collecting import FOREVER_MS, blob_page, drop_rows, forget, iter_names
 from holdfast.catalog.labels import names_of
 from holdfast.digests import BUCKETS, DigestSet, bucket_range
 from holdfast.errors import HoldfastError, MissingChunk
 from holdfast.facts import KIND_DATA, KIND_MASK
+from holdfast.sequences import Sequences
 from holdfast.types import HASH_BYTES, Hash, Problem
 
 PAGE: Final = 1_000
@@ -38,6 +39,14 @@ def drop_half_blobs(catalog: Catalog, backend: LogBackend) -> list[Problem]:
     payloads = Payloads(backend.disk, backend.root, lambda: catalog)
     half, named, sequences = DigestSet(), DigestSet(), DigestSet()
     problems: list[Problem] = []
+    pool = ThreadPoolExecutor(1)
+
+    def reader(row: BlobRow) -> BlobReader:
+        if row.flags & KIND_MASK == KIND_DATA:
+            return SmallReader(payloads, row.hash, Place(row.location, row.stored, row.plain, row.flags))
+        document = payloads.read_document(row.hash, row.location, row.stored)
+        return LargeReader(payloads, lambda: catalog, pool, document, row.hash)
+
     try:
         for page in _pages(catalog):
             half.add(
@@ -49,9 +58,9 @@ def drop_half_blobs(catalog: Catalog, backend: LogBackend) -> list[Problem]:
             (sequences if format_ else named).add((hash_,))
         for _, hashes in sequences.buckets():
             named.add(hashes)
-            for hash_ in hashes:
-                for words in _words(catalog, payloads, hash_):
-                    named.add(words)
+        named_by = Sequences(lambda: catalog, reader, as_far_as_possible=True)
+        for _, words in named_by.follow(sequences):
+            named.add(words)
         for session in [] if backend.read_only else backend.sessions(leases=True):
             named.add(hash_ for hash_, _ in session.leases or ())
         for number, hashes in half.buckets():
@@ -60,6 +69,7 @@ def drop_half_blobs(catalog: Catalog, backend: LogBackend) -> list[Problem]:
             problems += [_problem(hash_) for hash_ in sorted(kept)[: MAX_PROBLEMS - len(problems)]]
         _forget_gone(catalog)
     finally:
+        pool.shutdown()
         payloads.handles.close()
         half.close()
         named.close()
@@ -95,32 +105,6 @@ def _is_whole(catalog: Catalog, payloads: Payloads, hash_: bytes, location: int,
         )
     except (HoldfastError, OSError):
         return False
-
-
-def _words(catalog: Catalog, payloads: Payloads, hash_: bytes) -> Iterator[list[bytes]]:
-    """Give what a hash seq lists, as far as it can be read."""
-    row = catalog.find_blob(hash_)
-    if row is None:
-        return
-    try:
-        data = b""
-        for piece in _pieces(catalog, payloads, row):
-            data += piece
-            whole = len(data) - len(data) % HASH_BYTES
-            yield [data[at : at + HASH_BYTES] for at in range(0, whole, HASH_BYTES)]
-            data = data[whole:]
-    except (HoldfastError, OSError):
-        return
-
-
-def _pieces(catalog: Catalog, payloads: Payloads, row: BlobRow) -> Iterator[bytes]:
-    if row.flags & KIND_MASK == KIND_DATA:
-        yield payloads.read(row.hash, Place(row.location, row.stored, row.plain, row.flags))
-        return
-    document = payloads.read_document(row.hash, row.location, row.stored)
-    with ThreadPoolExecutor(1) as pool:
-        reader = LargeReader(payloads, lambda: catalog, pool, document, row.hash)
-        yield from reader.iter_bytes(0, reader.size_bytes)
 
 
 def _problem(hash_: bytes) -> Problem:

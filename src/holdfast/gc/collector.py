@@ -14,10 +14,11 @@ from holdfast.errors import InvalidInput
 from holdfast.gc.cycle import Collection
 from holdfast.gc.explain import dry_run, forecast, why
 from holdfast.gc.found import expiry_ms
-from holdfast.gc.marks import Marks, Unreadable
+from holdfast.gc.marks import Marks
 from holdfast.gc.roots import refusal
 from holdfast.partials import expire_partials
 from holdfast.room import making_room
+from holdfast.sequences import Unreadable
 from holdfast.types import (
     Artifact,
     Chain,

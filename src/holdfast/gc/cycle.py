@@ -20,8 +20,9 @@ from holdfast.core import Core
 from holdfast.digests import BUCKETS, bucket_range
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
 from holdfast.gc.found import MAX_LISTED, Found, expiry_ms, is_behind, unmarked_bits, waiting_for
-from holdfast.gc.marks import Marks, Root, Tracer, Unreadable, pages_of
+from holdfast.gc.marks import Marks, Root, Tracer, pages_of
 from holdfast.gc.roots import iter_held, iter_leases, refusal
+from holdfast.sequences import Unreadable
 from holdfast.types import (
     Hash,
     Progress,

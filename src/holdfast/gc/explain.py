@@ -16,9 +16,10 @@ from holdfast.errors import BlobNotFound, CorruptBlob, FormatError, IntegrityErr
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
 from holdfast.gc.cycle import PAGE_ROWS
 from holdfast.gc.found import MAX_LISTED, expiry_ms, unmarked_bits
-from holdfast.gc.marks import Marks, Tracer, Unreadable, pages_of
+from holdfast.gc.marks import Marks, Tracer, pages_of
 from holdfast.gc.roots import iter_direct, iter_held, iter_leases, named_text
 from holdfast.partials import look
+from holdfast.sequences import Unreadable
 from holdfast.types import (
     Artifact,
     Chain,

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import apsw
 
 from holdfast.backend.log.pieces import iter_pieces
-from holdfast.catalog import BlobRow, Catalog
+from holdfast.catalog import Catalog
 from holdfast.catalog.collecting import blob_page
 from holdfast.core import Core
 from holdfast.digests import DigestSet, bucket_range
 from holdfast.errors import BlobNotFound, FormatError, HoldfastError, IntegrityError, NotFound
 from holdfast.facts import KIND_DATA, KIND_MASK
-from holdfast.types import HASH_BYTES, Hash
-
-BATCH: Final = 1_000
+from holdfast.sequences import BATCH, Sequences, Unreadable
+from holdfast.types import Hash
 
 T = TypeVar("T")
 R = TypeVar("R", bound=tuple[Any, ...])
@@ -26,15 +25,6 @@ Root: TypeAlias = tuple[bytes, int]
 """A hash that is kept, and 1 if it is followed as a hash seq, else 0."""
 Watch: TypeAlias = Callable[[int], None]
 """Hears of payloads that were marked, and may raise."""
-
-
-class Unreadable(Exception):
-    """A blob that is to be followed cannot be read, so nobody knows what it keeps."""
-
-    def __init__(self, hash_: bytes, cause: HoldfastError) -> None:
-        super().__init__(hash_, cause)
-        self.hash = hash_
-        self.cause = cause
 
 
 class Marks(NamedTuple):
@@ -88,63 +78,11 @@ class Tracer:
             sequences.close()
         return marks
 
-    # -- hash seqs
-
     def iter_sequences(self, sequences: DigestSet) -> Iterator[tuple[bytes, list[bytes]]]:
-        """Give (hash seq, some of its children) until all are given, those of sequences among the children too.
-
-        A child counts as a sequence when its size allows it and its first 32 bytes are the hash of a blob that is
-        here: bytes that are none pass for one only if somebody made them so, and then more is kept, not less.
-        """
-        done = DigestSet()
-        try:
-            while sequences.count:
-                nested = DigestSet()
-                for number, bucket in sequences.buckets():
-                    fresh = bucket - done.bucket(number)
-                    for hash_ in sorted(fresh):
-                        for words in self._words(hash_):
-                            yield hash_, words
-                            nested.add(self._sequences_among(words))
-                            self._watch(len(words))
-                    done.add(fresh)
-                sequences = nested
-        finally:
-            done.close()
-
-    def _words(self, hash_: bytes) -> Iterator[list[bytes]]:
-        """Give the hashes in a hash seq, in batches."""
-        try:
-            row = self._catalog().find_blob(hash_)
-            if row is None:
-                raise BlobNotFound(f"there is no blob {hash_.hex()}", hash=Hash(hash_))
-            reader = self._core.backend.reader(row)
-            rest = b""
-            for piece in reader.iter_bytes(0, reader.size_bytes):
-                data = rest + piece
-                whole = len(data) - len(data) % HASH_BYTES
-                words = [data[at : at + HASH_BYTES] for at in range(0, whole, HASH_BYTES)]
-                rest = data[whole:]
-                for start in range(0, len(words), BATCH):
-                    yield words[start : start + BATCH]
-        except (IntegrityError, FormatError, NotFound) as error:
-            raise Unreadable(hash_, error) from error
-
-    def _sequences_among(self, words: list[bytes]) -> list[bytes]:
-        catalog = self._catalog()
-        rows = catalog.find_blobs(list(dict.fromkeys(words)))
-        heads: dict[bytes, list[bytes]] = {}
-        for hash_, row in rows.items():
-            if row.size and not row.size % HASH_BYTES:
-                heads.setdefault(self._head(row), []).append(hash_)
-        here = catalog.find_blobs(list(heads))
-        return [hash_ for head, hashes in heads.items() if head in here for hash_ in hashes]
-
-    def _head(self, row: BlobRow) -> bytes:
-        try:
-            return self._core.backend.reader(row).read_at(0, HASH_BYTES)
-        except (IntegrityError, FormatError) as error:
-            raise Unreadable(row.hash, error) from error
+        """Give (hash seq, some of its children) until all are given, those of sequences among the children too."""
+        for hash_, words in Sequences(self._catalog, self._core.backend.reader).follow(sequences):
+            yield hash_, words
+            self._watch(len(words))
 
     # -- manifests
 

@@ -13,8 +13,9 @@ from holdfast.catalog import collecting as books
 from holdfast.catalog.collecting import Named, names_of
 from holdfast.core import Core
 from holdfast.errors import UnreadableRoot
-from holdfast.gc.marks import Root, Unreadable
+from holdfast.gc.marks import Root
 from holdfast.partials import iter_roots as iter_partial_roots
+from holdfast.sequences import Unreadable
 from holdfast.types import Hash, id_text
 
 READABLE_SECONDS: Final = 1.0
