@@ -61,8 +61,6 @@ QuarantineRow: TypeAlias = tuple[int, bytes, str]
 """location, hash, reason"""
 RepairRow: TypeAlias = tuple[int, bytes]
 """location, hash"""
-HoldRow: TypeAlias = tuple[bytes, bytes]
-"""owner, hash"""
 UploadRow: TypeAlias = tuple[bytes, int, int, int, bytes, int]
 """token, revision, state, expires_ms, the document, location"""
 
@@ -82,7 +80,6 @@ class Facts:
     tags: list[TagRow] = field(default_factory=list)
     quarantine: list[QuarantineRow] = field(default_factory=list)
     repaired: list[RepairRow] = field(default_factory=list)
-    holds: list[HoldRow] = field(default_factory=list)
     uploads: list[UploadRow] = field(default_factory=list)
     segments: dict[int, tuple[int, int]] = field(default_factory=dict)
     spilled: list[int] = field(default_factory=list)

@@ -276,7 +276,7 @@ def test_a_catalog_without_names_gets_them_when_it_is_migrated(
     old.apply_all(groups)
     old._write(
         lambda cursor: cursor.execute(
-            "DROP TABLE labels; DROP TABLE requires; DROP TABLE holds; DROP TABLE touched; DROP TABLE uploads;"
+            "DROP TABLE labels; DROP TABLE requires; DROP TABLE touched; DROP TABLE uploads;"
             "DROP INDEX deleted_artifacts; ALTER TABLE blobs DROP COLUMN condemned; PRAGMA user_version=1"
         ).fetchall()
     )

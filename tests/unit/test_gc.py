@@ -109,21 +109,6 @@ def test_leases_tags_and_requirements_keep_what_they_name(store: Store) -> None:
     assert store.scrub().ok
 
 
-def test_what_is_held_stays_until_it_is_released(store: Store) -> None:
-    blob = store.blobs.put(noise(30_000, 1))
-    chunk = store._core.backend.large_reader(store._core.blob(blob.hash)).manifest.leaf_at(0).entries[0][2]
-    small = store.blobs.put(b"small")
-    store._core.catalog.hold(b"an upload of mine", [chunk, small.hash.digest])
-    blob.release()
-    small.release()
-    assert store.gc().dropped_blobs == 1
-    assert store._core.catalog.find_data([chunk]).keys() == {chunk}
-    assert store.read(small.hash) == b"small"
-    store._core.catalog.release(b"an upload of mine")
-    store.gc()
-    assert rows(store, "data") == 0
-
-
 def test_a_hash_seq_keeps_its_children_and_theirs(store: Store, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "sub").mkdir(parents=True)

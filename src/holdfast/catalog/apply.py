@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 import apsw
 
-from holdfast.catalog import damage, holds, labels
+from holdfast.catalog import damage, labels
 from holdfast.facts import (
     FLAG_BLOB,
     FLAG_CONDEMNED,
@@ -157,8 +157,6 @@ def apply_names(cursor: apsw.Cursor, facts: Facts) -> list[int]:
         _apply_tombstones(cursor, tombstones[start : start + MERGE_ROWS])
     if facts.tags:
         cursor.executemany(_TAG, damage.without_repaired(cursor, facts.tags, 6))
-    for owner, hash_ in facts.holds:
-        holds.hold(cursor, owner, (hash_,))
     if facts.uploads:
         cursor.executemany(_UPLOAD, damage.without_repaired(cursor, facts.uploads, 5))
     if facts.segments:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import apsw
 
-from holdfast.catalog import holds
 from holdfast.catalog.apply import apply_facts
 from holdfast.catalog.base import CHECKPOINT_PAGES, CatalogFile
 from holdfast.catalog.connection import SharedPool
@@ -49,7 +48,6 @@ SELECT hash, max(format) FROM (
     WHERE length(r.name) = 32 AND a.deleted_ms IS NULL
 ) GROUP BY hash ORDER BY hash"""
 """What is named, each hash once; format 1 where something takes it for a sequence of hashes."""
-_HELD = "SELECT hash FROM holds WHERE owner = ? ORDER BY hash"
 
 
 class Catalog(CatalogFile):
@@ -108,18 +106,6 @@ class Catalog(CatalogFile):
                 apply_facts(cursor, facts)
 
         self._write(change)
-
-    def hold(self, owner: bytes, hashes: Iterable[bytes]) -> None:
-        """Keep payloads for an owner: roots of every collection until `release`. See `holds.py`."""
-        self._write(lambda cursor: holds.hold(cursor, owner, hashes))
-
-    def release(self, owner: bytes) -> None:
-        """Keep nothing for an owner any more."""
-        self._write(lambda cursor: holds.release(cursor, owner))
-
-    def held(self, owner: bytes) -> list[bytes]:
-        """Give the payloads that an owner keeps."""
-        return self._read(lambda reader: [hash_ for (hash_,) in reader.all(_HELD, (owner,))])
 
     def set_meta(self, key: str, value: str | int | float | bytes | None) -> None:
         """Keep a hint, or (None) forget it. Nothing that must survive the loss of the catalog."""
@@ -225,10 +211,6 @@ class Catalog(CatalogFile):
         """Give the further copies of a payload or blob record, beside the one that the other calls give."""
         return self._read(lambda reader: reader.copies(hash))
 
-    def ids_with_prefix(self, low: bytes, high: bytes, limit: int) -> list[bytes]:
-        """Give ids of artifacts from `low` to `high`, both included, ascending; deleted ones too."""
-        return self._read(lambda reader: reader.ids_range(low, high, limit))
-
     def blobs_with_prefix(self, low: bytes, high: bytes, after: bytes | None, limit: int) -> list[BlobRow]:
         """Give blobs with hashes from `low` to `high`, both included, above `after`, ascending."""
         return self._read(lambda reader: reader.blobs_range(low, high, after or LOWEST, limit))
@@ -294,18 +276,6 @@ class Catalog(CatalogFile):
             if len(page) < PAGE_ROWS:
                 return
             after = page[-1].hash
-
-    def iter_places(self) -> Iterator[tuple[bytes, int]]:
-        """Stream (hash, location) of every payload and every record of a large blob, in pages like `iter_artifacts`."""
-        for table in ("data", "blobs"):
-            after = LOWEST
-            while True:
-                sql = f"SELECT hash, location FROM {table} WHERE hash > ? ORDER BY hash LIMIT ?"
-                page = self._read(lambda reader, s=sql, a=after: reader.all(s, (a, PAGE_ROWS)))  # type: ignore[misc]
-                yield from page
-                if len(page) < PAGE_ROWS:
-                    break
-                after = page[-1][0]
 
     def iter_tags(self, after: str | None = None) -> Iterator[TagEntry]:
         """Stream all tags by name, deleted ones included, in pages like `iter_artifacts`."""

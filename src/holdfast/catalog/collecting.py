@@ -168,12 +168,6 @@ def iter_names(
             yield hash_, format_
 
 
-def iter_holds(catalog: Catalog) -> Iterator[bytes]:
-    """Give the payloads that partial blobs and uploads keep."""
-    rows = _in_one_view(catalog, lambda reader: reader.rows("SELECT hash FROM holds"))
-    return (hash_ for (hash_,) in rows)
-
-
 def _in_one_view(catalog: Catalog, rows: Callable[[Reader], Iterator[Any]]) -> Iterator[Any]:
     try:
         reader = catalog._pool.take()
@@ -338,7 +332,7 @@ def untouch(catalog: Catalog, touches: Sequence[Touch]) -> None:
 
 
 class Named(NamedTuple):
-    """Something that names a hash. `key`: an artifact's id, a tag's name, a hold's owner. `format` 1: as a hash seq."""
+    """Something that names a hash. `key`: an artifact's id, a tag's name. `format` 1: as a hash seq."""
 
     kind: str
     key: bytes
@@ -349,7 +343,6 @@ _NAMED: Final = """
 SELECT iif(deleted_ms IS NULL, 'artifact', 'deleted artifact'), id, format FROM artifacts WHERE hash = ?1
 UNION ALL SELECT 'requires', id, 0 FROM requires WHERE name = ?1
 UNION ALL SELECT 'tag', CAST(name AS BLOB), format FROM tags WHERE hash = ?1 AND NOT deleted
-UNION ALL SELECT 'hold', owner, 0 FROM holds WHERE hash = ?1
 LIMIT ?2"""
 
 

@@ -28,7 +28,6 @@ _STATEMENTS: Final[tuple[tuple[str, str], ...]] = (
     ("requires", "SELECT name, id FROM requires ORDER BY name, id"),
     ("tombstone", "SELECT id, revision, deleted_ms FROM tombstones ORDER BY id"),
     ("tag", "SELECT name, hash, format, revision, modified_ms, deleted FROM tags ORDER BY name"),
-    ("hold", "SELECT owner, hash FROM holds ORDER BY owner, hash"),
     ("quarantine", "SELECT hash, reason FROM quarantine ORDER BY hash, reason"),
     ("upload", "SELECT token, revision, state, expires_ms, doc FROM uploads ORDER BY token"),
 )

@@ -84,7 +84,6 @@ _KEYS: Final = {
     "requires": "name",
     "quarantine": "location",
     "repaired": "location",
-    "holds": "owner",
     "touched": "hash",
     "spilled": "segment",
     "retired": "first",
@@ -191,13 +190,6 @@ class Reader:
     def copies(self, hash: bytes) -> list[Location]:
         """Give the further copies of a payload, lowest location first."""
         return cast("list[Location]", self.all(_COPIES, (hash,)))
-
-    def ids_range(self, low: bytes, high: bytes, limit: int) -> list[bytes]:
-        """Give ids of artifacts, low and high included."""
-        rows = self.all(
-            "SELECT id FROM artifacts WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?", (low, high, limit)
-        )
-        return [id for (id,) in rows]
 
     def tag(self, name: str) -> TagEntry | None:
         """Give a tag, deleted or not."""

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 import apsw
 
-from holdfast.catalog import damage, holds
+from holdfast.catalog import damage
 from holdfast.catalog.labels import migrate_labels
 from holdfast.catalog.unusable import CatalogUnusable
 
@@ -52,19 +52,22 @@ CREATE TABLE tags(
 CREATE TABLE quarantine(location INTEGER PRIMARY KEY, hash BLOB NOT NULL, reason TEXT NOT NULL) STRICT;
 """
 
-_COLLECTING: Final = f"""
+_COLLECTING: Final = """
 ALTER TABLE blobs ADD COLUMN condemned INTEGER NOT NULL DEFAULT 0;
-{holds.TABLE}
+CREATE TABLE holds(owner BLOB NOT NULL, hash BLOB NOT NULL, PRIMARY KEY(owner, hash)) STRICT, WITHOUT ROWID;
 CREATE TABLE touched(hash BLOB NOT NULL, format INTEGER NOT NULL, PRIMARY KEY(hash, format)) STRICT, WITHOUT ROWID;
 CREATE INDEX deleted_artifacts ON artifacts(deleted_ms) WHERE deleted_ms IS NOT NULL;
 """
-"""What a collection needs: see `holds`, and docs/design.md, "Collection"."""
+"""What a collection needs: see docs/design.md, "Collection"."""
 
 _UPLOADS: Final = """
 CREATE TABLE uploads(
   token BLOB PRIMARY KEY NOT NULL, revision INTEGER NOT NULL, state INTEGER NOT NULL, expires_ms INTEGER NOT NULL,
   doc BLOB NOT NULL, location INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
+
+_NO_HOLDS: Final = "DROP TABLE IF EXISTS holds"
+"""Nothing ever wrote one: partial blobs and uploads say themselves what they keep."""
 
 Migration: TypeAlias = "str | Callable[[apsw.Connection], None]"
 
@@ -92,6 +95,7 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _UPLOADS,
     _migrate_places,
     damage.TABLE,
+    _NO_HOLDS,
 )
 """Number n (from 1) takes a catalog of schema n - 1 to schema n. Never edited once released, only added to."""
 

@@ -343,7 +343,7 @@ class Collection:
         tracer = Tracer(self._core, self._catalog, lambda count: self._tell("mark", count))
         if touches is not None:
             return tracer.trace(touches)
-        return tracer.trace(roots, iter_held(self._core, self._catalog()), also)
+        return tracer.trace(roots, iter_held(self._core), also)
 
     def _forget_marks(self) -> None:
         marks, self.marks = self.marks, None

@@ -45,7 +45,7 @@ def dry_run(core: Core, min_age_seconds: float, progress: ProgressCallback | Non
         catalog = core.catalog
         tracer = _tracer(core, catalog, progress)
         roots = chain(iter_leases(core), books.iter_names(catalog, until_ms))
-        marks = tracer.trace(roots, iter_held(core, catalog))
+        marks = tracer.trace(roots, iter_held(core))
         try:
             return _unmarked(catalog, marks, until_ms, started)
         finally:
@@ -108,7 +108,7 @@ def forecast(core: Core, refs: Iterable[Artifact | str]) -> Forecast:
         )
         try:
             others = chain(iter_leases(core), books.iter_names(catalog, without=entries))
-            kept = tracer.trace(others, iter_held(core, catalog))
+            kept = tracer.trace(others, iter_held(core))
             try:
                 freed, shared = _split(catalog, doomed, kept)
             finally:

@@ -8,8 +8,6 @@ from typing import Final
 
 from holdfast import uploads
 from holdfast.backend.log.session import SessionState
-from holdfast.catalog import Catalog
-from holdfast.catalog import collecting as books
 from holdfast.catalog.collecting import Named, names_of
 from holdfast.core import Core
 from holdfast.errors import UnreadableRoot
@@ -28,12 +26,11 @@ def iter_leases(core: Core) -> Iterator[Root]:
         yield from session.leases or ()
 
 
-def iter_held(core: Core, catalog: Catalog) -> Iterator[bytes]:
+def iter_held(core: Core) -> Iterator[bytes]:
     """Give the payloads that uploads and partial blobs keep.
 
     They are read after names and leases: who completes a partial blob claims and leases the blob before it goes.
     """
-    yield from books.iter_holds(catalog)
     yield from uploads.iter_roots(core)
     for hashes in iter_partial_roots(core):
         yield from hashes
@@ -70,7 +67,7 @@ def named_text(named: Named) -> str:
 
 
 def iter_direct(core: Core, hash_: bytes) -> Iterator[Named]:
-    """Give what names exactly this hash: artifacts, requirements, tags, holds, leases."""
+    """Give what names exactly this hash: artifacts, requirements, tags, leases."""
     yield from names_of(core.catalog, hash_)
     for session in core.backend.sessions(leases=True):
         for leased, format_ in session.leases or ():

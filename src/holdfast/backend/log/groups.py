@@ -189,7 +189,6 @@ def merged(batches: Iterator[Facts]) -> Iterator[Facts]:
             "tags",
             "quarantine",
             "repaired",
-            "holds",
             "uploads",
             "spilled",
             "retired",
