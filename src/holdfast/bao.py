@@ -72,16 +72,6 @@ def parents_before(index: int, count: int) -> int:
     return before
 
 
-def piece_count(blocks: int) -> int:
-    """How many pieces (aligned runs of 4,096 blocks) a tree has."""
-    return -(-blocks // PIECE_BLOCKS)
-
-
-def piece_offset(piece: int, blocks: int) -> int:
-    """Where the pairs of a piece begin in the outboard of a blob of `blocks`, in bytes."""
-    return PAIR_BYTES * (piece * (PIECE_BLOCKS - 1) + parents_before(piece, piece_count(blocks)))
-
-
 class OutboardBuilder:
     """Turns chaining values of blocks into the outboard, in pre-order.
 

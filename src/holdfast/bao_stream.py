@@ -105,11 +105,6 @@ class Decoder:
         """Whether the last leaf of the blob was verified, and the size with it."""
         return self._native.is_size_proven
 
-    @property
-    def position_bytes(self) -> int:
-        """How much of the stream is verified."""
-        return self._native.position
-
     def feed(self, piece: BytesLike) -> list[tuple[int, bytes]]:
         """Give what is complete and verified now: (offset, bytes), one for each run without a gap, rising.
 

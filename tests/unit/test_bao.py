@@ -115,15 +115,6 @@ def test_the_native_outboard_is_the_recursive_one(blocks: int) -> None:
     assert _native.outboard(cvs, True) == tree([cvs[i : i + 32] for i in range(0, len(cvs), 32)], True)
 
 
-def test_piece_offsets() -> None:
-    for blocks in BLOCK_COUNTS:
-        layout: dict[tuple[int, int], int] = {}
-        offsets(0, blocks, 0, layout)
-        for piece in range(bao.piece_count(blocks)):
-            span = piece * PIECE, min(blocks, (piece + 1) * PIECE)
-            assert bao.piece_offset(piece, blocks) == 64 * layout[span]
-
-
 @pytest.mark.parametrize("size", [0, 1, 1_023, 1_024, 1_025, 16_383, 16_384, 16_385, 100_000, 1_000_000])
 def test_a_real_blob(size: int) -> None:
     data = random.Random(size).randbytes(size)

@@ -54,11 +54,6 @@ class Secret:
         self._value = value
         self._from = ("env", env) if env is not None else ("file", file) if file is not None else None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the secret itself stands in the configuration."""
-        return self._from is None
-
     def reveal(self, environ: Mapping[str, str] = os.environ) -> str:
         """Give the secret; `InvalidConfig` when the variable or file is not there."""
         if self._from is None:

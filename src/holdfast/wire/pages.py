@@ -365,12 +365,6 @@ class ManifestReader(PageReader[ManifestLeaf]):
                     return
                 yield starts[index], *leaf.entries[index]
 
-    def chunk_at(self, offset: int) -> tuple[int, int, int, bytes]:
-        """Give (offset in the blob, algorithm, length, digest) of the chunk that covers `offset`."""
-        leaf = self.leaf_at(offset)
-        index = bisect_right(leaf.starts, offset) - 1
-        return leaf.starts[index], *leaf.entries[index]
-
 
 class StreamReader(PageReader[StreamLeaf]):
     """A paged stream of `length_bytes`."""
