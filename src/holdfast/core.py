@@ -35,7 +35,7 @@ from holdfast.errors import (
     Unavailable,
 )
 from holdfast.ingest import Ingest
-from holdfast.recovery import CatalogKeeper
+from holdfast.recovery import CatalogKeeper, WouldForget
 from holdfast.sources import source_size
 from holdfast.types import Artifact, Hash, Progress, ProgressCallback, Ref, Source, id_text, parse_id
 
@@ -302,7 +302,12 @@ class Core:
         if isinstance(error, StaleIndex) and self.keeper.has_lost_segments():
             # Storage is not what it was: a rebuild would only forget what is missing.
             raise error.fault from error
-        self.keeper.replace(str(error))
+        try:
+            self.keeper.replace(str(error))
+        except WouldForget:
+            if isinstance(error, StaleIndex):
+                raise error.fault from error
+            raise
 
     def reader(self, ref: Ref) -> BlobReader:
         """Open the blob that a reference names; by its hash, also one that is partial. The caller has pinned."""

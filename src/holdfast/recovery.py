@@ -17,7 +17,8 @@ import msgspec
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.recovery import Recovery
 from holdfast.catalog import Catalog, CatalogUnusable, compacting
-from holdfast.errors import CorruptSegment, Unavailable
+from holdfast.catalog.forgetting import count_forgotten
+from holdfast.errors import CorruptSegment, IntegrityError, Unavailable
 from holdfast.facts import Facts
 from holdfast.halves import drop_half_blobs
 from holdfast.types import Problem, Progress, ProgressCallback, RecoveryStats
@@ -25,6 +26,12 @@ from holdfast.types import Problem, Progress, ProgressCallback, RecoveryStats
 log = logging.getLogger("holdfast")
 
 MAX_PROBLEMS = 10_000
+
+
+class WouldForget(IntegrityError):
+    """Storage is damaged, not the catalog, which is kept. Never for users."""
+
+
 UNREAD = "unread_stretches"
 """In `meta`: places of damage that is older than the catalog, which so never read what stood there."""
 
@@ -40,6 +47,7 @@ class CatalogKeeper:
         self._backend = backend
         self._path = path
         self._catalog: Catalog | None = None
+        self._irreplaceable = b""
         self._opened: weakref.WeakSet[Catalog] = weakref.WeakSet()
         self.problems: tuple[Problem, ...] = ()
         """Damage that the last look at storage found."""
@@ -130,14 +138,20 @@ class CatalogKeeper:
                 path=path,
             )
 
-    def replace(self, reason: str) -> None:
-        """The catalog proved damaged: rebuild it, unless another thread or process has done so meanwhile."""
+    def replace(self, reason: str, *, is_mended: bool = False) -> None:
+        """The catalog proved damaged: rebuild it, unless another thread or process has done so meanwhile.
+
+        `WouldForget` where storage is what is damaged: names that the catalog knows are in no record any more. Then
+        the catalog stays, for a repair to go by; `is_mended` says that storage is another one since the last time.
+        """
         with self._backend.lock():
+            if is_mended:
+                self._irreplaceable = b""
             if self._catalog is None or self._catalog.is_current():
                 if self._backend.read_only:
                     self._rebuild_in_memory(reason)
                 else:
-                    self._rebuild(reason, None)
+                    self._rebuild(reason, None, keep=self._catalog)
             else:
                 self._renew()
 
@@ -203,7 +217,12 @@ class CatalogKeeper:
         finally:
             recovery.close()
 
-    def _rebuild(self, reason: str | None, progress: ProgressCallback | None) -> RecoveryStats:
+    def _rebuild(
+        self, reason: str | None, progress: ProgressCallback | None, *, keep: Catalog | None = None
+    ) -> RecoveryStats:
+        """`keep`: the catalog whose names the new one must have."""
+        if keep is not None and keep.id == self._irreplaceable:
+            raise WouldForget("a rebuild would forget what damaged records held")
         started = time.monotonic()
         backend = self._backend
         if reason is not None:
@@ -223,6 +242,10 @@ class CatalogKeeper:
                     for facts in _watched(recovery.facts(), progress):
                         aside.apply(facts)
                     recovery.problems.extend(drop_half_blobs(aside, backend))
+                    if keep is not None and (lost := count_forgotten(keep, aside)):
+                        self._irreplaceable = keep.id
+                        log.warning("the catalog is kept: a rebuild would forget %s names", lost)
+                        raise WouldForget(f"a rebuild would forget {lost} names that damaged records held")
                     aside.publish(self._path)
                 except BaseException:
                     aside.discard()

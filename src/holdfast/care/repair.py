@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from holdfast import _native
@@ -35,6 +36,7 @@ from holdfast.facts import (
     SEGMENT_SEALED,
     SEGMENT_SUPERSEDED,
 )
+from holdfast.recovery import WouldForget
 from holdfast.types import Hash, Mended, Problem, Progress, ProgressCallback, RepairReport
 from holdfast.wire.document import (
     QuarantineDocument,
@@ -148,7 +150,8 @@ class Repair:
                 catalog.set_segment_state(segment, SEGMENT_SEALED if found.sealed else SEGMENT_OPEN)
             restored |= found.has_facts or (bool(found.done) and state == SEGMENT_SUPERSEDED)
         if restored:  # what a rebuild had to leave out is there again
-            self._core.keeper.replace("records were put back")
+            with suppress(WouldForget):  # others are still missing
+                self._core.keeper.replace("records were put back", is_mended=True)
 
     def _copy_of(self, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
         """Give a stretch of a segment from another copy of this very store; not one that was let go of."""

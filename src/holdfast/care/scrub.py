@@ -25,6 +25,7 @@ from holdfast.catalog import CatalogUnusable
 from holdfast.core import Core
 from holdfast.errors import BackendError, CorruptBlob, CorruptSegment
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SUPERSEDED
+from holdfast.recovery import WouldForget
 from holdfast.types import Hash, Problem, Progress, ProgressCallback, ScrubReport, now_ms
 from holdfast.wire.record import (
     DOCUMENT_KINDS,
@@ -131,7 +132,11 @@ class Scrub:
                 found = str(error)
             if found is None:
                 break
-            self._core.keeper.replace(found)
+            try:
+                self._core.keeper.replace(found)
+            except WouldForget as error:
+                report.add(Problem(kind=error.kind, message=f"{found}; {error}"))
+                break
             self.rebuilt = True
         self._write_down()
         return True

@@ -231,17 +231,17 @@ class Recovery:
             self._committer.brought_in.update(commit.id for commit, _ in self._copied)
         for tail in self._tails:
             if tail.dead and tail.found.segment not in self._kept:
-                with suppress(BackendError):
+                with suppress(BackendError, FileNotFoundError):  # who lives may have removed it meanwhile
                     retire(
                         self._disk, self._root, self._store_id, tail.found.segment, tail.handle, tail.applied
                     )
         for segment in self._quiet:
-            with suppress(BackendError):
+            with suppress(BackendError, FileNotFoundError):
                 close_quiet(self._disk, self._root, segment)
         for segment, records_stop in self._reseal:
-            with suppress(BackendError):
+            with suppress(BackendError, FileNotFoundError):
                 seal_again(self._disk, self._root, segment, records_stop)
-        with suppress(BackendError):
+        with suppress(BackendError, FileNotFoundError):
             remove_retired(self._disk, self._root, self._doomed)
 
     def close(self) -> None:
