@@ -38,7 +38,7 @@ from holdfast.wire.document import encode_retired
 from holdfast.wire.record import DOCUMENT_KINDS, PAYLOAD_KINDS, SEGMENT_HEADER_BYTES, Kind
 
 DEFAULT_MIN_DEAD_SHARE: Final = 1 / 3
-"""What a collection compacts on its own: at most two bytes are copied for one that is freed (docs/decisions/010)."""
+"""What a collection compacts on its own: at most two bytes are copied for one that is freed (docs/decisions/013)."""
 BATCH_SEGMENTS: Final = 64
 BATCH_BYTES: Final = 256 << 20
 """How much is copied before the old segments go: so much more room is needed meanwhile."""
