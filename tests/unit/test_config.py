@@ -150,13 +150,47 @@ def test_a_wrong_variable_is_named_rather_than_the_file() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["directory", "s3", "gcs", "azure"])
-def test_what_cannot_be_opened_yet_is_checked_and_then_refused(kind: str) -> None:
-    extra = 'path = "x"' if kind == "directory" else 'bucket = "b"'
-    write(f'[blob_store]\ntype = "{kind}"\n{extra}\n')
-    config = load(environ={})
-    with pytest.raises(InvalidConfig, match="not in this version yet"):
-        config.location()
+@pytest.mark.parametrize(
+    ("keys", "location"),
+    [
+        ('type = "directory"\npath = "o b"', "dir://{here}/o%20b"),
+        ('type = "s3"\nbucket = "photos"\nprefix = "/a/b/"', "s3://photos/a/b"),
+        ('type = "gcs"\nbucket = "photos"', "gs://photos"),
+        ('type = "azure"\ncontainer = "photos"\nprefix = "a"', "az://photos/a"),
+    ],
+)
+def test_an_object_store_has_a_location(keys: str, location: str, tmp_path: Path) -> None:
+    write(f"[blob_store]\n{keys}\n")
+    assert load(environ={}).location() == location.format(here=tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ('type = "azure"', "needs container"),
+        ('type = "azure"\ncontainer = "c"\nregion = "x"', 'region does not go with type = "azure"'),
+        ('type = "gcs"\nbucket = "b"\nsecret_key = "x"', 'secret_key does not go with type = "gcs"'),
+        ('type = "s3"\nbucket = "b"\naccess_key = "k"', "access_key needs secret_key"),
+        ('type = "s3"\nbucket = "b"\nsecret_key = { env = "S" }', "secret_key needs access_key"),
+        ('type = "s3"\nbucket = "b"\nsession_token = { env = "S" }', "session_token needs secret_key"),
+        (
+            'type = "s3"\nbucket = "b"\nprofile = "p"\naccess_key = "k"\nsecret_key = { env = "S" }',
+            "profile and access_key cannot both be given",
+        ),
+        (
+            'type = "azure"\ncontainer = "c"\nsas_token = { env = "S" }\naccount_key = { env = "S" }',
+            "sas_token and account_key cannot both be given",
+        ),
+        ('type = "s3"\nbucket = "b"\ntimeout_seconds = 0', "timeout_seconds must be 0.1 to 3600, got 0"),
+        ('type = "s3"\nbuckt = "b"', "unknown key buckt in [blob_store]: did you mean bucket?"),
+        ('type = "s3"\nbucket = "b"\nprefix = "a//b"', "empty part"),
+    ],
+)
+def test_keys_of_an_object_store_that_do_not_fit_are_named(keys: str, said: str) -> None:
+    write(f"[blob_store]\n{keys}\n").chmod(0o600)
+    with pytest.raises(InvalidConfig) as caught:
+        load(environ={}).location()
+    assert said in str(caught.value)
 
 
 def test_every_key_of_a_store_goes_with_a_type() -> None:
@@ -197,6 +231,25 @@ def test_a_secret_that_is_not_there_is_said_by_name(secret: Secret) -> None:
         secret.reveal({})
 
 
+def test_paths_and_files_of_secrets_are_read_from_the_file_s_directory(tmp_path: Path) -> None:
+    text = s3('{ file = "key" }') + 'db_path = "c.db"\nca_file = "~/ca.pem"\n[cache]\npath = "cache"\n'
+    config = load(write(text, str(tmp_path / "etc" / "h.toml")), environ={})
+    assert config.blob_store.secret_key == Secret(file=str(tmp_path / "etc" / "key"))
+    assert config.blob_store.db_path == str(tmp_path / "etc" / "c.db")
+    assert config.blob_store.ca_file == str(Path("~/ca.pem").expanduser())
+    assert config.cache.path == str(tmp_path / "etc" / "cache")
+    write(s3('{ file = "key" }') + 'db_path = ":memory:"')
+    assert load(environ={}).blob_store.db_path == ":memory:"
+
+
+def test_a_secret_in_a_variable_counts_over_the_file_s() -> None:
+    write(s3('{ env = "KEY" }'))
+    config = load(environ={"HOLDFAST_BLOB_STORE__SECRET_KEY": "hunter2"})
+    assert config.blob_store.secret_key == Secret("hunter2")
+    config = load(environ={"HOLDFAST_BLOB_STORE__SECRET_KEY__FILE": "other"})
+    assert config.blob_store.secret_key == Secret(file="other")
+
+
 def test_a_plain_secret_wants_a_private_file() -> None:
     file = write(s3('"hunter2"'))
     file.chmod(0o644)
@@ -205,6 +258,26 @@ def test_a_plain_secret_wants_a_private_file() -> None:
     assert "hunter2" not in str(caught.value)
     file.chmod(0o600)
     assert load(environ={}).blob_store.secret_key == Secret("hunter2")
+
+
+@pytest.mark.parametrize("key", ["session_token", "account_key", "sas_token"])
+def test_every_secret_wants_a_private_file(key: str) -> None:
+    keys = 'type = "s3"\nbucket = "b"\naccess_key = "k"\nsecret_key = { env = "S" }'
+    if key != "session_token":
+        keys = 'type = "azure"\ncontainer = "c"'
+    file = write(f'[blob_store]\n{keys}\n{key} = "hunter2"\n')
+    file.chmod(0o644)
+    with pytest.raises(InvalidConfig, match=f"{key} stands in a file that others can read") as caught:
+        load(environ={})
+    assert "hunter2" not in f"{caught.value!r}{caught.value.to_dict()}"
+
+
+def test_a_wrong_secret_is_not_quoted() -> None:
+    for text in (s3('["hunter2"]'), s3('{ value = "hunter2" }'), s3('"hunter2" "'), s3("hunter2")):
+        write(text).chmod(0o600)
+        with pytest.raises(InvalidConfig) as caught:
+            load(environ={})
+        assert "hunter2" not in f"{caught.value!r}{caught.value.to_dict()}{caught.value.__cause__!r}"
 
 
 @pytest.mark.parametrize("name", ["HOLDFAST_LOG", "HOLDFAST_LIMITS", "HOLDFAST_GC", "HOLDFAST_BLOB_STORE"])

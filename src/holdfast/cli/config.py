@@ -40,11 +40,15 @@ def show(state: State) -> None:
 @command("check", example="holdfast --config ./holdfast.toml config check")
 def check(state: State) -> None:
     """Check the configuration, and that its secrets can be read."""
+    from holdfast.config import SECRET_KEYS
+    from holdfast.config.places import place_of
+
     config = state.config()
-    for secret in (config.blob_store.access_key, config.blob_store.secret_key):
-        if secret is not None:
+    for key in SECRET_KEYS:
+        if (secret := getattr(config.blob_store, key)) is not None:
             secret.reveal()
     location = state.locate(config)
+    place_of(location, config)
     document = {"ok": True, "file": str(config.file) if config.file else None, "location": location}
     where = escape(str(config.file)) if config.file else "no file, defaults and variables"
     state.answer(document, lambda: out(f"in order ({where}); the store is {escape(location)}"))

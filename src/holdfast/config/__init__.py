@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from holdfast.config._values import Between, Secret
-from holdfast.errors import InvalidConfig, NotFound, PermissionDenied
+from holdfast.config._values import Between
+from holdfast.errors import NotFound, PermissionDenied
+from holdfast.secret import Secret
 
 __all__ = [
     "BlobStore", "Cache", "Config", "Gc", "Limits", "Log", "Secret", "default_location", "find_file", "load",
@@ -33,14 +34,19 @@ _YEAR_SECONDS: Final = 366 * 86_400
 _STRICT: Final = {"extra": "forbid"}
 
 StoreType = Literal["legacy", "filesystem", "directory", "s3", "gcs", "azure", "memory"]
-_CLOUD_KEYS: Final = ("bucket", "prefix", "db_path", "timeout_seconds", "retry_seconds")
+_REMOTE_KEYS: Final = (
+    "prefix", "endpoint", "allow_http", "ca_file", "db_path", "timeout_seconds", "retry_seconds",
+)  # fmt: skip
+_S3_KEYS: Final = (
+    "bucket", "region", "profile", "access_key", "secret_key", "session_token", "virtual_host",
+)  # fmt: skip
 STORE_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "legacy": (),
     "filesystem": ("path",),
     "directory": ("path", "db_path"),
-    "s3": ("endpoint", "region", "access_key", "secret_key", *_CLOUD_KEYS),
-    "gcs": _CLOUD_KEYS,
-    "azure": _CLOUD_KEYS,
+    "s3": (*_S3_KEYS, *_REMOTE_KEYS),
+    "gcs": ("bucket", "service_account", *_REMOTE_KEYS),
+    "azure": ("container", "account", "account_key", "sas_token", *_REMOTE_KEYS),
     "memory": (),
 }
 """Which keys of `[blob_store]` go with which type."""
@@ -48,25 +54,37 @@ REQUIRED_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "directory": ("path",),
     "s3": ("bucket",),
     "gcs": ("bucket",),
-    "azure": ("bucket",),
+    "azure": ("container",),
 }
-SCHEMES: Final[Mapping[str, str]] = {"s3": "s3", "gcs": "gs", "azure": "az"}
+SECRET_KEYS: Final = ("access_key", "secret_key", "session_token", "account_key", "sas_token")
+OPEN_SECRETS: Final = ("access_key",)
+"""Those that may stand in a file that others can read: they name who asks, and prove nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlobStore:
-    """`[blob_store]`: where the bytes live."""
+    """`[blob_store]`: where the bytes live. What is None comes from the provider's usual variables and files."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     type: StoreType = "legacy"
     path: str | None = None
-    endpoint: str | None = None
     bucket: str | None = None
+    container: str | None = None
+    account: str | None = None
     prefix: str | None = None
+    endpoint: str | None = None
     region: str | None = None
+    profile: str | None = None
     access_key: Secret | None = None
     secret_key: Secret | None = None
+    session_token: Secret | None = None
+    account_key: Secret | None = None
+    sas_token: Secret | None = None
+    service_account: str | None = None
+    virtual_host: bool | None = None
+    allow_http: bool | None = None
+    ca_file: str | None = None
     db_path: str | None = None
     timeout_seconds: Annotated[float, Between(0.1, 3600)] = 30
     retry_seconds: Annotated[float, Between(0, 86_400)] = 120
@@ -88,7 +106,10 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`[limits]`: what may come in. An upload that nobody goes on with expires so long after its last write."""
+    """`[limits]`: what may come in. An upload that nobody goes on with expires so long after its last write.
+
+    `max_requests`: how many requests one opening of an object store may make.
+    """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -98,6 +119,7 @@ class Limits:
     allow_empty: bool = False
     checksum: Literal["none", "sha256"] = "none"
     upload_expiry_seconds: Annotated[float, Between(1, 100 * _YEAR_SECONDS)] = 7 * 86_400
+    max_requests: Annotated[int, Between(1, 1 << 62)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +167,18 @@ class Config:
         return self.blob_store.type in ("legacy", "filesystem") and self.blob_store.path is None
 
     def location(self) -> str:
-        """Give the location that `holdfast.open` takes; `InvalidConfig` where this version cannot open it."""
+        """Give the location that `holdfast.open` takes."""
         store = self.blob_store
         if store.type == "memory":
             return "memory://"
-        if store.type in ("legacy", "filesystem"):
+        if store.type == "legacy" or store.type == "filesystem":
             return store.path if store.path is not None else str(default_location())
-        raise InvalidConfig(
-            f'[blob_store] type = "{store.type}" is not in this version yet '
-            '(what can be opened: "filesystem", "legacy", "memory")',
-            type=store.type,
-        )
+        from holdfast.backend.objects.place import check_prefix, location_of
+
+        if store.type == "directory":
+            return location_of("directory", os.path.abspath(store.path or "."))
+        name = store.container if store.type == "azure" else store.bucket
+        return location_of(store.type, name or "", check_prefix(store.prefix or ""))
 
 
 def default_location() -> Path:

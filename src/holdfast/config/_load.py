@@ -9,15 +9,17 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from holdfast.config import (
+    OPEN_SECRETS,
     PREFIX,
     REQUIRED_KEYS,
+    SECRET_KEYS,
     STORE_KEYS,
     VARIABLES,
     BlobStore,
@@ -28,6 +30,7 @@ from holdfast.config import (
     Log,
 )
 from holdfast.errors import InvalidConfig, PermissionDenied
+from holdfast.secret import Secret
 
 SECTIONS: Mapping[str, type] = {
     "blob_store": BlobStore,
@@ -70,6 +73,7 @@ def load_settings(
     """Give the configuration of a file, variables and overrides, the later ones counting over the earlier."""
     _check_variables(environ)
     content = _read(file) if file is not None else {}
+    counts = _without_replaced_secrets(content, environ)
 
     class Settings(_Settings):
         @classmethod
@@ -84,7 +88,7 @@ def load_settings(
             return (
                 init_settings,
                 _Environment(settings_cls, environ),
-                InitSettingsSource(settings_cls, content),
+                InitSettingsSource(settings_cls, counts),
             )
 
     def origin(section: str, key: str = "") -> str:
@@ -101,13 +105,13 @@ def load_settings(
         problems = [_explain(problem, origin) for problem in error.errors(include_url=False)]
         raise InvalidConfig("\n".join(dict.fromkeys(problems)), problems=problems) from None
     except ValueError as error:  # pydantic-settings: a variable that is not the JSON it should be
-        raise InvalidConfig(f"a {PREFIX}… variable cannot be read: {error}") from error
+        raise InvalidConfig(f"a {PREFIX}… variable cannot be read: {error}") from None
 
     store = _check_store(settings.blob_store, content, origin)
+    _check_together(store, origin)
     _check_privacy(file, content)
-    if file is not None:
-        store = _anchor(store, file, content)
-    return Config(store, settings.log, settings.limits, settings.gc, settings.cache, file)
+    config = Config(store, settings.log, settings.limits, settings.gc, settings.cache, file)
+    return _anchor(config, file, content) if file is not None else config
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -119,6 +123,20 @@ def _read(file: Path) -> dict[str, Any]:
         raise PermissionDenied(
             f"{file}: no permission to read it", path=str(file), errno=error.errno
         ) from error
+
+
+def _without_replaced_secrets(content: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Leave out the secrets that variables replace: `{ env = … }` and `{ file = … }` must not be merged."""
+    table = content.get("blob_store")
+    if not isinstance(table, dict):
+        return content
+    set_by_variable = {
+        name.removeprefix(PREFIX).lower().removeprefix(f"blob_store{_DELIMITER}").partition(_DELIMITER)[0]
+        for name, value in environ.items()
+        if name.startswith(f"{PREFIX}BLOB_STORE{_DELIMITER}") and value
+    }
+    replaced = set_by_variable.intersection(SECRET_KEYS)
+    return {**content, "blob_store": {key: value for key, value in table.items() if key not in replaced}}
 
 
 def _check_variables(environ: Mapping[str, str]) -> None:
@@ -212,26 +230,59 @@ def _check_store(
     return store
 
 
+def _check_together(store: BlobStore, origin: Callable[[str, str], str]) -> None:
+    """Refuse keys that say two things, or half of one."""
+    given = [key for key in _keys(BlobStore) if getattr(store, key) is not None]
+    for key, other in (
+        ("access_key", "secret_key"),
+        ("secret_key", "access_key"),
+        ("session_token", "secret_key"),
+    ):
+        if key in given and other not in given:
+            raise InvalidConfig(f"{origin('blob_store', key)}: [blob_store] {key} needs {other}", key=key)
+    for key, other in (("profile", "access_key"), ("sas_token", "account_key")):
+        if key in given and other in given:
+            raise InvalidConfig(
+                f"{origin('blob_store', key)}: [blob_store] {key} and {other} cannot both be given", key=key
+            )
+
+
 def _check_privacy(file: Path | None, content: Mapping[str, Any]) -> None:
     """A secret may stand in a file only while nobody else can read that file."""
     table = content.get("blob_store", {})
-    plain = [key for key in ("access_key", "secret_key") if isinstance(table.get(key), str)]
-    if file is None or "secret_key" not in plain:
+    plain = [key for key in SECRET_KEYS if key not in OPEN_SECRETS and isinstance(table.get(key), str)]
+    if file is None or not plain:
         return
     if stat.S_IMODE(os.stat(file).st_mode) & 0o077:
         raise InvalidConfig(
-            f"{file}: [blob_store] secret_key stands in a file that others can read: "
+            f"{file}: [blob_store] {plain[0]} stands in a file that others can read: "
             f'chmod 600 it, or use {{ env = "…" }} or {{ file = "…" }}',
             path=str(file),
         )
 
 
-def _anchor(store: BlobStore, file: Path, content: Mapping[str, Any]) -> BlobStore:
+_PATHS: Final = {"blob_store": ("path", "db_path", "ca_file", "service_account"), "cache": ("path",)}
+
+
+def _anchor(config: Config, file: Path, content: Mapping[str, Any]) -> Config:
     """Read paths that stand in a file from that file's directory, and `~` as the user's."""
-    table = content.get("blob_store", {})
-    changes: dict[str, Any] = {}
-    for key in ("path", "db_path"):
-        value = getattr(store, key)
-        if value is not None and value == table.get(key):
-            changes[key] = str(file.absolute().parent / Path(value).expanduser())
-    return replace(store, **changes)
+    directory = file.absolute().parent
+    changed: dict[str, Any] = {}
+    for section, keys in _PATHS.items():
+        table, values = content.get(section, {}), getattr(config, section)
+        changes: dict[str, Any] = {}
+        for key in keys:
+            value = getattr(values, key)
+            if value is not None and value == table.get(key) and value != ":memory:":
+                changes[key] = str(directory / Path(value).expanduser())
+        if section == "blob_store":
+            for key in SECRET_KEYS:
+                said = table.get(key)
+                if (
+                    isinstance(said, dict)
+                    and list(said) == ["file"]
+                    and getattr(values, key) == Secret(**said)
+                ):
+                    changes[key] = Secret(file=str(directory / Path(said["file"]).expanduser()))
+        changed[section] = replace(values, **changes)
+    return replace(config, **changed)
