@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast.testing.inside import log_core
+
 if TYPE_CHECKING:
     from benches.jobs import Clock
 
@@ -62,7 +64,7 @@ def claim_half(clock: Clock, store: str, size_bytes: int) -> dict[str, Any]:
     have = ChunkRanges([edge for start in leaves for edge in (start, start + 16)])
     state = empty_state(now_ms())._replace(size_bytes=size_bytes, is_size_proven=True, have=have)
     with holdfast.open(store, create=True) as opened:
-        partial = opened._core.backend.partials.open(HASH, now_ms())
+        partial = log_core(opened).backend.partials.open(HASH, now_ms())
         with partial.locked(), clock:
             partial.save(state)
         partial.close()
@@ -93,7 +95,7 @@ def look(clock: Clock, store: str, count: int) -> dict[str, Any]:
     have = ChunkRanges((0, 16 * 12_345, 16 * 12_346, 1 << 30))
     wanted = holdfast.Hash(HASH)
     with holdfast.open(store, create=True) as opened:
-        partial = opened._core.backend.partials.open(HASH, now_ms())
+        partial = log_core(opened).backend.partials.open(HASH, now_ms())
         with partial.locked():
             partial.save(empty_state(now_ms())._replace(size_bytes=1 << 40, is_size_proven=True, have=have))
             partial.compact()

@@ -7,13 +7,11 @@ from typing import Any, Final
 
 import msgspec
 
-from holdfast import _native
 from holdfast.arguments import items_of, whole_number
-from holdfast.backend.log.commit import Group
-from holdfast.core import Core, Watch, entered
+from holdfast.core import Core, Grouping, Ingesting, Stream, Watch, entered
 from holdfast.errors import EmptyData, InvalidInput, TooLarge
 from holdfast.finding import FORMATS
-from holdfast.ingest import BlobStream, Ingest, Stored
+from holdfast.ingest import Stored
 from holdfast.sources import WINDOW_BYTES, iter_windows, source_name, source_size
 from holdfast.types import (
     BLOCK_BYTES,
@@ -120,7 +118,7 @@ class Artifacts:
 
     def acknowledge(
         self,
-        group: Group,
+        group: Grouping,
         items: Sequence[tuple[Stored, Details, int]],
         ids: Sequence[bytes] | None = None,
     ) -> list[Artifact]:
@@ -154,12 +152,12 @@ class Artifacts:
                     )
                 )
             )
-        add_documents(group, Kind.ARTIFACT, documents)
+        group.add_documents(Kind.ARTIFACT, documents)
         core = self._core
         required = {one for details in {id(d): d for _, d, _ in items}.values() for one in details.requires}
         required = {one for one in required if not one.startswith("blake3:")}
         if required or core.options.max_artifacts is not None:
-            with core.backend.lock():
+            with core.lock():
                 core.check_room(len(items))
                 for one in required:
                     core.artifact(one)
@@ -199,7 +197,7 @@ def _with_checksum(stored: Stored, details: Details) -> Details:
 class SourceBatch:
     """Gathers sources so that blobs in memory are hashed and looked up together."""
 
-    def __init__(self, ingest: Ingest) -> None:
+    def __init__(self, ingest: Ingesting) -> None:
         self._ingest = ingest
         self._held: list[BytesLike] = []
         self._bytes = 0
@@ -240,18 +238,6 @@ class SourceBatch:
             self._held, self._bytes = [], 0
 
 
-def add_documents(group: Group, kind: Kind, documents: list[bytes]) -> None:
-    """Append documents, hashed in one call."""
-    count = len(documents)
-    group.add(
-        bytes((kind,)) * count,
-        bytes(count),
-        _native.blake3_list(documents),
-        [len(document) for document in documents],
-        documents,
-    )
-
-
 class Writer:
     """A put that is pushed: `write`, then `commit` (on leaving the `with` block) or `abort` (on an exception).
 
@@ -269,7 +255,7 @@ class Writer:
         except BaseException as error:
             self._adding.__exit__(type(error), error, None)
             raise
-        self._stream: BlobStream | None = ingest.stream()
+        self._stream: Stream | None = ingest.stream()
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._artifact: Artifact | None = None
@@ -333,7 +319,7 @@ class Writer:
         elif self._stream is not None:
             self.commit()
 
-    def _open_stream(self) -> BlobStream:
+    def _open_stream(self) -> Stream:
         if self._stream is None:
             raise InvalidInput("this writer was committed or aborted: open another one")
         return self._stream

@@ -9,12 +9,11 @@ from itertools import islice
 
 from holdfast.arguments import items_of
 from holdfast.artifacts import SourceBatch
-from holdfast.backend.log.commit import Group
-from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.log.session import LEASE_HASH_SEQ, LEASE_RAW
 from holdfast.catalog import BlobRow
-from holdfast.core import Core, Watch, entered
+from holdfast.core import Core, Grouping, Watch, entered
 from holdfast.encoding import BaoStream, Encoding
+from holdfast.engine import Engine
 from holdfast.errors import BlobNotFound, EmptyData, InvalidHash, InvalidInput
 from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.hashseqs import HashSeqs
@@ -49,7 +48,7 @@ class Lease:
         """Give it up. Harmless when done twice."""
         slot, self._slot = self._slot, None
         if slot is not None and not self._core.closed:
-            self._core.backend.session.release(slot)
+            self._core.release(slot)
 
     def __enter__(self) -> Lease:
         return self
@@ -64,8 +63,9 @@ class Lease:
 class Blobs(HashSeqs):
     """`store.blobs`: puts, looks at and reads blobs by hash."""
 
-    def __init__(self, core: Core, reading: Reading) -> None:
-        self._core = core
+    def __init__(self, engine: Engine, reading: Reading) -> None:
+        self._engine = engine
+        self._core = core = engine.core
         self._reading = reading
         self._encoding = Encoding(core)
 
@@ -102,16 +102,16 @@ class Blobs(HashSeqs):
             (lease,) = self._acknowledge(group, [stored], LEASE_HASH_SEQ)
             return lease
 
-    def _acknowledge(self, group: Group, stored: list[Stored], kind: int = LEASE_RAW) -> list[Lease]:
+    def _acknowledge(self, group: Grouping, stored: list[Stored], kind: int = LEASE_RAW) -> list[Lease]:
         """Commit, then lease while the pin still holds what was found there already."""
         core = self._core
         if not core.options.allow_empty and any(not one.size_bytes for one in stored):
             raise EmptyData("a source has no bytes; set limits.allow_empty if empty data is meant")
-        durability = core.backend.durability if group.is_empty else group.commit()
+        durability = core.durability if group.is_empty else group.commit()
         if kind == LEASE_HASH_SEQ:
             for one in stored:
                 core.claim(one.hash, 1)  # its children are relied on, and nobody brought their bytes
-        slots = core.backend.session.lease([one.hash for one in stored], kind)
+        slots = core.lease([one.hash for one in stored], kind)
         return [
             Lease(core, Hash(one.hash), one.size_bytes, durability, slot)
             for one, slot in zip(stored, slots, strict=True)
@@ -128,9 +128,9 @@ class Blobs(HashSeqs):
 
     def _described(self, digest: bytes) -> BlobInfo | None:
         found = look(self._core, digest)
-        if isinstance(found, PartialState):
-            return partial_info(digest, found)
-        return None if found is None else self._view(found, self._stored_bytes(found))
+        if isinstance(found, BlobRow):
+            return self._view(found, self._core.stored_bytes(found))
+        return None if found is None else partial_info(digest, found)
 
     @entered
     def status(self, hash: Hash) -> BlobStatus:
@@ -201,17 +201,6 @@ class Blobs(HashSeqs):
             stored_bytes=stored_bytes,
             created_at=to_datetime(row.created_ms),
         )
-
-    def _stored_bytes(self, row: BlobRow) -> int:
-        """Add up the payloads of a blob as they lie in the log."""
-        core = self._core
-        if row.flags & KIND_MASK == KIND_DATA:
-            return row.stored
-        total = row.stored
-        for leaf in core.backend.large_reader(row).manifest.iter_leaves():
-            digests = {entry[2] for entry in leaf.entries}
-            total += sum(found[1] for found in core.catalog.find_data(list(digests)).values())
-        return total
 
 
 PAGE = 1_000

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 from holdfast.arguments import items_of, number, whole_number
-from holdfast.care.scrub import scrub_step
-from holdfast.compaction import compact
 from holdfast.core import Core, entered
+from holdfast.engine import Engine
 from holdfast.errors import InvalidHash
-from holdfast.gc.collector import Collector
-from holdfast.gc.maintenance import Maintenance
 from holdfast.types import Artifact, Chain, CompactReport, Forecast, GcReport, Hash, ProgressCallback
 
 
@@ -19,11 +15,7 @@ class Collecting:
     """A part of `Store`."""
 
     _core: Core
-
-    def _begin_collecting(self) -> None:
-        self._collector = Collector(self._core)
-        self._maintenance = Maintenance(self._core, self._collector)
-        self._maintenance.scrub_step = partial(scrub_step, self._core)
+    _engine: Engine
 
     @entered
     def gc(
@@ -46,7 +38,7 @@ class Collecting:
             number("min_age_seconds", min_age_seconds, 0)
         if max_batches is not None:
             whole_number("max_batches", max_batches)
-        return self._collector.gc(
+        return self._engine.gc(
             dry=dry_run, min_age_seconds=min_age_seconds, max_batches=max_batches, progress=progress
         )
 
@@ -67,7 +59,7 @@ class Collecting:
         has lost nothing; what was rewritten by then is done.
         """
         number("min_dead_share", min_dead_share, 0, 1)
-        return compact(self._core, min_dead_share, progress, dry_run=dry_run)
+        return self._engine.compact(min_dead_share, progress, dry_run=dry_run)
 
     def forecast(self, refs: Artifact | str | Iterable[Artifact | str]) -> Forecast:
         """Say what deleting an artifact, or several, would give back, and what of them stays because it is shared."""
@@ -75,14 +67,14 @@ class Collecting:
 
     @entered
     def _forecast(self, refs: list[Artifact | str]) -> Forecast:
-        return self._collector.forecast(refs)
+        return self._engine.forecast(refs)
 
     @entered
     def why(self, hash: Hash) -> tuple[Chain, ...]:
         """Give the chains from roots to a blob or chunk, up to 100: all that keeps it. None: the next `gc` takes it."""
         if not isinstance(hash, Hash):
             raise InvalidHash(f"a Hash is needed, not {type(hash).__name__}: Hash.parse reads text")
-        return self._collector.why(hash)
+        return self._engine.why(hash)
 
     @entered
     def start_maintenance(self) -> None:
@@ -90,8 +82,8 @@ class Collecting:
 
         Does nothing where [gc] enabled is false, or when it runs already. `stop_maintenance` and `close` end it.
         """
-        self._maintenance.start()
+        self._engine.start_maintenance()
 
     def stop_maintenance(self) -> None:
         """End the background work promptly; what it has done is durable. Harmless when there is none."""
-        self._maintenance.stop()
+        self._engine.stop_maintenance()

@@ -22,7 +22,6 @@ from holdfast.backend.log.runs import Runs
 from holdfast.backend.log.segment import read_index
 from holdfast.catalog import compacting
 from holdfast.catalog.compacting import RECORD_BYTES, CatalogPlaces
-from holdfast.core import Core
 from holdfast.errors import BackendError, HoldfastError, InvalidInput, NoSpace
 from holdfast.facts import (
     SEGMENT_OPEN,
@@ -32,6 +31,7 @@ from holdfast.facts import (
     Facts,
     Moves,
 )
+from holdfast.log_core import LogCore
 from holdfast.room import making_room, shorten_log
 from holdfast.types import CompactReport, KeptSegment, Problem, Progress, ProgressCallback
 from holdfast.wire.document import encode_retired
@@ -69,7 +69,7 @@ class Candidate(NamedTuple):
 
 
 def compact(
-    core: Core,
+    core: LogCore,
     min_dead_share: float = 0.0,
     progress: ProgressCallback | None = None,
     *,
@@ -88,7 +88,7 @@ def compact(
 
 
 def compact_segments(
-    core: Core,
+    core: LogCore,
     min_dead_share: float = DEFAULT_MIN_DEAD_SHARE,
     progress: ProgressCallback | None = None,
     *,
@@ -117,7 +117,7 @@ class _Compaction:
 
     def __init__(
         self,
-        core: Core,
+        core: LogCore,
         min_dead_share: float,
         progress: ProgressCallback | None,
         min_tombstones: int,

@@ -1,53 +1,49 @@
-"""What the rooms of a store share: the backend, the catalog, the options; no API of its own."""
+"""What the rooms of a store share, whatever its backend: calls, the catalog, the options; no API of its own."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import threading
-import time
-import warnings
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from itertools import islice
-from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, runtime_checkable
 
 from holdfast.arguments import check_callable
-from holdfast.backend.log.backend import LogBackend
-from holdfast.backend.log.commit import Group
-from holdfast.backend.log.partial_reader import PartialReader
 from holdfast.backend.log.payloads import StaleIndex
-from holdfast.backend.log.reader import BlobReader
-from holdfast.catalog import ArtifactEntry, BlobRow, Catalog, CatalogUnusable, Reusable
+from holdfast.catalog import ArtifactBlob, ArtifactEntry, BlobRow, Catalog, CatalogUnusable
 from holdfast.errors import (
     ArtifactNotFound,
     BlobNotFound,
     HoldfastError,
     InvalidInput,
-    MissingChunk,
     NeedsReopen,
-    RangeNotAvailable,
     TooLarge,
     Unavailable,
 )
-from holdfast.ingest import Ingest
-from holdfast.recovery import CatalogKeeper, WouldForget
+from holdfast.ingest import Stored
+from holdfast.ranges import ChunkRanges
 from holdfast.sources import source_size
-from holdfast.types import Artifact, Hash, Progress, ProgressCallback, Ref, Source, id_text, parse_id
-
-log = logging.getLogger("holdfast")
+from holdfast.types import (
+    Artifact,
+    BytesLike,
+    Durability,
+    Hash,
+    Progress,
+    ProgressCallback,
+    Ref,
+    Source,
+    parse_id,
+)
+from holdfast.wire.record import Kind
 
 MENDABLE: Final = (CatalogUnusable, StaleIndex)
 """What a rebuild of the catalog may put right."""
 
-
 DAY_SECONDS: Final = 86_400.0
-MAX_KEPT: Final = 10_000
-"""Blobs that streams completed and that wait for a name; the oldest of more are let go."""
 
 
 class Options(NamedTuple):
@@ -69,15 +65,90 @@ class Options(NamedTuple):
     gc_enabled: bool = True
 
 
-class Core:
-    """One open store, as its rooms see it."""
+class Reader(Protocol):
+    """Reads one blob. Threads may share it."""
 
-    def __init__(self, backend: LogBackend, keeper: CatalogKeeper, options: Options) -> None:
-        self.backend = backend
-        self.keeper = keeper
+    size_bytes: int
+
+    def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """Give exactly that range, verified; it lies within the blob."""
+
+    def iter_bytes(self, start: int, stop: int) -> Iterator[bytes]:
+        """Give a range in verified pieces of about 1 MiB."""
+
+
+@runtime_checkable
+class TreeReader(Reader, Protocol):
+    """Reads a blob that has an outboard, also as it lies there: for who verifies it."""
+
+    def read_data(self, offset: int, length: int) -> BytesLike: ...
+    def read_pairs(self, offset: int, length: int) -> BytesLike: ...
+
+
+class Partial(Protocol):
+    """A blob of which not all is here."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def is_size_proven(self) -> bool: ...
+    @property
+    def created_ms(self) -> int: ...
+    @property
+    def ranges(self) -> ChunkRanges: ...
+    @property
+    def missing(self) -> ChunkRanges: ...
+
+
+@runtime_checkable
+class PartialTreeReader(TreeReader, Protocol):
+    """Reads what is here of a partial blob."""
+
+    def require(self, ranges: ChunkRanges) -> None:
+        """Raise `RangeNotAvailable` where not all of these is here."""
+
+
+class Stream(Protocol):
+    """One blob that comes in windows."""
+
+    size_bytes: int
+
+    def push(self, window: BytesLike) -> None: ...
+    def finish(self) -> Stored: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+
+class Ingesting(Protocol):
+    """Adds blobs to one group. One thread at a time."""
+
+    def check_size(self, size_bytes: int) -> None: ...
+    def add(self, windows: Iterator[BytesLike], watch: Callable[[int], None] | None = None) -> Stored: ...
+    def add_many(self, items: Sequence[BytesLike]) -> list[Stored]: ...
+    def stream(self) -> Stream: ...
+
+
+class Grouping(Protocol):
+    """What is acknowledged together: documents, beside the blobs that were ingested for it."""
+
+    @property
+    def is_empty(self) -> bool: ...
+    def add_one(self, kind: Kind, payload: bytes) -> object: ...
+    def add_documents(self, kind: Kind, documents: list[bytes]) -> None: ...
+    def commit(self, *, alone: bool = False) -> Durability: ...
+
+
+class Core(ABC):
+    """One open store, as its rooms see it. `directory`: where it lies, if that is a local one."""
+
+    directory: str | None = None
+
+    def __init__(self, options: Options) -> None:
         self.options = options
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="holdfast-ingest")
-        self.kept = Kept(backend, options.partial_age_seconds)
         self._pid = os.getpid()
         self._closed = False
         self._callers: dict[int, int] = {}
@@ -85,8 +156,126 @@ class Core:
         # Not the condition around it: an interrupt could leave that one locked. Reentrant: for signal handlers.
         self._gate = threading.RLock()
         self._calls = threading.Condition(self._gate)
-        self._let_go = weakref.finalize(self, _let_go, backend, keeper, self.pool)
-        self._let_go.atexit = False  # the end of the process lets go of everything anyway
+
+    # -- what each backend does in its own way
+
+    @property
+    @abstractmethod
+    def catalog(self) -> Catalog:
+        """The catalog of this moment; ask anew for each look-up."""
+
+    @property
+    @abstractmethod
+    def read_only(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def durability(self) -> Durability:
+        """What an acknowledgement means here."""
+
+    @abstractmethod
+    def operation(self) -> AbstractContextManager[None]:
+        """Rely, until it ends, on what is looked up from here on."""
+
+    @abstractmethod
+    def lock(self) -> AbstractContextManager[None]:
+        """Let no other change to what has a name happen meanwhile, as far as the backend can promise it."""
+
+    @abstractmethod
+    def adding(
+        self, *, checksum: bool = False, time_ms: int = 0
+    ) -> AbstractContextManager[tuple[Grouping, Ingesting]]:
+        """Pin, begin a group, and forget it on an error. The body commits.
+
+        `checksum`: blobs get the further checksum that the options ask for. `time_ms`: when it is said to happen.
+        """
+
+    @abstractmethod
+    def changing(self) -> AbstractContextManager[Grouping]:
+        """Change what has a name: read, check, then write what the group was given, as the block ends."""
+
+    @abstractmethod
+    def deleting(self, work: Callable[[], None]) -> None:
+        """Do what lets room be freed later."""
+
+    @abstractmethod
+    def claim(self, hash: Hash | bytes, format: int = 0) -> BlobRow:
+        """Give the blob of a hash for an operation that relies on its staying, or `BlobNotFound`.
+
+        The caller has pinned. `format` 1: its children as a hash seq are relied on too.
+        """
+
+    @abstractmethod
+    def reader(self, ref: Ref) -> Reader:
+        """Open the blob that a reference names. The caller has pinned."""
+
+    @abstractmethod
+    def read_small(self, hash: bytes, found: ArtifactBlob) -> bytes:
+        """Read the blob of an artifact whose place the catalog gave with it."""
+
+    @abstractmethod
+    def tree_reader(self, row: BlobRow) -> TreeReader:
+        """Open a complete blob of more than one block."""
+
+    @abstractmethod
+    def block_reader(self, row: BlobRow) -> Reader:
+        """Open a complete blob of one block."""
+
+    @abstractmethod
+    def partial_reader(self, digest: bytes) -> PartialTreeReader | Reader | None:
+        """Open a partial blob, or the whole one that it has become; None if there is none."""
+
+    @abstractmethod
+    def stored_bytes(self, row: BlobRow) -> int:
+        """Give the room that a complete blob takes."""
+
+    @abstractmethod
+    def check_writable(self) -> None:
+        """Raise `PermissionDenied` for a store that was opened to read."""
+
+    # -- leases, and blobs that are not wholly here
+
+    @abstractmethod
+    def lease(self, digests: Sequence[bytes], kind: int) -> list[int]:
+        """Hold blobs for this process; gives what `release` takes. The caller has pinned. `kind`: LEASE_…"""
+
+    @abstractmethod
+    def release(self, slot: int) -> None:
+        """Hold one blob no longer."""
+
+    @abstractmethod
+    def keep(self, digest: bytes, kind: int) -> None:
+        """Lease a blob until somebody names it, as long as a partial one is kept. The caller has pinned."""
+
+    @abstractmethod
+    def partial(self, digest: bytes) -> Partial | None:
+        """Give what is known of a partial blob."""
+
+    @abstractmethod
+    def partial_hashes(self) -> Iterable[bytes]:
+        """Give the hashes of partial blobs, ascending."""
+
+    @abstractmethod
+    def let_go(self, digest: bytes) -> None:
+        """Hold a blob no longer for who is to name it: it was named."""
+
+    @abstractmethod
+    def mend(self, error: HoldfastError) -> None:
+        """Rebuild a catalog that is damaged or says what storage does not."""
+
+    @abstractmethod
+    def missing_blob(self, digest: bytes) -> BlobNotFound:
+        """Give the error for a blob that is not complete; of a partial one it says what is here."""
+
+    @abstractmethod
+    def dangling(self, entry: ArtifactEntry, error: BlobNotFound) -> HoldfastError:
+        """Give the error for an artifact whose blob is not here."""
+
+    @abstractmethod
+    def abandon_in_child(self) -> None:
+        """In a forked child: give back what was inherited, once."""
+
+    # -- calls under way
 
     @property
     def closed(self) -> bool:
@@ -98,7 +287,7 @@ class Core:
         """Whether `close` was called, here or in the process that this one was forked from."""
         return self._closed
 
-    def check(self) -> Core:
+    def check(self) -> Self:
         """Give itself, or `NeedsReopen` after a close or in a forked child."""
         if self._closed:
             raise NeedsReopen("the store was closed: open it anew")
@@ -116,9 +305,7 @@ class Core:
             self._callers[thread] = self._callers.get(thread, 0) + 1
 
     def leave(self) -> None:
-        """The call is over. What it met of damage is written down, now that it holds no lock."""
-        if self.backend.payloads.found and not self._closed and os.getpid() == self._pid:
-            self.write_down_damage()
+        """The call is over."""
         self._leave()
 
     def _leave(self) -> None:
@@ -157,75 +344,9 @@ class Core:
         with self._calls:
             self.refuse_within_call()
             self._closed = True
-            self._let_go.detach()
             while self._callers:
                 self._calls.wait()
         self.pool.shutdown()
-
-    def write_down_damage(self) -> int:
-        """Put the damage that reads and scrubs have met into quarantine, durably; gives how many places.
-
-        A failure is nobody's error: the next scrub finds it again. Nothing is written for a store opened to read.
-        """
-        payloads = self.backend.payloads
-        found, payloads.found = payloads.found, {}
-        if self.backend.read_only or not found:
-            return 0
-        try:
-            return self.backend.quarantine(found, self.catalog.known_damage(sorted(found)))
-        except (HoldfastError, *MENDABLE) as error:
-            log.warning("%d damaged places could not be put into quarantine: %s", len(found), error)
-            return 0
-
-    def abandon_in_child(self) -> None:
-        """In a forked child: give back what was inherited, once."""
-        self._let_go.detach()
-        self.backend.abandon_in_child()
-
-    @property
-    def catalog(self) -> Catalog:
-        """The catalog of this moment; ask anew for each look-up."""
-        return self.keeper.current()
-
-    @contextmanager
-    def adding(self, *, checksum: bool = False, time_ms: int = 0) -> Iterator[tuple[Group, Ingest]]:
-        """Pin, begin a group, and forget it on an error. The body commits.
-
-        `checksum`: blobs get the further checksum that the options ask for. `time_ms`: see `Group`.
-        """
-        backend = self.backend
-        with backend.operation():
-            group = backend.group(time_ms)
-            ingest = Ingest(
-                group,
-                lambda: Reusable(self.catalog),
-                backend.chunking,
-                self.pool,
-                compression=backend.compression,
-                max_bytes=self.options.max_artifact_bytes,
-                sha256=checksum and self.options.checksum == "sha256",
-            )
-            try:
-                yield group, ingest
-            except BaseException:
-                group.abort()
-                raise
-
-    @contextmanager
-    def changing(self) -> Iterator[Group]:
-        """Hold the store's lock and a pin for a change to what has a name: read, check, append, fsync, apply."""
-        backend = self.backend
-        backend.committer  # noqa: B018  # refuses a store that was opened to read before anything is waited for
-        with backend.lock(), backend.operation():
-            self.keeper.catch_up()
-            group = backend.group()
-            try:
-                yield group
-                if not group.is_empty:
-                    group.commit(alone=True)
-            except BaseException:
-                group.abort()
-                raise
 
     def artifact(self, ref: Artifact | str, *, deleted: bool = False) -> ArtifactEntry:
         """Give the live artifact (`deleted`: the deleted one) that a reference names, or `ArtifactNotFound`."""
@@ -252,35 +373,8 @@ class Core:
         digest = hash.digest if isinstance(hash, Hash) else hash
         row = self.catalog.find_blob(digest)
         if row is None:
-            raise self._no_blob(digest)
+            raise self.missing_blob(digest)
         return row
-
-    def claim(self, hash: Hash | bytes, format: int = 0) -> BlobRow:
-        """Give the blob of a hash for an operation that relies on its staying, or `BlobNotFound`.
-
-        The caller has pinned (`backend.operation`). `format` 1: its children as a hash seq are relied on too.
-        """
-        if self.backend.read_only:
-            return self.blob(hash)
-        digest = hash.digest if isinstance(hash, Hash) else hash
-        row = self.catalog.claim(digest, format)
-        if row is None:
-            raise self._no_blob(digest)
-        return row
-
-    def _no_blob(self, digest: bytes) -> BlobNotFound:
-        """Give the error for a blob that is not complete; of a partial one it says what is here."""
-        hex_ = digest.hex()
-        state = self.backend.partials.find(digest)
-        if state is None:
-            return BlobNotFound(f"there is no blob {hex_}", hash=Hash(digest))
-        return BlobNotFound(
-            f"blob {hex_} is partial, and all of it is needed: of its {state.size_bytes} bytes these leaves (of 1,024"
-            f" bytes) are here: {str(state.ranges) or 'none':.100}; `blobs.missing_ranges` says what to ask for",
-            hash=Hash(digest),
-            here=state.ranges,
-            size_bytes=state.size_bytes,
-        )
 
     def resolve(self, ref: Ref, *, claim: bool = False) -> BlobRow:
         """Give the blob that a reference names: a hash, an artifact or its id. `claim`: as that method does."""
@@ -291,103 +385,7 @@ class Core:
         try:
             return find(entry.hash)
         except BlobNotFound as error:
-            missing = MissingChunk(
-                f"artifact {id_text(entry.id)} names blob {entry.hash.hex()}, which is not here",
-                hash=Hash(entry.hash),
-            )
-            raise self.backend.payloads.suspect(entry.hash, missing) from error
-
-    def mend(self, error: HoldfastError) -> None:
-        """Rebuild a catalog that is damaged or says what storage does not."""
-        if isinstance(error, StaleIndex) and self.keeper.has_lost_segments():
-            # Storage is not what it was: a rebuild would only forget what is missing.
-            raise error.fault from error
-        try:
-            self.keeper.replace(str(error))
-        except WouldForget:
-            if isinstance(error, StaleIndex):
-                raise error.fault from error
-            raise
-
-    def reader(self, ref: Ref) -> BlobReader:
-        """Open the blob that a reference names; by its hash, also one that is partial. The caller has pinned."""
-        try:
-            return self.backend.reader(self.resolve(ref, claim=True))
-        except BlobNotFound:
-            if not isinstance(ref, Hash):
-                raise
-            partial = self.partial_reader(ref.digest)
-        # It may have been completed between two looks.
-        return partial or self.backend.reader(self.resolve(ref, claim=True))
-
-    def partial_reader(self, digest: bytes) -> PartialReader | None:
-        """Open a partial blob; None if there is none."""
-
-        def whole() -> BlobReader | None:
-            row = self.catalog.claim(digest) if not self.backend.read_only else self.catalog.find_blob(digest)
-            return None if row is None else self.backend.reader(row)
-
-        backend = self.backend
-        state = backend.partials.find(digest)
-        if state is None:
-            return None
-        if (
-            not state.size_bytes
-        ):  # no blob of no bytes is ever partial: it was begun, and nothing of it has come
-            raise RangeNotAvailable(
-                f"of the partial blob {digest.hex()} nothing is here yet, not even its size",
-                hash=Hash(digest),
-                here=state.ranges,
-                size_bytes=0,
-            )
-        return PartialReader(backend.partials, backend.payloads, digest, state, whole)
-
-
-def _let_go(backend: LogBackend, keeper: CatalogKeeper, pool: ThreadPoolExecutor) -> None:
-    """A store that nobody has any more was not closed: warn, and let go of all it holds, as a killed process would."""
-    if os.getpid() != backend.pid:
-        return  # a forked child: the parent has it
-    try:
-        pool.shutdown(wait=False)
-        keeper.close()
-        with suppress(RuntimeError):  # one of its own threads came to collect it, and cannot wait for itself
-            backend.abandon()
-    finally:
-        warnings.warn(
-            f"unclosed store {backend.root}: close it, or use `with`", ResourceWarning, stacklevel=2
-        )
-
-
-class Kept:
-    """Blobs that streams have completed, leased until somebody names them, as their partial blobs were kept."""
-
-    def __init__(self, backend: LogBackend, age_seconds: float) -> None:
-        self._backend = backend
-        self._age_seconds = age_seconds
-        self._mutex = threading.Lock()
-        self._slots: OrderedDict[bytes, tuple[float, list[int]]] = OrderedDict()
-
-    def keep(self, digest: bytes, kind: int) -> None:
-        """Lease a blob; the oldest that are kept so are let go. The caller has pinned, and the blob is here."""
-        now = time.monotonic()
-        slots = self._backend.session.lease([digest], kind)
-        with self._mutex:
-            slots += self._slots.pop(digest, (now, []))[1]
-            self._slots[digest] = (now, slots)
-            old = [
-                name
-                for name, (since, _) in islice(self._slots.items(), 2)
-                if now - since > self._age_seconds or len(self._slots) > MAX_KEPT
-            ]
-        for name in old:
-            self.let_go(name)
-
-    def let_go(self, digest: bytes) -> None:
-        """Keep a blob no longer: it was named. Harmless where none is kept."""
-        with self._mutex:
-            _, slots = self._slots.pop(digest, (0.0, []))
-        for slot in slots:
-            self._backend.session.release(slot)
+            raise self.dangling(entry, error) from error
 
 
 def id_of(ref: Artifact | str) -> str:

@@ -12,9 +12,9 @@ import msgspec
 
 from holdfast.arguments import path_of
 from holdfast.artifacts import Artifacts
-from holdfast.core import Core
+from holdfast.core import Core, Ingesting
 from holdfast.errors import InvalidInput, SourceNotFound
-from holdfast.ingest import Ingest, Stored
+from holdfast.ingest import Stored
 from holdfast.sources import iter_windows
 from holdfast.trees import put_tree
 from holdfast.types import Artifact, BytesLike, ProgressCallback, TreeReport
@@ -26,7 +26,7 @@ log = logging.getLogger("holdfast")
 class _Sink:
     """Stores what the walk brings, through one ingest."""
 
-    def __init__(self, ingest: Ingest) -> None:
+    def __init__(self, ingest: Ingesting) -> None:
         self._ingest = ingest
         self.last: deque[Stored] = deque(maxlen=3)
         """The last large blobs: names, collection, extras."""
@@ -57,10 +57,13 @@ def put_directory(
         if os.path.lexists(path):
             raise InvalidInput(f"{path} is not a directory: store it with put", path=path)
         raise SourceNotFound(f"there is no directory at {path}", path=path)
-    root = os.path.realpath(core.backend.root)
-    if os.path.commonpath((os.path.realpath(path), root)) == root:
-        raise InvalidInput(f"{path} is the store itself, or lies in it", path=path)
-    own = core.backend.disk.stat(core.backend.root)
+    own: list[tuple[int, int]] = []
+    if core.directory is not None and os.path.isdir(core.directory):
+        root = os.path.realpath(core.directory)
+        if os.path.commonpath((os.path.realpath(path), root)) == root:
+            raise InvalidInput(f"{path} is the store itself, or lies in it", path=path)
+        stat = os.stat(root)
+        own.append((stat.st_dev, stat.st_ino))
     with core.adding() as (group, ingest):
         sink = _Sink(ingest)
         tree = put_tree(
@@ -68,7 +71,7 @@ def put_directory(
             sink,
             exclude=exclude,
             strict=strict,
-            skip_directories=((own.dev, own.ino),) if own is not None else (),
+            skip_directories=own,
             progress=progress,
         )
         for name, why in tree.report.skipped[:10]:

@@ -10,11 +10,9 @@ from contextlib import AbstractContextManager, suppress
 from typing import IO, Final
 
 from holdfast import _native, bao_stream
-from holdfast.backend.log.partial_reader import PartialReader
-from holdfast.backend.log.reader import BlobReader, LargeReader
 from holdfast.bao import OutboardBuilder
 from holdfast.bao_stream import ReadAt
-from holdfast.core import MENDABLE, Core
+from holdfast.core import MENDABLE, Core, PartialTreeReader, Reader, TreeReader
 from holdfast.errors import BlobNotFound, CorruptBlob, IntegrityError
 from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.ranges import ChunkRanges
@@ -31,22 +29,22 @@ class Encoding:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._open: OrderedDict[tuple[bytes, int], LargeReader] = OrderedDict()
+        self._open: OrderedDict[tuple[bytes, int], TreeReader] = OrderedDict()
 
-    def reader(self, hash: Hash, ranges: ChunkRanges | None) -> BlobReader | PartialReader:
+    def reader(self, hash: Hash, ranges: ChunkRanges | None) -> Reader:
         """Open a blob for who has pinned. `RangeNotAvailable` for what is not here of a partial one."""
         core = self._core
         try:
             row = core.claim(hash)
         except BlobNotFound:
             reader = core.reader(hash)
-            if isinstance(reader, PartialReader):
+            if isinstance(reader, PartialTreeReader):
                 reader.require(ChunkRanges.all() if ranges is None else ranges)
             return reader
         if row.flags & KIND_MASK == KIND_DATA:
-            return core.backend.reader(row)
+            return core.block_reader(row)
         key = hash.digest, row.location
-        found = self._open.pop(key, None) or core.backend.large_reader(row)
+        found = self._open.pop(key, None) or core.tree_reader(row)
         if len(self._open) >= OPEN_BLOBS:
             with suppress(KeyError):  # another thread may take the last one
                 self._open.popitem(last=False)
@@ -76,7 +74,7 @@ class BaoStream(Iterator[bytes]):
         self._is_careful = False
         self._outboard: _Outboard | None = None
         self._pairs = _Pairs()
-        self._pin: AbstractContextManager[None] | None = core.backend.operation()
+        self._pin: AbstractContextManager[None] | None = core.operation()
         self._pin.__enter__()
         try:
             self._reader = encoding.reader(hash, ranges)
@@ -111,10 +109,10 @@ class BaoStream(Iterator[bytes]):
     def _encode(self) -> Iterator[bytes]:
         reader = self._reader
         data: ReadAt = reader.read_at
-        if isinstance(reader, (LargeReader, PartialReader)):
+        if isinstance(reader, TreeReader):
             if not self._is_careful:
                 data = reader.read_data
-            if isinstance(reader, LargeReader) and (self._ranges is None or self._ranges.is_open):
+            if not isinstance(reader, PartialTreeReader) and (self._ranges is None or self._ranges.is_open):
                 data = _Ahead(data, self.size_bytes, self._core.pool).read
             self._pairs.read = reader.read_pairs if self._outboard is None else self._outboard.read
         return bao_stream.encode(reader.size_bytes, self._hash.digest, data, self._pairs, self._ranges)
@@ -134,7 +132,7 @@ class BaoStream(Iterator[bytes]):
     def _go_round(self, error: IntegrityError) -> None:
         """Read otherwise what was wrong; the error itself where that is done already."""
         reader = self._reader
-        if not isinstance(reader, LargeReader):
+        if not isinstance(reader, TreeReader) or isinstance(reader, PartialTreeReader):
             raise error
         if error is self._pairs.error or error.evidence.get("part") == "outboard":
             if self._outboard is not None:
@@ -182,7 +180,7 @@ class _Ahead:
 class _Outboard:
     """An outboard computed from the data of a blob, which is verified on the way."""
 
-    def __init__(self, reader: BlobReader, root: bytes) -> None:
+    def __init__(self, reader: Reader, root: bytes) -> None:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(SPOOLED_BYTES)  # noqa: SIM115  # closed in `close`
         try:
             self._fill(reader, root)
@@ -190,7 +188,7 @@ class _Outboard:
             self.close()
             raise
 
-    def _fill(self, reader: BlobReader, root: bytes) -> None:
+    def _fill(self, reader: Reader, root: bytes) -> None:
         hasher = _native.BlobHasher()
         with OutboardBuilder() as builder:
             for piece in reader.iter_bytes(0, reader.size_bytes):

@@ -19,8 +19,8 @@ from holdfast.backend.log.partial import Partial
 from holdfast.backend.log.partial_reader import read_verified
 from holdfast.backend.log.partial_state import PartialState
 from holdfast.bao import OutboardBuilder, OutboardReader, block_count, outboard_bytes
-from holdfast.core import Core
 from holdfast.errors import CorruptBlob, IntegrityError, NoSpace
+from holdfast.log_core import LogCore
 from holdfast.ranges import BLOCK_LEAVES, LEAF_BYTES, ChunkRanges
 from holdfast.types import BLOCK_BYTES, HASH_BYTES, BytesLike, now_ms
 from holdfast.wire.pages import ManifestWriter
@@ -76,7 +76,7 @@ class _Cut(NamedTuple):
 class Filling:
     """What one importer does to one partial blob."""
 
-    def __init__(self, core: Core, hash_: bytes, completed: Callable[[], None]) -> None:
+    def __init__(self, core: LogCore, hash_: bytes, completed: Callable[[], None]) -> None:
         """`completed` is called once the blob is there, and before the partial one goes: it is to keep the blob."""
         self._core = core
         self._completed = completed

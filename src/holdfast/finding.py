@@ -69,7 +69,7 @@ def view(core: Core, entry: ArtifactEntry, details: Details | None = None) -> Ar
         links=details.links,
         requires=details.requires,
         metadata=details.metadata,
-        durability=core.backend.durability,
+        durability=core.durability,
         deleted_at=None if deleted_ms is None else to_datetime(deleted_ms),
     )
 

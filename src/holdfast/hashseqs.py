@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
 from typing import IO, Final, cast
 
-from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.log.session import LEASE_HASH_SEQ, LEASE_RAW
 from holdfast.bao_stream import Decoder, iter_verified
+from holdfast.catalog import BlobRow
 from holdfast.core import Core, entered
 from holdfast.encoding import BaoStream, Encoding
 from holdfast.errors import (
@@ -24,7 +24,6 @@ from holdfast.errors import (
     InvalidInput,
     RemoteProtocolError,
 )
-from holdfast.importing import retire_leftover
 from holdfast.partials import PartialBlobs, Stream, bitfield, checked, look, open_source, stream_error
 from holdfast.ranges import ChunkRanges
 from holdfast.types import HASH_BYTES, BytesLike, Hash, Progress, ProgressCallback, SeqInfo
@@ -56,7 +55,7 @@ class HashSeqs(PartialBlobs):
         if not 1 <= depth <= MAX_DEPTH:
             raise InvalidInput(f"depth is {depth}; 1 to {MAX_DEPTH} are allowed")
         core = self._core
-        with core.backend.operation():
+        with core.operation():
             _check_size(checked(hash), core.reader(hash).size_bytes)
         return (Hash(digest) for digest in _walk(core, hash, depth))
 
@@ -71,13 +70,13 @@ class HashSeqs(PartialBlobs):
         core = self._core
         wanted = repeat(ChunkRanges.all()) if ranges is None else iter(ranges)
         first = next(wanted, ChunkRanges.empty())
-        with core.backend.operation():
+        with core.operation():
             _check_size(checked(hash), core.reader(hash).size_bytes)
         return self._encode_seq(hash, first, wanted)
 
     def _encode_seq(self, hash: Hash, first: ChunkRanges, wanted: Iterator[ChunkRanges]) -> Iterator[bytes]:
         core = self._core
-        with core.backend.operation():
+        with core.operation():
             if core.catalog.find_blob(hash.digest) is not None:
                 core.claim(hash, 1)
             yield from BaoStream(core, self._encoding, hash, first)
@@ -107,7 +106,7 @@ class HashSeqs(PartialBlobs):
         """
         core = self._core
         checked(hash)
-        core.backend.committer  # noqa: B018  # refuses a store that was opened to read before anything is read
+        core.check_writable()  # before anything is read
         source = _Source(open_source(stream))
         wanted = repeat(ChunkRanges.all()) if ranges is None else iter(ranges)
         taking = _Taking(self, source, progress)
@@ -115,8 +114,8 @@ class HashSeqs(PartialBlobs):
         taking.flush(LEASE_HASH_SEQ)
         found = look(core, hash.digest)
         if found is not None:
-            _check_size(hash, found.size_bytes if isinstance(found, PartialState) else found.size)
-            self._take_children(hash, taking, wanted, is_whole=not isinstance(found, PartialState))
+            _check_size(hash, found.size if isinstance(found, BlobRow) else found.size_bytes)
+            self._take_children(hash, taking, wanted, is_whole=isinstance(found, BlobRow))
         source.finish(hash)
         return seq_info(core, hash)
 
@@ -125,12 +124,11 @@ class HashSeqs(PartialBlobs):
     ) -> None:
         """Take in the children. A hash seq that is whole holds them; else each is held by itself."""
         core = self._core
-        session = core.backend.session
         slots = []
         if is_whole:
-            with core.backend.operation():
+            with core.operation():
                 core.claim(hash, 1)
-                slots = session.lease([hash.digest], LEASE_HASH_SEQ)
+                slots = core.lease([hash.digest], LEASE_HASH_SEQ)
         try:
             for number, (digest, ranges) in enumerate(zip(_walk(core, hash, 1), wanted, strict=False)):
                 taking.take(number, digest, ranges)
@@ -140,7 +138,7 @@ class HashSeqs(PartialBlobs):
             finally:
                 for slot in slots:
                     self._hold(hash.digest, LEASE_HASH_SEQ)  # as the last one: how many are held is bounded
-                    session.release(slot)
+                    core.release(slot)
 
     @entered
     def missing_seq(self, hash: Hash) -> Iterator[ChunkRanges]:
@@ -169,7 +167,7 @@ def seq_info(core: Core, hash: Hash) -> SeqInfo:
     found = look(core, hash.digest)
     if found is None:
         raise BlobNotFound(f"there is no blob {hash}", hash=hash)
-    if isinstance(found, PartialState):
+    if not isinstance(found, BlobRow):
         return SeqInfo(hash=hash, children=found.size_bytes // HASH_BYTES, is_complete=False)
     children = complete = size = partial = 0
     digests = _walk(core, hash, 1)
@@ -180,7 +178,7 @@ def seq_info(core: Core, hash: Hash) -> SeqInfo:
             row = here.get(digest)
             if row is not None:
                 complete, size = complete + 1, size + row.size
-            elif core.backend.partials.find(digest) is not None:
+            elif core.partial(digest) is not None:
                 partial += 1
     return SeqInfo(
         hash=hash,
@@ -211,7 +209,7 @@ def _digests(core: Core, hash: Hash) -> Iterator[bytes]:
     """Read a hash seq a page at a time; nothing is pinned between two pages."""
     offset, size = 0, 1
     while offset < size:
-        with core.backend.operation():
+        with core.operation():
             reader = core.reader(hash)
             size = reader.size_bytes
             _check_size(hash, size)
@@ -272,7 +270,7 @@ class _Taking:
                 for digest in small:
                     self._blobs._hold(digest, kind)
         for digest in small:
-            retire_leftover(core, digest)
+            self._blobs._engine.retire_partial(digest)
 
     def _gather(self, digest: bytes) -> None:
         decoder = Decoder(digest, None)

@@ -6,19 +6,24 @@ lock and no pin is held while the stream is waited for, so that several can fill
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Final
 
 from holdfast.backend.log.partial import Partial
+from holdfast.backend.log.session import LEASE_RAW
 from holdfast.bao_stream import Decoder, iter_verified
-from holdfast.core import Core
-from holdfast.errors import TooLarge
+from holdfast.errors import CorruptBlob, TooLarge
 from holdfast.filling import Batch, Filling, Run
+from holdfast.log_core import LogCore
 from holdfast.ranges import ChunkRanges
 from holdfast.types import BLOCK_BYTES, BytesLike, now_ms
 
+log = logging.getLogger("holdfast")
+
+ROOT_TRIES: Final = 5
 CHECKPOINT_BYTES: Final = 7 << 20
 """One checkpoint is written while the next is gathered: two of them, and the end of a chunk, are below 16 MiB."""
 CHECKPOINT_SECONDS: Final = 1.0
@@ -27,13 +32,9 @@ CHECKPOINT_SECONDS: Final = 1.0
 class Import:
     """One stream on its way into the store. Memory: about ten times `CHECKPOINT_BYTES`."""
 
-    def __init__(
-        self, core: Core, hash_: bytes, ranges: ChunkRanges | None, hold: Callable[[bytes], None]
-    ) -> None:
-        """`hold` is to keep the blob from collection once it is complete; it may be so from the beginning."""
+    def __init__(self, core: LogCore, hash_: bytes, ranges: ChunkRanges | None) -> None:
         self._core = core
         self._hash = hash_
-        self._hold = hold
         self._is_complete = False
         with core.backend.operation():
             self._look()
@@ -147,7 +148,7 @@ class Import:
         """
         if self._core.catalog.claim(self._hash) is not None:
             self._is_complete = True
-            self._hold(self._hash)
+            self._core.keep(self._hash, LEASE_RAW)  # until it is named
 
     def _is_whole(self, batch: Batch) -> bool:
         at = 0
@@ -169,7 +170,7 @@ class Import:
         retire_leftover(core, self._hash)
 
 
-def retire_leftover(core: Core, hash_: bytes) -> None:
+def retire_leftover(core: LogCore, hash_: bytes) -> None:
     """Remove the partial blob of one that is complete."""
     partials = core.backend.partials
     if partials.find(hash_) is None:
@@ -181,3 +182,40 @@ def retire_leftover(core: Core, hash_: bytes) -> None:
                 partial.retire()
     finally:
         partial.close()
+
+
+def iter_roots(core: LogCore) -> Iterator[list[bytes]]:
+    """Give the hashes of all payloads in the log that partial blobs rely on, in batches: roots of each collection.
+
+    They are read from the partial blobs themselves, so a catalog that was lost forgets none. A list that is damaged
+    stops nobody, unlike other roots: its partial blob begins anew, whatever is kept, by a further transfer
+    (docs/decisions/012). It gives what can be read of it.
+    """
+    partials = core.backend.partials
+    for digest in partials.hashes():
+        for attempt in range(ROOT_TRIES):
+            try:
+                yield from partials.chunks(digest)
+                break
+            except FileNotFoundError:  # completed meanwhile: the blob itself is there
+                break
+            except CorruptBlob as error:  # somebody may be writing it just now
+                if attempt == ROOT_TRIES - 1:
+                    log.warning("%s", error)
+                time.sleep(0.01)
+
+
+def expire_partials(core: LogCore, now_ms: int) -> int:
+    """Remove partial blobs that nobody has open and to which nothing was added for `partial_age_seconds`.
+
+    What is left of those that were completed goes too. Gives how many; what they had in the log is garbage then.
+    """
+    oldest_ms = now_ms - int(core.options.partial_age_seconds * 1000)
+    removed = 0
+    for digest in core.backend.partials.hashes():
+        is_complete = core.catalog.find_blob(digest) is not None
+        removed += core.backend.partials.remove(
+            digest,
+            lambda state, done=is_complete: done or state is None or state.written_ms <= oldest_ms,  # type: ignore[misc]
+        )
+    return removed

@@ -21,8 +21,9 @@ from holdfast.backend.log.layout import (
 )
 from holdfast.backend.log.reserve import Reserve
 from holdfast.chunking import Chunking
-from holdfast.core import Core, Options
+from holdfast.core import Options
 from holdfast.errors import Conflict, InvalidConfig, NoSpace, StoreNotFound
+from holdfast.log_core import LogCore
 from holdfast.recovery import CatalogKeeper
 from holdfast.types import now_ms
 
@@ -55,7 +56,7 @@ class How(TypedDict, total=False):
     options: Options | None
 
 
-def open_core(root: str, **how: Unpack[How]) -> Core:
+def open_core(root: str, **how: Unpack[How]) -> LogCore:
     """Open the log store in a directory, on any disk."""
     segment_bytes = how.get("segment_bytes", DEFAULT_SEGMENT_BYTES)
     if not MIN_SEGMENT_BYTES <= segment_bytes <= MAX_SEGMENT_BYTES:
@@ -99,7 +100,7 @@ def open_core(root: str, **how: Unpack[How]) -> Core:
 
 def _open_core(
     root: str, used: Disk, store: StoreFile, segment_bytes: int, reserve: Reserve, how: How
-) -> Core:
+) -> LogCore:
     read_only = how.get("read_only", False)
     backend = LogBackend(
         used,
@@ -121,7 +122,7 @@ def _open_core(
         keeper.close()
         backend.abandon()
         raise
-    return Core(backend, keeper, how.get("options") or Options())
+    return LogCore(backend, keeper, how.get("options") or Options())
 
 
 def _look_at_rights(root: str) -> None:

@@ -6,12 +6,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple, TypedDict
 
 from holdfast.arguments import items_of, whole_number
-from holdfast.backend.log.commit import Group
 from holdfast.catalog import ArtifactEntry
-from holdfast.core import Core
+from holdfast.core import Core, Grouping
 from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, InvalidInput
 from holdfast.finding import view
-from holdfast.room import deleting
 from holdfast.types import KEEP, Artifact, Hash, Keep, Scalar, id_text, now_ms
 from holdfast.wire.document import (
     ArtifactDocument,
@@ -96,7 +94,7 @@ class Naming:
         return view(core, entry, new)
 
     def delete(self, refs: Collection[Artifact | str], *, force: bool = False) -> None:
-        deleting(self._core, lambda: self._delete(refs, force))
+        self._core.deleting(lambda: self._delete(refs, force))
 
     def _delete(self, refs: Collection[Artifact | str], force: bool) -> None:
         core = self._core
@@ -171,7 +169,7 @@ class Naming:
                     ) from None
 
 
-def _append(group: Group, entry: ArtifactEntry) -> None:
+def _append(group: Grouping, entry: ArtifactEntry) -> None:
     document = ArtifactDocument._make(entry[:-1])  # the same columns, but for `deleted_ms`
     group.add_one(Kind.ARTIFACT, encode_artifact(document))
 

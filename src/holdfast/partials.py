@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterable, Iterator
 from typing import IO, Final, TypeAlias, cast
 
-from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.log.session import LEASE_RAW
 from holdfast.bitfield import Bitfield, present_bytes
 from holdfast.catalog import BlobRow
-from holdfast.core import Core, entered
+from holdfast.core import Core, Partial, entered
+from holdfast.engine import Engine
 from holdfast.errors import (
-    CorruptBlob,
     CorruptStream,
     HoldfastError,
     InvalidHash,
     InvalidInput,
     RemoteProtocolError,
 )
-from holdfast.importing import Import
 from holdfast.ranges import ChunkRanges, leaf_count
 from holdfast.sources import as_bytes, iter_windows, read_some
 from holdfast.types import (
@@ -40,7 +37,6 @@ log = logging.getLogger("holdfast")
 
 Stream: TypeAlias = "str | os.PathLike[str] | BytesLike | IO[bytes] | Iterable[BytesLike]"
 """A path, bytes or an iterable, which end with the stream; or a file, of which exactly the stream is read."""
-ROOT_TRIES: Final = 5
 _MALFORMED: Final = frozenset({"size", "trailing", "truncated"})
 
 
@@ -48,6 +44,7 @@ class PartialBlobs:
     """The part of `store.blobs` that is about blobs which are not wholly here."""
 
     _core: Core
+    _engine: Engine
 
     @entered
     def decode(
@@ -73,8 +70,7 @@ class PartialBlobs:
             raise InvalidInput(
                 f"ranges are ChunkRanges, not {type(ranges).__name__}: ChunkRanges.parse reads text"
             )
-        core.backend.committer  # noqa: B018  # refuses a store that was opened to read before anything is read
-        importing = Import(core, digest, ranges, self._hold)
+        core.check_writable()  # before anything is read
         done = 0
 
         def watch(more_bytes: int, size_bytes: int | None) -> None:
@@ -84,7 +80,7 @@ class PartialBlobs:
                 progress(Progress(phase="decode", done_bytes=done, total_bytes=size_bytes))
 
         try:
-            importing.run(open_source(stream), watch)
+            self._engine.take_in(digest, ranges, open_source(stream), watch)
         except CorruptStream as error:
             raise stream_error(error) from error
         return self._after_import(digest)
@@ -98,9 +94,9 @@ class PartialBlobs:
     def missing_ranges(self, hash: Hash) -> ChunkRanges:
         """Say what to ask for next: all of a blob of which nothing is here, nothing of one that is complete."""
         found = look(self._core, checked(hash).digest)
-        if isinstance(found, PartialState):
-            return found.missing
-        return ChunkRanges.all() if found is None else ChunkRanges.empty()
+        if found is None:
+            return ChunkRanges.all()
+        return ChunkRanges.empty() if isinstance(found, BlobRow) else found.missing
 
     def _described(self, digest: bytes) -> BlobInfo | None:
         """Say what is known of a blob, complete or partial; None if nothing."""
@@ -119,43 +115,43 @@ class PartialBlobs:
 
     def _hold(self, digest: bytes, kind: int = LEASE_RAW) -> None:
         """Lease a blob of which a stream came: it is kept as its partial blob was, so that it can be named."""
-        self._core.kept.keep(digest, kind)
+        self._core.keep(digest, kind)
 
 
-def look(core: Core, digest: bytes) -> BlobRow | PartialState | None:
+def look(core: Core, digest: bytes) -> BlobRow | Partial | None:
     """Give what is here of a blob: its row if it is complete, its state if it is partial."""
     for _ in range(2):  # it may be completed between two looks
         row = core.catalog.find_blob(digest)
         if row is not None:
             return row
-        state = core.backend.partials.find(digest)
+        state = core.partial(digest)
         if state is not None:
             return state
     return None
 
 
-def status_of(found: BlobRow | PartialState | None) -> BlobStatus:
+def status_of(found: BlobRow | Partial | None) -> BlobStatus:
     """Say how much of a blob is here, of what `look` gave."""
     if found is None:
         return BlobStatus.MISSING
-    return BlobStatus.PARTIAL if isinstance(found, PartialState) else BlobStatus.COMPLETE
+    return BlobStatus.COMPLETE if isinstance(found, BlobRow) else BlobStatus.PARTIAL
 
 
 def bitfield(core: Core, digest: bytes) -> Bitfield:
     """Say which parts of a blob are here."""
     found = look(core, digest)
     size, verified, ranges = 0, False, ChunkRanges.empty()
-    if isinstance(found, PartialState):
-        size, verified, ranges = found.size_bytes, found.is_size_proven, found.ranges
-    elif found is not None:
+    if isinstance(found, BlobRow):
         size, verified, ranges = found.size, True, ChunkRanges.leaves(0, leaf_count(found.size))
+    elif found is not None:
+        size, verified, ranges = found.size_bytes, found.is_size_proven, found.ranges
     status = status_of(found)
     return Bitfield(
         hash=Hash(digest), status=status, size_bytes=size, is_size_verified=verified, ranges=ranges
     )
 
 
-def partial_info(digest: bytes, state: PartialState) -> BlobInfo:
+def partial_info(digest: bytes, state: Partial) -> BlobInfo:
     """Describe a partial blob."""
     return BlobInfo(
         hash=Hash(digest),
@@ -170,48 +166,11 @@ def partial_info(digest: bytes, state: PartialState) -> BlobInfo:
 
 def iter_partials(core: Core, low: bytes, high: bytes) -> Iterator[BlobInfo]:
     """Describe the partial blobs with hashes from `low` to `high`, ascending; not those that are complete by now."""
-    for digest in core.backend.partials.hashes():
+    for digest in core.partial_hashes():
         if low <= digest <= high:
             found = look(core, digest)
-            if isinstance(found, PartialState):
+            if found is not None and not isinstance(found, BlobRow):
                 yield partial_info(digest, found)
-
-
-def iter_roots(core: Core) -> Iterator[list[bytes]]:
-    """Give the hashes of all payloads in the log that partial blobs rely on, in batches: roots of each collection.
-
-    They are read from the partial blobs themselves, so a catalog that was lost forgets none. A list that is damaged
-    stops nobody, unlike other roots: its partial blob begins anew, whatever is kept, by a further transfer
-    (docs/decisions/012). It gives what can be read of it.
-    """
-    partials = core.backend.partials
-    for digest in partials.hashes():
-        for attempt in range(ROOT_TRIES):
-            try:
-                yield from partials.chunks(digest)
-                break
-            except FileNotFoundError:  # completed meanwhile: the blob itself is there
-                break
-            except CorruptBlob as error:  # somebody may be writing it just now
-                if attempt == ROOT_TRIES - 1:
-                    log.warning("%s", error)
-                time.sleep(0.01)
-
-
-def expire_partials(core: Core, now_ms: int) -> int:
-    """Remove partial blobs that nobody has open and to which nothing was added for `partial_age_seconds`.
-
-    What is left of those that were completed goes too. Gives how many; what they had in the log is garbage then.
-    """
-    oldest_ms = now_ms - int(core.options.partial_age_seconds * 1000)
-    removed = 0
-    for digest in core.backend.partials.hashes():
-        is_complete = core.catalog.find_blob(digest) is not None
-        removed += core.backend.partials.remove(
-            digest,
-            lambda state, done=is_complete: done or state is None or state.written_ms <= oldest_ms,  # type: ignore[misc]
-        )
-    return removed
 
 
 def stream_error(error: CorruptStream) -> HoldfastError:

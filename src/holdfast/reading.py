@@ -10,10 +10,9 @@ from typing import Final
 
 from holdfast.arguments import path_of
 from holdfast.backend.log.disk import translate
-from holdfast.backend.log.payloads import Place, StaleIndex
-from holdfast.backend.log.reader import BlobReader
+from holdfast.backend.log.payloads import StaleIndex
 from holdfast.catalog import ArtifactBlob
-from holdfast.core import MENDABLE, Core, Watch, id_of
+from holdfast.core import MENDABLE, Core, Reader, Watch, id_of
 from holdfast.errors import ArtifactNotFound, Conflict, HoldfastError, InvalidInput, NotFound, Unavailable
 from holdfast.finding import FORMATS
 from holdfast.trees import export_tree
@@ -73,7 +72,7 @@ class Pieces(Iterator[bytes]):
     def __init__(self, core: Core, ref: Ref, offset_bytes: int, length_bytes: int | None) -> None:
         self._core = core
         self._stack = ExitStack()
-        self._stack.enter_context(core.backend.operation())
+        self._stack.enter_context(core.operation())
         try:
             reader = MendingReader(core, ref)
             start, stop = check_range(offset_bytes, length_bytes, reader.size_bytes)
@@ -108,9 +107,9 @@ class RawBlob(io.RawIOBase):
     def __init__(self, core: Core, ref: Ref) -> None:
         super().__init__()
         self._stack = ExitStack()
-        self._stack.enter_context(core.backend.operation())
+        self._stack.enter_context(core.operation())
         try:
-            self._reader: BlobReader = MendingReader(core, ref)
+            self._reader: Reader = MendingReader(core, ref)
         except BaseException:
             self._stack.close()
             raise
@@ -187,7 +186,7 @@ class Reading:
                     return data
                 start, stop = check_range(offset_bytes, length_bytes, len(data))
                 return data[start:stop]
-        with core.backend.operation():
+        with core.operation():
             reader = MendingReader(core, ref)
             start, stop = check_range(offset_bytes, length_bytes, reader.size_bytes)
             return b"".join(reader.iter_bytes(start, stop))
@@ -196,9 +195,7 @@ class Reading:
         """Read a blob of one block without a pin; what was collected between look-up and read is not there."""
         core = self._core
         try:
-            return core.backend.payloads.read(
-                found.hash, Place(found.location or 0, found.stored, found.plain, found.flags)
-            )
+            return core.read_small(found.hash, found)
         except StaleIndex:
             again = core.catalog.find_artifact_blob(parse_id(ref if isinstance(ref, str) else ref.id))
             if again is None:
@@ -225,7 +222,7 @@ class Reading:
         format: BlobFormat | str | None,
         progress: ProgressCallback | None,
     ) -> None:
-        with self._core.backend.operation():
+        with self._core.operation():
             self._export(ref, path, overwrite, format, progress)
 
     def _export(
@@ -266,12 +263,9 @@ class Reading:
     def _check_target(self, path: str | os.PathLike[str]) -> None:
         """Refuse a target that would overwrite the store, a device, or the directory that somebody works in."""
         text = os.fspath(path)
-        real, root, here = (
-            os.path.realpath(text),
-            os.path.realpath(self._core.backend.root),
-            os.path.realpath("."),
-        )
-        if os.path.commonpath((real, root)) in (real, root):
+        real, here = os.path.realpath(text), os.path.realpath(".")
+        root = None if self._core.directory is None else os.path.realpath(self._core.directory)
+        if root is not None and os.path.commonpath((real, root)) in (real, root):
             raise InvalidInput(f"{text} holds the store, or lies in it: export elsewhere", path=text)
         if os.path.commonpath((real, here)) == real:
             raise InvalidInput(f"{text} is the working directory, or holds it: export elsewhere", path=text)

@@ -10,10 +10,11 @@ from holdfast import uploads
 from holdfast.artifacts import Artifacts
 from holdfast.backend.log.commit import Group
 from holdfast.backend.log.layout import UPLOADS
-from holdfast.core import Core, entered
+from holdfast.core import entered
 from holdfast.errors import HoldfastError, InvalidInput
 from holdfast.growing import GrowingBlob
 from holdfast.ingest import Ingest
+from holdfast.log_core import LogCore
 from holdfast.sources import WINDOW_BYTES
 from holdfast.types import Artifact, BytesLike, Hash, new_ids, now_ms
 from holdfast.wire.document import Details, encode_details, parse_details
@@ -36,7 +37,9 @@ class ResumableWriter:
     Memory is bounded. One thread at a time.
     """
 
-    def __init__(self, core: Core, artifacts: Artifacts, details: Details, document: UploadDocument) -> None:
+    def __init__(
+        self, core: LogCore, artifacts: Artifacts, details: Details, document: UploadDocument
+    ) -> None:
         """For `begin` and `resume`, which hold the claim."""
         self._core = core
         self._artifacts = artifacts
@@ -53,7 +56,7 @@ class ResumableWriter:
         self._last = time.monotonic()
 
     @classmethod
-    def begin(cls, core: Core, artifacts: Artifacts, words: Words) -> Self:
+    def begin(cls, core: LogCore, artifacts: Artifacts, words: Words) -> Self:
         """Begin an upload; its token counts from now on, whatever happens."""
         details = describe(core, words)
         core.check_room(1)
@@ -73,7 +76,7 @@ class ResumableWriter:
         return cls._started(core, artifacts, details, document, document.revision)
 
     @classmethod
-    def resume(cls, core: Core, artifacts: Artifacts, token: str) -> Self:
+    def resume(cls, core: LogCore, artifacts: Artifacts, token: str) -> Self:
         """Go on with an upload: `UploadNotFound`, `Locked`."""
         raw = uploads.parse_token(token)
         core.backend.committer  # noqa: B018
@@ -91,7 +94,7 @@ class ResumableWriter:
 
     @classmethod
     def _started(
-        cls, core: Core, artifacts: Artifacts, details: Details, document: UploadDocument, revision: int
+        cls, core: LogCore, artifacts: Artifacts, details: Details, document: UploadDocument, revision: int
     ) -> Self:
         try:
             self = cls(core, artifacts, details, document)

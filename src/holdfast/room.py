@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from holdfast.core import Core
 from holdfast.errors import HoldfastError, NoSpace
+
+if TYPE_CHECKING:
+    from holdfast.log_core import LogCore
 
 T = TypeVar("T")
 
 
-def making_room(core: Core, work: Callable[[], T]) -> T:
+def making_room(core: LogCore, work: Callable[[], T]) -> T:
     """Do what frees room; where there is too little to begin with, give the reserve back and do it once more.
 
     What it takes of the reserve is kept again afterwards, as far as there is room. `NoSpace` that says how much is
@@ -42,7 +44,7 @@ def making_room(core: Core, work: Callable[[], T]) -> T:
             reserve.fill()
 
 
-def deleting(core: Core, work: Callable[[], None]) -> None:
+def deleting(core: LogCore, work: Callable[[], None]) -> None:
     """Do what lets room be freed later, and takes little: on a full disk it borrows from the reserve.
 
     Half of the reserve stays for the compaction that is to follow, which also fills it up again.
@@ -64,7 +66,7 @@ def deleting(core: Core, work: Callable[[], None]) -> None:
                 work = core.backend.committer.apply
 
 
-def shorten_log(core: Core) -> None:
+def shorten_log(core: LogCore) -> None:
     """Move the catalog's log into the catalog, so that it takes no room beside it; as far as that works now."""
     with suppress(HoldfastError):
         core.catalog.checkpoint()

@@ -14,14 +14,16 @@ from holdfast.blobs import Blobs
 from holdfast.care.calls import Care
 from holdfast.catalog.labels import LINK, TAG
 from holdfast.collecting import Collecting
-from holdfast.core import Core, entered
+from holdfast.core import entered
 from holdfast.directories import put_directory
+from holdfast.engine import Engine
 from holdfast.errors import (
     ArtifactNotFound,
     BlobNotFound,
     InvalidInput,
 )
 from holdfast.finding import Filters, Finding
+from holdfast.log_engine import LogEngine
 from holdfast.making import How, open_core
 from holdfast.naming import Change, Changes, Naming
 from holdfast.reading import Reading
@@ -53,17 +55,17 @@ class Store(Care, Collecting):
     Made by `holdfast.create` and `holdfast.open` (`opening`). A context manager.
     """
 
-    def __init__(self, location: str, core: Core, reopen: Mapping[str, Any] | None) -> None:
+    def __init__(self, location: str, engine: Engine, reopen: Mapping[str, Any] | None) -> None:
         self.location = location
-        self._core = core
+        self._engine = engine
+        self._core = core = engine.core
         self._reopen = reopen
         self._artifacts = Artifacts(core)
         self._finding = Finding(core)
         self._naming = Naming(core)
         self._reading = Reading(core)
-        self._blobs = Blobs(core, self._reading)
+        self._blobs = Blobs(engine, self._reading)
         self._tags = Tags(core)
-        self._begin_collecting()
         self._closing = threading.RLock()
         self._is_closing = False
         _open_stores.add(self)
@@ -79,7 +81,7 @@ class Store(Care, Collecting):
     ) -> Store:
         """Open a log store on any disk (`making.open_core` has the keywords)."""
         root = os.path.abspath(os.fspath(path))
-        return cls(location or root, open_core(root, **how), reopen)
+        return cls(location or root, LogEngine(open_core(root, **how)), reopen)
 
     # -- storing
 
@@ -182,20 +184,16 @@ class Store(Care, Collecting):
     def _writer(self, said: Words, resumable: bool, resume: str | None) -> Writer | ResumableWriter:
         if not resumable and resume is None:
             return Writer(self._core, self._artifacts, said)
-        from holdfast.resumable import ResumableWriter  # those who do not write that way do not load it
-
         if resume is None:
-            return ResumableWriter.begin(self._core, self._artifacts, said)
+            return self._engine.begin_upload(self._artifacts, said)
         if said != Words():
             raise InvalidInput("the words of an upload were said when it began: give the token alone")
-        return ResumableWriter.resume(self._core, self._artifacts, resume)
+        return self._engine.resume_upload(self._artifacts, resume)
 
     @entered
     def uploads(self) -> Iterator[Upload]:
         """Give the puts that were begun with `writer(resumable=True)` and can go on."""
-        from holdfast.uploads import iter_uploads
-
-        return iter_uploads(self._core)
+        return self._engine.uploads()
 
     # -- finding and reading
 
@@ -362,12 +360,12 @@ class Store(Care, Collecting):
     @entered
     def rebuild(self, *, progress: ProgressCallback | None = None) -> RecoveryStats:
         """Make the catalog anew from storage; the others who have the store open notice by themselves."""
-        return self._core.keeper.rebuild(progress)
+        return self._engine.rebuild(progress)
 
     @entered
     def sync(self) -> None:
         """Make durable what was acknowledged as `buffered`."""
-        self._core.backend.sync()
+        self._engine.sync()
 
     def close(self) -> None:
         """Close the store; harmless when done twice. Readers and writers that are open must not be used after it.
@@ -381,14 +379,9 @@ class Store(Care, Collecting):
                 return
             self._is_closing = True
             try:
-                self.stop_maintenance()
-                self._core.write_down_damage()
+                self._engine.stop_work()
                 self._core.close()
-                self._collector.close()
-                try:
-                    self._core.backend.close()
-                finally:
-                    self._core.keeper.close()
+                self._engine.close()
             finally:
                 self._is_closing = False
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from holdfast.backend.log.commit import Group
 from holdfast.catalog import TagEntry
-from holdfast.core import Core, entered
+from holdfast.core import Core, Grouping, entered
 from holdfast.errors import Conflict, InvalidHash, InvalidInput, TagNotFound
 from holdfast.finding import FORMATS, resumed
 from holdfast.types import HASH_BYTES, BlobFormat, Hash, Tag, now_ms, to_datetime
@@ -50,7 +49,7 @@ class Tags:
             if old is not None and not old.deleted and (old.hash, old.format) == (hash.digest, wanted):
                 return _view(old)
             entry = _append(group, name, hash.digest, wanted, old, deleted=False)
-        core.kept.let_go(hash.digest)
+        core.let_go(hash.digest)
         return _view(entry)
 
     @entered
@@ -105,7 +104,7 @@ class Tags:
 
 
 def _append(
-    group: Group, name: str, hash_: bytes, format_: int, old: TagEntry | None, *, deleted: bool
+    group: Grouping, name: str, hash_: bytes, format_: int, old: TagEntry | None, *, deleted: bool
 ) -> TagEntry:
     """Append the next state of a name. A clock that was set back does not make it older than it was."""
     revision, modified_ms = (

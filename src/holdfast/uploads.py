@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from holdfast.backend.log.layout import UPLOADS
-from holdfast.core import Core
 from holdfast.errors import FormatError, IntegrityError, InvalidInput, UnreadableRoot, UploadNotFound
+from holdfast.log_core import LogCore
 from holdfast.types import BLOCK_BYTES, BytesLike, Upload, id_text, now_ms, to_datetime
 from holdfast.wire.pages import ManifestReader, StreamReader
 from holdfast.wire.record import Kind
@@ -38,7 +38,7 @@ def parse_token(text: object) -> bytes:
     raise InvalidInput(f"not the token of an upload: {text!r:.100} (32 hex digits are expected)")
 
 
-def find_open(core: Core, token: bytes, time_ms: int) -> UploadDocument:
+def find_open(core: LogCore, token: bytes, time_ms: int) -> UploadDocument:
     """Give the state of an upload that can go on; a typed error that says what became of any other."""
     raw = core.catalog.find_upload(token)
     text = token.hex()
@@ -62,7 +62,7 @@ def find_open(core: Core, token: bytes, time_ms: int) -> UploadDocument:
     )
 
 
-def iter_uploads(core: Core) -> Iterator[Upload]:
+def iter_uploads(core: LogCore) -> Iterator[Upload]:
     """Give the uploads that can go on, in the order of their tokens."""
     now = now_ms()
     for raw in core.catalog.iter_open_uploads():
@@ -94,7 +94,7 @@ def iter_held(document: UploadDocument, load: Load) -> Iterator[bytes]:
         yield digest
 
 
-def iter_roots(core: Core) -> Iterator[bytes]:
+def iter_roots(core: LogCore) -> Iterator[bytes]:
     """Give what all open uploads keep: roots of each collection. `UnreadableRoot` where that cannot be known."""
     for raw in core.catalog.iter_open_uploads():
         document = parse_upload(raw)
@@ -142,7 +142,7 @@ def blocks_before(document: UploadDocument) -> int:
     return document.groups_bytes // 32 * BLOCK_BYTES
 
 
-def expire_uploads(core: Core, time_ms: int) -> list[str]:
+def expire_uploads(core: LogCore, time_ms: int) -> list[str]:
     """End the uploads whose time is over and that nobody is writing; gives their tokens.
 
     Durable when it returns. What they alone held is then for the collector to find.

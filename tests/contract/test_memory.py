@@ -12,6 +12,7 @@ from holdfast.chunking import Chunking
 from holdfast.core import Options
 from holdfast.store import Store
 from holdfast.testing.contract import MakeStore, StoreContract
+from holdfast.testing.inside import log_core
 from holdfast.types import Durability, Hash
 from holdfast.wire.record import HEADER_BYTES
 
@@ -45,7 +46,7 @@ class TestMemory(StoreContract):
         content = store.read(hash)
         start = offset_bytes // 65_536 * 65_536 if len(content) > 16_384 else 0
         chunk = content[start : start + 65_536]
-        disk = store._core.backend.disk
+        disk = log_core(store).backend.disk
         for name in disk.listdir("/memory/segments"):
             handle = disk.open(f"/memory/segments/{name}", "a")
             at = disk.pread(handle, 1 << 30, 0).find(_native.blake3(chunk))

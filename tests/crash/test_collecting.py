@@ -30,12 +30,12 @@ from holdfast.chunking import Chunking
 from holdfast.store import Store
 from holdfast.words import Words, describe
 store = Store._open(sys.argv[1], segment_bytes=65536)
-with store._core.adding() as (group, ingest):
+with log_core(store).adding() as (group, ingest):
     (stored,) = ingest.add_many([random.Random(1).randbytes(60_000)])
     assert group.is_empty, "all of it is there"
     print("looked up", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)
-    store._artifacts.acknowledge(group, [(stored, describe(store._core, Words(filename="late")), 0)])
+    store._artifacts.acknowledge(group, [(stored, describe(log_core(store), Words(filename="late")), 0)])
 store.close()
 """
 _LEASING = """

@@ -20,6 +20,7 @@ from holdfast.catalog import compacting
 from holdfast.errors import Unavailable
 from holdfast.store import Store
 from holdfast.testing.checks import Ledger, check_store
+from holdfast.testing.inside import log_core
 from holdfast.testing.processes import Torturer
 from tests.crash.scripts import SCRIPTS, _wear, _worn, small_switches
 from tests.crash.world import (
@@ -160,9 +161,9 @@ def test_the_command_is_killed_again_and_again(tmp_path: Path) -> None:
                 for name in ledger.artifacts:
                     assert store.read(ledger.ids[name]) == ledger.content(name)
                 assert store.scrub().ok
-                before = list(store._core.catalog.dump())
+                before = list(log_core(store).catalog.dump())
                 assert store.rebuild().damaged == 0
-                assert set(before) <= set(store._core.catalog.dump())
+                assert set(before) <= set(log_core(store).catalog.dump())
         done = subprocess.run(command, env=environment, capture_output=True, check=True)
         assert b'"problems":[]' in done.stdout
         assert killed
@@ -182,7 +183,7 @@ with Store._open({str(path)!r}, segment_bytes={SEGMENT_BYTES}) as store:
         pieces = store.iter_bytes({artifact.id!r}, 100_000)
         sys.stdout.buffer.write(file.read(100_000)); sys.stdout.buffer.flush()
         sys.stdin.readline()
-        store._core.backend.payloads.handles.close()
+        log_core(store).backend.payloads.handles.close()
         sys.stdout.buffer.write(b"".join(pieces))
         file.seek(0)
         sys.stdout.buffer.write(file.read()); sys.stdout.buffer.flush()
@@ -194,13 +195,13 @@ with Store._open({str(path)!r}, segment_bytes={SEGMENT_BYTES}) as store:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.read(100_000) == content[:100_000]
-        old = store._core.backend.segment_ids()
+        old = log_core(store).backend.segment_ids()
         store.update(artifact, metadata={"noise": "x" * 100})
         compacting.set_contents(
-            store._core.catalog, dict.fromkeys(old, 1 << 30)
+            log_core(store).catalog, dict.fromkeys(old, 1 << 30)
         )  # as if much were dead in each
         attempt(store.compact)
-        assert len(set(old) & set(store._core.backend.segment_ids())) <= 1
+        assert len(set(old) & set(log_core(store).backend.segment_ids())) <= 1
         process.stdin.write(b"\n")
         process.stdin.flush()
         assert process.stdout.read(300_000) == content[100_000:]

@@ -14,6 +14,7 @@ from holdfast.errors import HoldfastError, NotFound
 from holdfast.store import Store
 from holdfast.testing.checks import dump_catalog
 from holdfast.testing.faults import SimulatedCrash, Site
+from holdfast.testing.inside import log_core
 from holdfast.testing.streams import Sender, blocks
 from tests.crash.world import ROOT, Fault, FaultyDisk, attempt, bury, crash_after, new_world, piece
 
@@ -70,7 +71,7 @@ def test_what_lies_in_a_segment_that_nobody_goes_on_with_is_cared_for(how: str) 
             world.catalog = stale
             disk = FaultyDisk(world.disk)
             store = world.open(disk)
-            store._core.backend.committer.group().abort()
+            log_core(store).backend.committer.group().abort()
             disk.arm(Fault.CRASH_BEFORE, 6)
             with suppress(SimulatedCrash):
                 store.put(b"dies before it has applied")

@@ -20,6 +20,7 @@ from holdfast.backend.log.session import read_sessions
 from holdfast.errors import HoldfastError, Locked, NeedsReopen
 from holdfast.store import Store
 from holdfast.testing.checks import Ledger
+from holdfast.testing.inside import log_core
 from holdfast.testing.model_disk import ModelDisk
 from holdfast.trees import export
 from holdfast.types import Hash
@@ -88,7 +89,7 @@ def after_power_cuts(world: World, check: Callable[[Store], None], count: int = 
 
 def put_raw(store: Store, payloads: list[bytes]) -> Any:
     """Begin a group of blobs that is not committed yet."""
-    group = store._core.backend.group()
+    group = log_core(store).backend.group()
     hashes = b"".join(_native.blake3(payload) for payload in payloads)
     count = len(payloads)
     flags = bytes((FLAG_BLOB,)) * count
@@ -105,8 +106,8 @@ def test_groups_that_share_a_commit_are_durable_in_each_segment_that_they_fill()
         store.put(b"the segment is not fresh")
         contents = [random.Random(number).randbytes(13_000) for number in range(7)]
         groups = [put_raw(store, [content]) for content in contents]
-        store._core.backend.committer.commit_now(groups)
-        assert len(store._core.backend.segment_ids()) > 1
+        log_core(store).backend.committer.commit_now(groups)
+        assert len(log_core(store).backend.segment_ids()) > 1
 
         def check(again: Store) -> None:
             for content in contents:
@@ -297,7 +298,7 @@ def test_what_others_rely_on_changes_under_the_store_lock(work: str) -> None:
                 "put": lambda: store.put(b"x"),
                 "delete": lambda: store.delete(key),
                 "rebuild": store.rebuild,
-                "adopt": lambda: store._core.backend.committer.writers.checkout(10),
+                "adopt": lambda: log_core(store).backend.committer.writers.checkout(10),
                 "tag": lambda: store.tags.set("t", store.info(key).hash),
             }
             before = len(world.disk.files(f"{ROOT}/segments"))
@@ -336,7 +337,7 @@ def test_a_session_that_begins_is_not_taken_for_a_dead_one(who: str) -> None:
                 if who == "opens":
                     world.open().close()
                 else:
-                    other._core.backend.sessions()
+                    log_core(other).backend.sessions()
 
             threads.append(beside(work))
 
@@ -345,7 +346,7 @@ def test_a_session_that_begins_is_not_taken_for_a_dead_one(who: str) -> None:
             for thread in threads:
                 thread.join(20)
             assert threads
-            name = store._core.backend.session.name
+            name = log_core(store).backend.session.name
             assert world.disk.stat(f"{ROOT}/sessions/{name}") is not None, "its file was removed"
             states = {state.name: state for state in read_sessions(FaultyDisk(world.disk), ROOT)}
             assert states[name].pid == os.getpid()
@@ -356,10 +357,10 @@ def test_a_dead_session_is_told_by_its_lock_alone() -> None:
     with new_world() as world:
         disk = FaultyDisk(world.disk)
         dead, living = world.open(disk), world.open()
-        name = dead._core.backend.session.name
+        name = log_core(dead).backend.session.name
         disk.crash()
         found = {state.name for state in read_sessions(FaultyDisk(world.disk), ROOT)}
-        assert found == {living._core.backend.session.name}
+        assert found == {log_core(living).backend.session.name}
         assert world.disk.stat(f"{ROOT}/sessions/{name}") is None
         bury(dead)
         living.close()

@@ -20,6 +20,7 @@ import pytest
 from holdfast.backend.log.disk import Disk
 from holdfast.errors import HoldfastError
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.testing.model_disk import ModelDisk
 from holdfast.types import Hash
 from tests.crash.test_damage import HEADER_BYTES, KINDS, Record, records
@@ -67,7 +68,7 @@ def case() -> Iterator[Case]:
             store.tags.set("kept", store.info(ledger.ids["large"]).hash)
         fill(world, 2, 1_000, name="closed")
         with world.open() as store:
-            facts = list(store._core.catalog.dump())
+            facts = list(log_core(store).catalog.dump())
         files = world.disk.files(ROOT)
         yield Case(world, files, list(records(files)), facts)
     logging.disable(logging.NOTSET)
@@ -106,11 +107,11 @@ def check_rot(case: Case, places: Sequence[tuple[str, int]], rng: random.Random)
             again = store.scrub()
             assert again.ok, again.problems
             assert read_all(case, store) == 0
-            assert list(store._core.catalog.dump()) == case.facts, "repaired, and not what it was"
+            assert list(log_core(store).catalog.dump()) == case.facts, "repaired, and not what it was"
             assert store.health().ok, store.health().ailments
             stats = store.rebuild()
             assert not stats.problems
-            assert list(store._core.catalog.dump()) == case.facts, "a rebuild forgets what was repaired"
+            assert list(log_core(store).catalog.dump()) == case.facts, "a rebuild forgets what was repaired"
             assert store.scrub().ok
     except BaseException as error:
         error.add_note(f"flipped: {places}; catalog kept: {catalog.exists()}")
@@ -239,9 +240,11 @@ def test_each_step_of_scrub_and_repair(case: Case, fault: Fault) -> None:
                     scrub_and_repair(case, state, place)
                     with case.world.open(state, catalog=place) as store:
                         assert store.scrub().ok
-                        assert list(store._core.catalog.dump()) == case.facts, f"{site}: not what it was"
+                        assert list(log_core(store).catalog.dump()) == case.facts, f"{site}: not what it was"
                         assert not store.rebuild().problems
-                        assert list(store._core.catalog.dump()) == case.facts, f"{site}: a rebuild forgets"
+                        assert list(log_core(store).catalog.dump()) == case.facts, (
+                            f"{site}: a rebuild forgets"
+                        )
             except BaseException as error:
                 error.add_note(f"at {site}")
                 raise
@@ -272,9 +275,9 @@ def test_files_repair_as_well_as_stores(case: Case, tmp_path: Path) -> None:
         assert report.ok, report.missing
         assert {one.source for one in report.repaired} <= {str(tmp_path), "computed"}
         assert store.scrub().ok
-        assert list(store._core.catalog.dump()) == case.facts
+        assert list(log_core(store).catalog.dump()) == case.facts
         store.rebuild()
-        assert list(store._core.catalog.dump()) == case.facts
+        assert list(log_core(store).catalog.dump()) == case.facts
 
 
 def test_a_segment_that_is_gone_or_cut(case: Case) -> None:
@@ -295,10 +298,10 @@ def test_a_segment_that_is_gone_or_cut(case: Case) -> None:
             report = store.repair(source)
             assert report.ok, report.missing
             assert store.scrub().ok
-            assert list(store._core.catalog.dump()) == case.facts
+            assert list(log_core(store).catalog.dump()) == case.facts
             assert store.health().ok, store.health().ailments
             assert not store.rebuild().problems
-            assert list(store._core.catalog.dump()) == case.facts
+            assert list(log_core(store).catalog.dump()) == case.facts
 
 
 def test_what_no_source_has_stays_until_it_is_given_up(case: Case) -> None:

@@ -18,6 +18,7 @@ import pytest
 from holdfast.errors import HoldfastError, UploadNotFound
 from holdfast.store import Store
 from holdfast.testing.checks import Ledger, check_store
+from holdfast.testing.inside import log_core
 from holdfast.uploads import expire_uploads
 from tests.crash.test_sites import each_site
 from tests.crash.world import (
@@ -170,7 +171,7 @@ def test_crash_while_uploads_expire() -> None:
                 writer.suspend()
 
     def act(store: Store, _: Ledger) -> None:
-        expire_uploads(store._core, 1 << 50)
+        expire_uploads(log_core(store), 1 << 50)
 
     def case(world: World, script: Script, site: Site, rng: random.Random) -> None:
         disk = FaultyDisk(world.disk, Fault.CRASH_MIDWAY, at=site.number)

@@ -22,6 +22,7 @@ from holdfast.errors import HoldfastError
 from holdfast.store import Store
 from holdfast.testing.checks import Ledger, Piece, check_store, replayable
 from holdfast.testing.faults import Fault, FaultyDisk, SimulatedCrash, Site
+from holdfast.testing.inside import log_core
 from holdfast.testing.model_disk import ModelDisk
 
 ROOT: Final = "/model/store"
@@ -105,7 +106,7 @@ def open_store(disk: Disk, catalog: Path, *, create: bool = False, root: str = R
         segment_bytes=SEGMENT_BYTES,
         lock_timeout_seconds=2.0,
     )
-    store._core._let_go.detach()  # a process that dies in a test closes nothing, and is not warned of it
+    log_core(store)._let_go.detach()  # a process that dies in a test closes nothing, and is not warned of it
     return store
 
 

@@ -24,6 +24,7 @@ from holdfast.chunking import Chunking
 from holdfast.core import Options
 from holdfast.ingest import Stored
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.types import PutItem, now_ms
 from holdfast.wire.document import (
     BlobDocument,
@@ -93,7 +94,7 @@ def every_kind(root: Path) -> None:
             store.restore(back)
             items = [PutItem(source=pattern(500 + i, 100 + i), filename=f"{i}.bin") for i in range(12)]
             store.put_many(items, requires=[large.hash], created_by="make_fixtures")
-            group = store._core.backend.group()
+            group = log_core(store).backend.group()
             for name, deleted in (("release/1", False), ("release/0", True), ("größe", False)):
                 tag = TagDocument(name, large.hash.digest, 0, 1 + deleted, now_ms(), deleted)
                 group.add_one(Kind.TAG, encode_tag(tag))
@@ -116,7 +117,7 @@ def sha256(root: Path) -> None:
 
 def put_chunks(store: Store, chunks: list[bytes], algorithms: list[int], name: str) -> None:
     """Store a blob whose chunks are named by these algorithms, as the API does not."""
-    group = store._core.backend.group()
+    group = log_core(store).backend.group()
     manifest = ManifestWriter(lambda page: group.add_one(Kind.MANIFEST_PAGE, page))
     hasher = _native.BlobHasher()
     for chunk, algorithm in zip(chunks, algorithms, strict=True):

@@ -27,6 +27,7 @@ from holdfast.backend.log.session import LEASE_HASH_SEQ, LEASES_OFFSET, Session,
 from holdfast.chunking import Chunking
 from holdfast.errors import FormatError
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.types import Artifact, Hash, now_ms
 from holdfast.wire.document import TagDocument, encode_tag, parse_tag
 from holdfast.wire.record import Kind, SegmentHeader, encode_segment_header, parse_segment_header
@@ -182,7 +183,7 @@ def uploads(root: Path) -> None:
 def optional_kinds(root: Path) -> None:
     """Records that an older reader may skip: the reserved ones, and one that nobody knows."""
     with open_here(root) as store:
-        group = store._core.backend.group()
+        group = log_core(store).backend.group()
         for kind in (Kind.PARTIAL, 0x3F):
             group.add(bytes((kind,)), b"\x40" if kind == 0x3F else b"\0", _native.blake3(b"?"), [1], [b"?"])
         group.commit()
@@ -284,9 +285,9 @@ def test_the_first_versions_stores_are_read(name: str, tmp_path: Path) -> None:
             )
             assert store.read(artifact, middle, min(100, middle)) == whole[middle : middle + min(100, middle)]
         assert store.scrub().ok
-        facts = list(store._core.catalog.dump())
+        facts = list(log_core(store).catalog.dump())
         assert store.rebuild().damaged == 0
-        assert list(store._core.catalog.dump()) == facts
+        assert list(log_core(store).catalog.dump()) == facts
         store.put(b"and it goes on")
     (root / "catalog.db").unlink()
     with holdfast.open(root) as store:
@@ -373,7 +374,7 @@ def _put_raw(root: Path, kind: int, flags: int, payload: bytes) -> None:
     """Commit one record and end as a killed process would, so that the catalog does not know it."""
     store = open_here(root)
     store.put(b"known")
-    group = store._core.backend.group()
+    group = log_core(store).backend.group()
     group.add(bytes((kind,)), bytes((flags,)), _native.blake3(payload), [len(payload)], [payload])
     with pytest.raises(FormatError, match="newer"):
         group.commit()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from holdfast.chunking import Chunking
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.types import Artifact
 
 OPTIONS: dict[str, Any] = {
@@ -58,9 +59,9 @@ def test_compaction_changes_no_fact(steps: list[tuple[str, int]], compressed: bo
             for step, seed in steps:
                 rng = random.Random(seed)
                 if step == "die":
-                    store._core.backend.abandon()
-                    store._core.keeper.close()
-                    store._core.close()
+                    log_core(store).backend.abandon()
+                    log_core(store).keeper.close()
+                    log_core(store).close()
                     store = Store._open(path, **options)
                 elif step == "compact":
                     compact(store, rng.choice((0.0, 0.1, 0.5)))
@@ -69,9 +70,9 @@ def test_compaction_changes_no_fact(steps: list[tuple[str, int]], compressed: bo
             before = named(store)
             compact(store, 0.0)
             assert named(store) == before
-            whole = list(store._core.catalog.dump())
+            whole = list(log_core(store).catalog.dump())
             assert store.rebuild().damaged == 0
-            assert list(store._core.catalog.dump()) == whole, "nothing but what is live is left"
+            assert list(log_core(store).catalog.dump()) == whole, "nothing but what is live is left"
             assert store.scrub().ok
             for artifact in store.find():
                 assert store.read(artifact) == contents[str(artifact.hash)]
@@ -81,7 +82,7 @@ def test_compaction_changes_no_fact(steps: list[tuple[str, int]], compressed: bo
 
 def compact(store: Store, share: float) -> None:
     def dump() -> list[str]:
-        lines = store._core.catalog.dump()  # what says that something is deleted may be forgotten
+        lines = log_core(store).catalog.dump()  # what says that something is deleted may be forgotten
         return [line for line in lines if not line.startswith("tombstone") and not line.endswith("\t1")]
 
     before = dump()

@@ -14,6 +14,7 @@ from holdfast.backend.memory import MemoryDisk
 from holdfast.chunking import Chunking
 from holdfast.errors import CorruptBlob, FormatError
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.uploads import iter_held
 from holdfast.wire.pages import TreeRoot
 from holdfast.wire.upload import UploadDocument, encode_upload, groups_bytes, parse_upload
@@ -46,14 +47,14 @@ def test_broken_anywhere_it_is_the_same(chunking: Chunking, size: int, breaks: l
                     store.rebuild()
                 writer = store.writer(resume=writer.token)
                 assert writer.offset_bytes == stop
-            held = set(iter_held(writer._document, store._core.backend.payloads.load))
-            assert store._core.catalog.find_data(list(held)).keys() == held
+            held = set(iter_held(writer._document, log_core(store).backend.payloads.load))
+            assert log_core(store).catalog.find_data(list(held)).keys() == held
         writer.write(content[writer.written_bytes :])
         artifact, whole = writer.commit(), other.put(content, filename="a")
         assert (artifact.hash, artifact.chunk_count) == (whole.hash, whole.chunk_count)
         assert artifact.hash.digest == _native.blake3(content)
         assert store.read(artifact) == content
-        mine, theirs = (set(one._core.catalog.dump()) for one in (store, other))
+        mine, theirs = (set(log_core(one).catalog.dump()) for one in (store, other))
         payloads = {line for line in theirs if line.startswith(("blob\t", "payload\t"))}
         assert {line.split("\t")[1] for line in payloads} <= {
             line.split("\t")[1] for line in mine if line.startswith(("blob\t", "payload\t"))

@@ -17,6 +17,7 @@ from holdfast import _native
 from holdfast.backend.log.layout import STORE_FILE
 from holdfast.errors import CorruptBlob, HoldfastError, InvalidInput
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.testing.streams import Sender, blocks
 from holdfast.types import Hash
 from holdfast.wire.record import FLAG_BLOB, FLAG_ZSTD, MAX_RECORD_BYTES, Kind
@@ -112,7 +113,7 @@ def test_a_link_in_place_of_the_store_s_directories(tmp_path: Path) -> None:
 
 def _put_packed(store: Store, plain_bytes: int, frame: bytes) -> Hash:
     """Store a record whose frame, and whose own header, say what we like."""
-    group = store._core.backend.group()
+    group = log_core(store).backend.group()
     hash_ = _native.blake3(frame)
     group.add(bytes((Kind.DATA,)), bytes((FLAG_BLOB | FLAG_ZSTD,)), hash_, [plain_bytes], [frame])
     group.commit()

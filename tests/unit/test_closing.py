@@ -16,6 +16,7 @@ import holdfast
 from holdfast.errors import InvalidInput, NeedsReopen
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
+from holdfast.testing.inside import log_core
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -91,7 +92,7 @@ def test_a_close_waits_for_the_calls_of_other_threads(tmp_path: Path) -> None:
     begun.wait()
     close = threading.Thread(target=store.close)
     close.start()
-    while not store._core.was_closed:
+    while not log_core(store).was_closed:
         time.sleep(0.001)
     go.set()
     put.join()

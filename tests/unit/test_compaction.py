@@ -20,6 +20,7 @@ from holdfast.chunking import Chunking
 from holdfast.errors import ArtifactNotFound, InvalidInput, Locked, NoSpace, PermissionDenied
 from holdfast.facts import SEGMENT_SEALED
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.types import Artifact, Progress
 
 SEGMENT = 64 << 10
@@ -43,7 +44,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def again(store: Store) -> Store:
     """Open the same store as another process would."""
-    return Store._open(store._core.backend.root, **OPTIONS)
+    return Store._open(log_core(store).backend.root, **OPTIONS)
 
 
 def fill(store: Store, count: int = 12, size: int = 20_000) -> list[Artifact]:
@@ -59,12 +60,12 @@ def drop(store: Store, artifacts: list[Artifact]) -> None:
 
 
 def segments(store: Store) -> list[int]:
-    return store._core.backend.segment_ids()
+    return log_core(store).backend.segment_ids()
 
 
 def dump(store: Store) -> list[str]:
     """Every fact but tombstones, which compaction forgets when nothing is left that they hide."""
-    return [line for line in store._core.catalog.dump() if not line.startswith("tombstone")]
+    return [line for line in log_core(store).catalog.dump() if not line.startswith("tombstone")]
 
 
 def lose_catalog(root: str) -> None:
@@ -78,13 +79,13 @@ def lose_catalog(root: str) -> None:
 def test_what_was_collected_goes_and_the_rest_is_as_it_was(store: Store) -> None:
     artifacts = fill(store)
     drop(store, artifacts[::2])
-    before, size, old = dump(store), store._core.backend.disk_bytes(), segments(store)
+    before, size, old = dump(store), log_core(store).backend.disk_bytes(), segments(store)
     forecast = store.compact(dry_run=True)
     assert segments(store) == old
     report = store.compact()
     assert set(report.segments) <= set(forecast.segments) | set(old)
     assert report.freed_bytes >= 6 * 20_000
-    assert store._core.backend.disk_bytes() <= size - 6 * 20_000
+    assert log_core(store).backend.disk_bytes() <= size - 6 * 20_000
     assert not report.kept
     assert not report.problems
     assert dump(store) == before
@@ -104,7 +105,7 @@ def test_old_revisions_are_dead_bytes(store: Store) -> None:
     before = dump(store)
     report = store.compact()
     assert report.freed_bytes > 100_000
-    assert store._core.backend.disk_bytes() < 40_000
+    assert log_core(store).backend.disk_bytes() < 40_000
     assert store.info(artifact) == artifact
     store.rebuild()
     assert dump(store) == before
@@ -122,11 +123,12 @@ def test_blobs_keep_their_times_and_roles(store: Store) -> None:
     large = store.put(bytes_of(99, 40_000))
     chunk = next(
         digest
-        for _, _, digest in store._core.backend.large_reader(store._core.blob(large.hash))
+        for _, _, digest in log_core(store)
+        .backend.large_reader(log_core(store).blob(large.hash))
         .manifest.leaf_at(0)
         .entries
     )
-    lease = store.blobs.put(store._core.backend.payloads.load(chunk))
+    lease = store.blobs.put(log_core(store).backend.payloads.load(chunk))
     assert lease.hash.digest == chunk
     drop(store, kept[::5])
     before = dump(store)
@@ -159,7 +161,7 @@ def test_a_group_in_many_segments_survives_the_loss_of_some(store: Store) -> Non
 def test_copies_go_as_far_as_a_good_one_remains(store: Store) -> None:
     """A takeover may store a payload twice; the one that counts goes bad: the other one takes its place."""
     artifacts = [store.put(bytes_of(i, 10_000)) for i in range(4)]
-    core = store._core
+    core = log_core(store)
     catalog = core.catalog
     for (
         artifact
@@ -195,7 +197,7 @@ def test_an_empty_store_and_one_of_which_nothing_is_left(store: Store) -> None:
     drop(store, artifacts)
     highest = max(segments(store))
     report = store.compact()
-    assert store._core.backend.disk_bytes() < 3_000
+    assert log_core(store).backend.disk_bytes() < 3_000
     assert report.freed_bytes > 90_000
     assert max(segments(store)) > highest, "ids never come again"
     store.rebuild()
@@ -206,7 +208,7 @@ def test_an_empty_store_and_one_of_which_nothing_is_left(store: Store) -> None:
 
 
 def tombstones(store: Store) -> int:
-    return int(store._core.catalog.ask("SELECT count(*) FROM tombstones")[0][0])
+    return int(log_core(store).catalog.ask("SELECT count(*) FROM tombstones")[0][0])
 
 
 def deleted_apart(store: Store) -> tuple[list[Artifact], int]:
@@ -223,20 +225,20 @@ def deleted_apart(store: Store) -> tuple[list[Artifact], int]:
 
 def seal(store: Store) -> None:
     """Seal the segment that is open."""
-    writers = store._core.backend.committer.writers
+    writers = log_core(store).backend.committer.writers
     for segment, writer in list(writers.own().items()):
         taken = writers.take_closed(segment, writer.offset)
         assert taken is not None
         writers.seal(taken)
-    store._core.backend.committer.apply()
-    assert all(state == SEGMENT_SEALED for _, state in store._core.catalog.segments().values())
+    log_core(store).backend.committer.apply()
+    assert all(state == SEGMENT_SEALED for _, state in log_core(store).catalog.segments().values())
 
 
 def forget(store: Store) -> None:
     """End the undo window, and nothing else."""
     from holdfast.catalog.collecting import FOREVER_MS, forget_expired
 
-    forget_expired(store._core.catalog, FOREVER_MS, 1_000)
+    forget_expired(log_core(store).catalog, FOREVER_MS, 1_000)
 
 
 def test_compacting_only_the_segment_of_a_tombstone_brings_nothing_back(store: Store) -> None:
@@ -247,7 +249,7 @@ def test_compacting_only_the_segment_of_a_tombstone_brings_nothing_back(store: S
     assert report.segments == (segment,)
     assert report.tombstones_dropped == 0
     assert tombstones(store) == 5
-    root = store._core.backend.root
+    root = log_core(store).backend.root
     store.close()
     lose_catalog(root)
     with Store._open(root, **OPTIONS) as opened:
@@ -267,10 +269,10 @@ def test_tombstones_go_with_the_last_lower_revision(store: Store) -> None:
     report = store.compact()
     assert report.tombstones_dropped == 5 + 1
     assert tombstones(store) == 0
-    before = list(store._core.catalog.dump())
+    before = list(log_core(store).catalog.dump())
     assert not any(line.startswith(("tombstone", "tag\t")) for line in before)
     store.rebuild()
-    assert list(store._core.catalog.dump()) == before
+    assert list(log_core(store).catalog.dump()) == before
     tag = store.tags.set("name", artifacts[9].hash)
     assert tag.revision == 1
 
@@ -290,12 +292,12 @@ def test_tombstones_stay_while_a_segment_is_out_of_reach(store: Store, obstacle:
     fill(store, 4)
     deleted_apart(store)
     forget(store)
-    root = store._core.backend.root
+    root = log_core(store).backend.root
     first = Path(segment_path(root, 1))
     if obstacle == "in quarantine":
         Path(f"{root}/quarantine/0000000077.seg").write_bytes(b"?")
     elif obstacle == "quarantined state":
-        store._core.catalog.set_segment_state(1, 3)
+        log_core(store).catalog.set_segment_state(1, 3)
     elif obstacle == "cannot be read":
         first.rename(f"{first}.away")
         first.mkdir()
@@ -322,7 +324,7 @@ def test_tombstones_stay_while_a_tail_holds_a_lower_revision(
     from holdfast.wire.document import ArtifactDocument, encode_artifact
     from holdfast.wire.record import Kind, frame_one
 
-    writers = store._core.backend.committer.writers
+    writers = log_core(store).backend.committer.writers
     writer = writers.fresh()
     doomed = artifacts[0]
     raw = bytes.fromhex(doomed.id.replace("-", ""))
@@ -334,7 +336,7 @@ def test_tombstones_stay_while_a_tail_holds_a_lower_revision(
         writer.give_up()
         writers.release_sealed(writer)
     # Whoever catches up first cuts what was never committed; here it comes to light after that.
-    monkeypatch.setattr(store._core.keeper, "catch_up", lambda: None)
+    monkeypatch.setattr(log_core(store).keeper, "catch_up", lambda: None)
     report = store.compact()
     assert report.tombstones_dropped == 4
     assert tombstones(store) == 1
@@ -346,7 +348,7 @@ def test_tombstones_stay_while_a_tail_holds_a_lower_revision(
 def test_a_damaged_record_is_not_copied_and_its_segment_stays(store: Store) -> None:
     artifacts = fill(store, 8)
     drop(store, artifacts[:4:2])
-    core = store._core
+    core = log_core(store)
     row = core.catalog.find_blob(artifacts[1].hash.digest)
     assert row is not None
     reader = core.backend.large_reader(row)
@@ -371,8 +373,10 @@ def test_a_damaged_record_is_not_copied_and_its_segment_stays(store: Store) -> N
 def test_a_segment_that_cannot_be_read_whole_stays(store: Store, what: str) -> None:
     artifacts = fill(store, 8)
     drop(store, artifacts[:6:2])
-    segment = next(n for n, (_, state) in store._core.catalog.segments().items() if state == SEGMENT_SEALED)
-    path = Path(segment_path(store._core.backend.root, segment))
+    segment = next(
+        n for n, (_, state) in log_core(store).catalog.segments().items() if state == SEGMENT_SEALED
+    )
+    path = Path(segment_path(log_core(store).backend.root, segment))
     data = bytearray(path.read_bytes())
     place = {"header": 20, "footer": len(data) - 200, "commit": data.index(b"HFrc\x8c") + 70}[what]
     data[place] ^= 1
@@ -385,7 +389,7 @@ def test_a_segment_that_cannot_be_read_whole_stays(store: Store, what: str) -> N
 def test_a_record_of_a_newer_version_stays(store: Store) -> None:
     from holdfast import _native
 
-    group = store._core.backend.group()
+    group = log_core(store).backend.group()
     group.add(b"\x3f", b"\0", _native.blake3(b"?"), [1], [b"?"])
     group.commit()
     artifacts = fill(store, 6)
@@ -401,7 +405,7 @@ def test_a_segment_that_somebody_writes_is_left_alone(store: Store) -> None:
     with again(store) as other:
         seal(store)
         theirs = other.put(b"theirs" * 1_000, filename="theirs")
-        held = other._core.backend.committer.writers.own()
+        held = log_core(other).backend.committer.writers.own()
         drop(store, [*artifacts, theirs])
         report = store.compact()
         assert report.segments
@@ -420,8 +424,10 @@ def test_what_a_stream_has_sealed_and_not_committed_is_not_dead(store: Store) ->
         for start in range(0, len(content), 1 << 20):
             writer.write(content[start : start + (1 << 20)])
         fill(store, 3)
-        with store._core.backend.lock():
-            store._core.keeper.catch_up()  # another one's sealed segments are looked at, and known from then on
+        with log_core(store).backend.lock():
+            log_core(
+                store
+            ).keeper.catch_up()  # another one's sealed segments are looked at, and known from then on
         report = store.compact()
         assert any("about to commit" in kept.reason for kept in report.kept)
         artifact = writer.commit()
@@ -438,15 +444,15 @@ def test_what_a_dead_stream_left_goes(store: Store) -> None:
     writer = other.writer("long")
     for start in range(9):
         writer.write(bytes_of(start, 1 << 20))
-    other._core.backend.abandon()
-    other._core.keeper.close()
-    size = store._core.backend.disk_bytes()
+    log_core(other).backend.abandon()
+    log_core(other).keeper.close()
+    size = log_core(store).backend.disk_bytes()
     assert size > 4 << 20
     store.put(b"x")
-    with store._core.backend.lock():
-        store._core.keeper.catch_up()
+    with log_core(store).backend.lock():
+        log_core(store).keeper.catch_up()
     store.compact()
-    assert store._core.backend.disk_bytes() < 1 << 20
+    assert log_core(store).backend.disk_bytes() < 1 << 20
     with suppress(FileNotFoundError):
         writer.abort()  # its process is dead; only ours has the objects still
     with suppress(Exception):
@@ -456,7 +462,7 @@ def test_what_a_dead_stream_left_goes(store: Store) -> None:
 def test_two_at_once(store: Store) -> None:
     artifacts = fill(store, 4)
     drop(store, artifacts[:2])
-    with again(store) as other, collecting(other._core.backend.disk, other._core.backend.root, "gc"):
+    with again(store) as other, collecting(log_core(other).backend.disk, log_core(other).backend.root, "gc"):
         with pytest.raises(Locked, match="gc is running in process") as caught:
             store.compact()
         assert caught.value.evidence["pid"]
@@ -467,7 +473,7 @@ def test_two_at_once(store: Store) -> None:
 
 def test_a_store_that_was_opened_to_read_is_refused(store: Store) -> None:
     with (
-        Store._open(store._core.backend.root, read_only=True, **OPTIONS) as reading,
+        Store._open(log_core(store).backend.root, read_only=True, **OPTIONS) as reading,
         pytest.raises(PermissionDenied),
     ):
         reading.compact()
@@ -547,17 +553,19 @@ def test_readers_are_not_disturbed(store: Store, elsewhere: bool) -> None:
             assert file.read(10) == bytes_of(77, 150_000)[:10]
             pieces = reading.iter_bytes(large, 20_000)
             first = next(pieces)
-            reader = reading._core.reader(large.hash)
+            reader = log_core(reading).reader(large.hash)
             reader.read_at(100_000, 10)
             wear(store, large, small)
             assert store.compact().segments
-            reading._core.backend.payloads.handles.close()  # the files that were open are closed: look again
+            log_core(
+                reading
+            ).backend.payloads.handles.close()  # the files that were open are closed: look again
             assert file.read() == bytes_of(77, 150_000)[10:]
             assert little.read() == b"small" * 50
             assert first + b"".join(pieces) == bytes_of(77, 150_000)[20_000:]
             assert reader.read_at(100_000, 30_000) == bytes_of(77, 150_000)[100_000:130_000]
             assert b"".join(reader.iter_bytes(0, 150_000)) == bytes_of(77, 150_000)
-            assert reading._core.catalog.id == store._core.catalog.id, "nothing was rebuilt"
+            assert log_core(reading).catalog.id == log_core(store).catalog.id, "nothing was rebuilt"
     finally:
         if elsewhere:
             reading.close()
@@ -568,29 +576,29 @@ def wear(store: Store, *artifacts: Artifact) -> None:
     for artifact in artifacts:
         store.update(artifact, metadata={"k": "v" * 100})
         store.update(artifact, metadata={"k": "w" * 100})
-    for row in store._core.catalog.segments():
-        compacting.set_contents(store._core.catalog, {row: 1 << 30})
+    for row in log_core(store).catalog.segments():
+        compacting.set_contents(log_core(store).catalog, {row: 1 << 30})
 
 
 def test_a_large_blob_that_moves_between_look_up_and_read(store: Store) -> None:
     large = store.put(bytes_of(77, 150_000))
-    row = store._core.blob(large.hash)
+    row = log_core(store).blob(large.hash)
     wear(store, large)
     assert row.location >> 32 in store.compact().segments
-    identity = store._core.catalog.id
-    reader = store._core.backend.reader(row)
+    identity = log_core(store).catalog.id
+    reader = log_core(store).backend.reader(row)
     assert reader.read_at(0, 150_000) == bytes_of(77, 150_000)
-    assert store._core.catalog.id == identity
+    assert log_core(store).catalog.id == identity
 
 
 def test_a_reader_that_keeps_its_catalog_in_memory(store: Store) -> None:
     """A store that is opened to read, beside a writer, with a catalog of its own: it reads storage again."""
     large = store.put(bytes_of(77, 150_000))
-    with Store._open(store._core.backend.root, read_only=True, catalog_path=None, **OPTIONS) as reading:
+    with Store._open(log_core(store).backend.root, read_only=True, catalog_path=None, **OPTIONS) as reading:
         assert reading.read(large, 0, 10) == bytes_of(77, 150_000)[:10]
         wear(store, large)
         assert store.compact().segments
-        reading._core.backend.payloads.handles.close()
+        log_core(reading).backend.payloads.handles.close()
         assert reading.read(large) == bytes_of(77, 150_000)
 
 
@@ -599,11 +607,11 @@ def test_room_comes_back_when_readers_let_go(store: Store) -> None:
     artifacts = fill(store, 6)
     for artifact in artifacts:
         store.read(artifact)
-    handles = store._core.backend.payloads.handles
+    handles = log_core(store).backend.payloads.handles
     with again(store) as other:
         for artifact in artifacts:
             other.read(artifact)
-        theirs = other._core.backend.payloads.handles
+        theirs = log_core(other).backend.payloads.handles
         assert set(theirs._open) == set(handles._open) != set()
         drop(store, artifacts[:5])
         gone = set(store.compact().segments)
@@ -624,8 +632,8 @@ def test_an_older_catalog_is_made_anew(store: Store, tmp_path: Path) -> None:
     """A copy from before a compaction is put back: its places are gone, which is no loss."""
     artifacts = fill(store, 8)
     drop(store, artifacts[::2])
-    root = store._core.backend.root
-    store._core.catalog.checkpoint()
+    root = log_core(store).backend.root
+    log_core(store).catalog.checkpoint()
     old = Path(f"{root}/catalog.db").read_bytes()
     store.compact()
     before = dump(store)
@@ -633,7 +641,7 @@ def test_an_older_catalog_is_made_anew(store: Store, tmp_path: Path) -> None:
     lose_catalog(root)
     Path(f"{root}/catalog.db").write_bytes(old)
     with Store._open(root, **OPTIONS) as opened:
-        assert not opened._core.keeper.problems
+        assert not log_core(opened).keeper.problems
         assert dump(opened) == before
         for i in range(1, 8, 2):
             assert opened.read(artifacts[i]) == bytes_of(i, 20_000 + i)
@@ -645,12 +653,12 @@ def test_what_was_retired_and_is_still_there_counts_for_nothing(
     """The power fails between the word and the unlink, and the catalog is lost too."""
     artifacts = fill(store, 8)
     drop(store, artifacts[::2])
-    monkeypatch.setattr(store._core.backend.disk, "unlink", lambda _: None)
+    monkeypatch.setattr(log_core(store).backend.disk, "unlink", lambda _: None)
     report = store.compact()
     before = dump(store)
     monkeypatch.undo()
     assert set(report.segments) <= set(segments(store))
-    root = store._core.backend.root
+    root = log_core(store).backend.root
     store.close()
     lose_catalog(root)
     with Store._open(root, **OPTIONS) as opened:
@@ -660,13 +668,13 @@ def test_what_was_retired_and_is_still_there_counts_for_nothing(
 
 def test_superseded_segments_go(store: Store) -> None:
     artifacts = fill(store, 3)
-    writers = store._core.backend.committer.writers
+    writers = log_core(store).backend.committer.writers
     (writer,) = writers.own().values()
     writer.give_up()
     writers._idle.clear()
     writers.forget(writer)
     store.put(b"elsewhere")
-    assert store._core.catalog.segments()[writer.segment][1] == SEGMENT_SEALED
+    assert log_core(store).catalog.segments()[writer.segment][1] == SEGMENT_SEALED
     before = dump(store)
     drop(store, artifacts)
     store.compact()
@@ -684,7 +692,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     disk = ModelDisk("/model", capacity_bytes=2_000_000)
     options = {**OPTIONS, "catalog_path": tmp_path / "catalog.db", "disk": disk}
     with Store._open("/model/store", create=True, **options) as store:
-        reserve = store._core.backend.reserve
+        reserve = log_core(store).backend.reserve
         artifacts = fill(store, 60)
         assert reserve.held_bytes() == SEGMENT
         drop(store, artifacts[::2])
@@ -763,13 +771,13 @@ def test_runs() -> None:
 def test_it_ends_when_the_store_is_closed(store: Store) -> None:
     artifacts = fill(store, 30)
     drop(store, artifacts[::2])
-    root = store._core.backend.root
+    root = log_core(store).backend.root
     closing = threading.Thread(target=store.close)
 
     def close(_: Progress) -> None:
         if closing.ident is None:
             closing.start()
-        while not store._core.was_closed:
+        while not log_core(store).was_closed:
             pass
 
     old = segments(store)

@@ -17,6 +17,7 @@ from holdfast.chunking import Chunking
 from holdfast.errors import NoSpace
 from holdfast.facts import SEGMENT_SUPERSEDED
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.types import Artifact
 
 OPTIONS: dict[str, Any] = {
@@ -44,16 +45,16 @@ def drop(store: Store, artifacts: list[Artifact]) -> None:
 def check_loss_is_noticed(store: Store, segments: list[int]) -> None:
     """What rows point into is missed when it goes."""
     for segment in segments:
-        path = Path(segment_path(store._core.backend.root, segment))
+        path = Path(segment_path(log_core(store).backend.root, segment))
         aside = path.with_suffix(".aside")
         path.rename(aside)
-        lost = store._core.backend.lost_segments(store._core.catalog.segments())
+        lost = log_core(store).backend.lost_segments(log_core(store).catalog.segments())
         aside.rename(path)
         assert [one[0] for one in lost] == [segment]
 
 
 def dump(store: Store) -> list[str]:
-    return [line for line in store._core.catalog.dump() if not line.startswith("tombstone")]
+    return [line for line in log_core(store).catalog.dump() if not line.startswith("tombstone")]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, NoSpace("the catalog has no room")])
@@ -85,7 +86,7 @@ def test_rows_are_moved_in_part(
 
     with monkeypatch.context() as patch:
         patch.setattr(compacting, "switch", broken)
-        patch.setattr(store._core.backend.reserve, "release", lambda: 0)
+        patch.setattr(log_core(store).backend.reserve, "release", lambda: 0)
         if isinstance(error, NoSpace):
             store.compact()  # goes on with one at a time
         else:
@@ -107,10 +108,10 @@ def test_rows_are_moved_in_part(
 def test_documents_are_committed_while_their_segment_is_copied(store: Store) -> None:
     """They end segments that a put has filled; its commit stands in the next one, and is applied between two looks."""
     store.put(b"same")
-    with Store._open(store._core.backend.root, **OPTIONS) as other:
+    with Store._open(log_core(store).backend.root, **OPTIONS) as other:
         old = other.put(random.Random(1).randbytes(20_000))
         drop(store, [old])
-        committer = other._core.backend.committer
+        committer = log_core(other).backend.committer
         apply, busy = committer._bring_in, compaction._Compaction._busy
         is_durable, may_apply = threading.Event(), threading.Event()
         found: list[Artifact] = []
@@ -133,8 +134,8 @@ def test_documents_are_committed_while_their_segment_is_copied(store: Store) -> 
             patch.setattr(committer, "_bring_in", waiting)
             thread.start()
             assert is_durable.wait(20)
-            with store._core.backend.lock():
-                store._core.keeper.catch_up()  # the segments that are full are known from here on
+            with log_core(store).backend.lock():
+                log_core(store).keeper.catch_up()  # the segments that are full are known from here on
             patch.setattr(compaction._Compaction, "_busy", late)
             report = store.compact()
             may_apply.set()
@@ -143,10 +144,10 @@ def test_documents_are_committed_while_their_segment_is_copied(store: Store) -> 
         kept = [one.segment for one in report.kept if "points into it" in one.reason]
         assert kept
         check_loss_is_noticed(store, kept)
-        with store._core.backend.lock():  # as if it had broken off before it looked again
+        with log_core(store).backend.lock():  # as if it had broken off before it looked again
             rows = [(SEGMENT_SUPERSEDED, segment) for segment in kept]
             sql = "UPDATE segments SET state = ? WHERE id = ?"
-            store._core.catalog._write(lambda cursor: cursor.executemany(sql, rows))
+            log_core(store).catalog._write(lambda cursor: cursor.executemany(sql, rows))
         store.compact(1.0)
         check_loss_is_noticed(store, kept)
         before = dump(store)
@@ -163,7 +164,7 @@ def test_a_catalog_rebuilt_before_the_unlink_points_to_what_stays(
 
     Without that rows would lead to segments that are unlinked a moment later.
     """
-    root = store._core.backend.root
+    root = log_core(store).backend.root
     kept = [store.put(random.Random(i).randbytes(9_000), filename=f"kept {i}") for i in range(3)]
     gone = [store.put(random.Random(i).randbytes(9_000), filename=f"gone {i}") for i in range(10, 13)]
     store.delete(gone[0])

@@ -14,6 +14,7 @@ from holdfast.errors import CorruptBlob
 from holdfast.ranges import ChunkRanges
 from holdfast.reference_bao import Blob
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.types import Hash
 from holdfast.wire.record import HEADER_BYTES, Kind
 
@@ -123,10 +124,12 @@ def test_another_copy_is_sent_where_one_is_bad(tmp_path: Path) -> None:
     content = CONTENT[: 4 << 20]
     with Store._open(str(tmp_path / "store"), create=True, compression="none") as store:
         lease = store.blobs.put(content)
-        group = store._core.backend.group()
-        for leaf in store._core.backend.large_reader(store._core.blob(lease.hash)).manifest.iter_leaves():
+        group = log_core(store).backend.group()
+        for leaf in (
+            log_core(store).backend.large_reader(log_core(store).blob(lease.hash)).manifest.iter_leaves()
+        ):
             for _, _, digest in leaf.entries:
-                group.add_one(Kind.DATA, store._core.backend.payloads.load(digest))
+                group.add_one(Kind.DATA, log_core(store).backend.payloads.load(digest))
         group.commit()
         clean = b"".join(store.blobs.encode(lease.hash))
         flip(tmp_path, Kind.DATA, 5)
@@ -154,4 +157,4 @@ def test_a_stream_that_is_dropped_holds_nothing(tmp_path: Path) -> None:
         stream = store.blobs.encode(hash_)
         next(stream)
         del stream
-        assert not store._core.backend.sessions()[0].pinned
+        assert not log_core(store).backend.sessions()[0].pinned

@@ -11,6 +11,7 @@ import pytest
 import holdfast
 from holdfast.catalog import Catalog, CatalogUnusable
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.types import PutItem
 
 
@@ -35,7 +36,7 @@ def test_a_catalog_that_proves_damaged_midway_is_mended_and_nothing_comes_twice(
             store.tags.set(f"name{number}", artifact.hash)
         want = names(store)
         mended: list[Exception] = []
-        monkeypatch.setattr(store._core, "mend", mended.append)
+        monkeypatch.setattr(log_core(store), "mend", mended.append)
 
         def failing(method: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
             calls = itertools.count()

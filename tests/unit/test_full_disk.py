@@ -13,6 +13,7 @@ import pytest
 from holdfast.catalog import Catalog
 from holdfast.errors import NoSpace
 from holdfast.store import Store
+from holdfast.testing.inside import log_core, log_engine
 from holdfast.testing.model_disk import ModelDisk
 from holdfast.types import Artifact
 
@@ -58,7 +59,7 @@ class Full:
         self.disk.close(handle)
 
     def held(self) -> int:
-        return self.store._core.backend.reserve.held_bytes()
+        return log_core(self.store).backend.reserve.held_bytes()
 
     def check(self, *, gone: slice) -> None:
         """Whatever was not deleted is there, also for a catalog that is made anew."""
@@ -97,8 +98,8 @@ def test_compacting_alone_works_there(full: Full) -> None:
     full.full = False
     full.disk.unlink("/model/ballast")
     full.store.delete(*full.artifacts[::2])
-    full.store._core.backend.reserve.make()
-    gone = full.store._collector
+    log_core(full.store).backend.reserve.make()
+    gone = log_engine(full.store).collector
     gone._compact = lambda *_: None  # type: ignore[method-assign]
     assert full.store.gc(min_age_seconds=0).complete
     full.ballast()
@@ -109,7 +110,7 @@ def test_compacting_alone_works_there(full: Full) -> None:
 def test_the_first_collection_after_the_reserve_was_used(full: Full) -> None:
     """All segments at once would not fit: what is copied of them must not take the room for one."""
     full.store.delete(*full.artifacts[::2])
-    full.store._core.backend.reserve.release()
+    log_core(full.store).backend.reserve.release()
     report = full.store.gc(min_age_seconds=0)
     assert report.compacted is not None
     assert len(report.compacted.segments) > 4
@@ -123,7 +124,7 @@ def test_what_a_failed_batch_has_copied_takes_no_room(full: Full, monkeypatch: p
 
     monkeypatch.setattr(compaction._Compaction, "_has_room", lambda *_: True)
     full.store.delete(*full.artifacts[::2])
-    full.store._core.backend.reserve.release()
+    log_core(full.store).backend.reserve.release()
     report = full.store.gc(min_age_seconds=0)
     assert report.compacted is not None
     assert len(report.compacted.segments) > 4

@@ -13,6 +13,7 @@ from holdfast.chunking import Chunking
 from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, UnreadableRoot
 from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.types import Hash
 
 
@@ -33,7 +34,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def rows(store: Store, table: str) -> int:
-    return int(store._core.catalog._read(lambda reader: reader.all(f"SELECT count(*) FROM {table}"))[0][0])
+    return int(
+        log_core(store).catalog._read(lambda reader: reader.all(f"SELECT count(*) FROM {table}"))[0][0]
+    )
 
 
 def test_what_was_deleted_goes_and_what_is_shared_stays(store: Store) -> None:
@@ -73,7 +76,7 @@ def test_the_undo_window_keeps_what_was_deleted(store: Store) -> None:
 def test_a_chunk_that_was_a_blob_of_its_own_is_one_no_more(store: Store) -> None:
     data = noise(60_000, 5)
     large = store.put(data)
-    leaf = store._core.backend.large_reader(store._core.blob(large.hash)).manifest.leaf_at(0)
+    leaf = log_core(store).backend.large_reader(log_core(store).blob(large.hash)).manifest.leaf_at(0)
     first = data[: leaf.entries[0][1]]
     chunk = store.put(first)
     assert Hash(leaf.entries[0][2]) == chunk.hash
@@ -135,7 +138,7 @@ def test_a_root_that_cannot_be_read_stops_everything(store: Store, table: str, f
     leaf = store.blobs.put(noise(20_000, 1))
     tree = store.blobs.put(leaf.hash.digest) if table == "data" else leaf
     store.tags.set("broken", tree.hash, format)
-    store._core.catalog._write(
+    log_core(store).catalog._write(
         lambda cursor: cursor.execute(f"DELETE FROM {table} WHERE hash = ?", (tree.hash.digest,))
     )
     garbage = store.blobs.put(b"garbage")
@@ -202,7 +205,7 @@ def test_who_opened_a_store_to_read_looks_at_sessions_and_removes_none(store: St
     """It holds no lock: what looks like a dead one's file may be one that is just being made."""
     artifact = store.put(noise(50_000, 1))
     lease = store.blobs.put(b"leased")
-    root = store._core.backend.root
+    root = log_core(store).backend.root
     half_made = Path(root, "sessions", "half-made")
     half_made.touch()
     with Store._open(root, read_only=True) as reader:
@@ -222,7 +225,7 @@ def test_why_gives_the_chains(store: Store, tmp_path: Path) -> None:
     lease = store.blobs.put(noise(10, 2))
     found = {(chain.root, len(chain.path)) for chain in store.why(file.hash)}
     assert found == {(f"artifact {file.id}", 1), ("tag 'name'", 1), (f"artifact {tree.id}", 2)}
-    manifest = store._core.backend.large_reader(store._core.blob(file.hash)).manifest
+    manifest = log_core(store).backend.large_reader(log_core(store).blob(file.hash)).manifest
     chunk = Hash(manifest.leaf_at(0).entries[1][2])
     chains = store.why(chunk)
     assert {(chain.root, len(chain.path)) for chain in chains} == {(root, n + 1) for root, n in found}
@@ -236,7 +239,7 @@ def test_why_gives_the_chains(store: Store, tmp_path: Path) -> None:
 
 def test_why_names_partial_blobs_and_uploads(store: Store) -> None:
     def payloads() -> set[Hash]:
-        return {Hash(digest) for (digest,) in store._core.catalog.ask("SELECT hash FROM data")}
+        return {Hash(digest) for (digest,) in log_core(store).catalog.ask("SELECT hash FROM data")}
 
     ranges = ChunkRanges.leaves(0, 2000)
     with holdfast.open("memory://") as other:

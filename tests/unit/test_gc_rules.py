@@ -26,6 +26,7 @@ from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.gc import collector, cycle
 from holdfast.gc.cycle import Collection
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.types import Artifact, Hash
 
 DATA = random.Random(1).randbytes(60_000)
@@ -55,7 +56,7 @@ class Two:
     def read(self, ref: Artifact | Hash) -> bytes:
         """Read a blob of which the catalog has every piece: a rebuild must not be what makes it whole."""
         hash_ = ref if isinstance(ref, Hash) else ref.hash
-        core = self.store._core
+        core = log_core(self.store)
         row = core.blob(hash_)
         if row.flags & KIND_MASK != KIND_DATA:
             document = core.backend.payloads.read_document(row.hash, row.location, row.stored)
@@ -107,14 +108,14 @@ def during(monkeypatch: pytest.MonkeyPatch) -> During:
 
 def begin(stack: ExitStack, store: Store) -> tuple[Any, Any]:
     """Begin to put something: pinned, nothing looked up."""
-    return stack.enter_context(store._core.adding())
+    return stack.enter_context(log_core(store).adding())
 
 
 def name(store: Store, group: Any, stored: Any) -> Any:
     """Finish a put that was begun."""
     from holdfast.words import Words, describe
 
-    return store._artifacts.acknowledge(group, [(stored, describe(store._core, Words()), 0)])[0]
+    return store._artifacts.acknowledge(group, [(stored, describe(log_core(store), Words()), 0)])[0]
 
 
 # -- log.pml: pins, condemning, waiting
@@ -127,7 +128,9 @@ def test_an_operation_that_looked_up_before_is_waited_for(two: Two) -> None:
         assert group.is_empty, "a hit"
         report = two.store.gc(min_age_seconds=0)
         assert not report.complete
-        assert [waiting.session for waiting in report.waits_for] == [two.beside._core.backend.session.name]
+        assert [waiting.session for waiting in report.waits_for] == [
+            log_core(two.beside).backend.session.name
+        ]
         assert report.waits_for[0].since is not None
         artifact = name(two.beside, group, stored)
     assert two.store.gc(min_age_seconds=0).complete
@@ -172,7 +175,7 @@ def test_nobody_waits_with_the_store_s_lock(two: Two, monkeypatch: pytest.Monkey
     thread = threading.Thread(target=write)
     thread.start()
     looked.wait(10)
-    sessions = two.store._core.backend.sessions
+    sessions = log_core(two.store).backend.sessions
 
     def tell(**more: Any) -> Any:
         found = sessions(**more)
@@ -180,7 +183,7 @@ def test_nobody_waits_with_the_store_s_lock(two: Two, monkeypatch: pytest.Monkey
             waiting.set()
         return found
 
-    monkeypatch.setattr(two.store._core.backend, "sessions", tell)
+    monkeypatch.setattr(log_core(two.store).backend, "sessions", tell)
     report = two.store.gc(min_age_seconds=0)
     thread.join()
     assert report.complete
@@ -264,11 +267,11 @@ def test_a_dead_writer_s_tail_is_taken_over_before_the_second_mark(
         def die(*_: object) -> None:
             raise NoSpace("died")
 
-        monkeypatch.setattr(dying._core.backend.committer, "apply", die)
+        monkeypatch.setattr(log_core(dying).backend.committer, "apply", die)
         with pytest.raises(NoSpace):
             name(dying, group, stored)
-    backend = dying._core.backend
-    dying._core._let_go.detach()  # what it had open is closed here: the numbers will be other files'
+    backend = log_core(dying).backend
+    log_core(dying)._let_go.detach()  # what it had open is closed here: the numbers will be other files'
     for writer in backend.committer.writers.own().values():
         backend.disk.close(writer.handle)  # as the kernel does when a process dies
     backend.disk.close(backend._session.handle)  # type: ignore[union-attr]
@@ -282,7 +285,7 @@ def test_a_group_that_could_not_be_applied_keeps_its_pin(two: Two, monkeypatch: 
     def refuse(*_: object) -> None:
         raise NoSpace("the catalog has no room")
 
-    committer = two.beside._core.backend.committer
+    committer = log_core(two.beside).backend.committer
     with monkeypatch.context() as patch:
         patch.setattr(committer, "_apply", refuse)
         with pytest.raises(NoSpace):
@@ -290,7 +293,7 @@ def test_a_group_that_could_not_be_applied_keeps_its_pin(two: Two, monkeypatch: 
     assert committer.has_unapplied
     assert two.store.gc(min_age_seconds=0).waits_for
     committer.apply()
-    two.beside._core.backend.end_pins()
+    log_core(two.beside).backend.end_pins()
     assert two.store.gc(min_age_seconds=0).complete
     (artifact,) = two.store.find()
     assert two.read(artifact) == DATA
@@ -298,7 +301,7 @@ def test_a_group_that_could_not_be_applied_keeps_its_pin(two: Two, monkeypatch: 
 
 
 def test_an_operation_that_ends_while_another_thread_applies_leaves_no_pin(two: Two) -> None:
-    core = two.beside._core
+    core = log_core(two.beside)
     committer = core.backend.committer
     committer._applying = True
     with core.backend.operation():
@@ -313,7 +316,7 @@ def test_an_operation_that_ends_while_a_pin_is_being_ended_keeps_its_own(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two threads: one ends its pin, and meanwhile the group of the other becomes durable and cannot be applied."""
-    backend = two.beside._core.backend
+    backend = log_core(two.beside).backend
     end = backend.session.end
     done: list[int] = []
 
@@ -384,7 +387,7 @@ def test_a_catalog_that_is_replaced_ends_the_cycle(two: Two, during: During) -> 
     def replace() -> None:
         two.beside.rebuild()
         artifacts.append(two.beside.put(DATA))
-        assert two.beside._core.catalog.find_blob(two.garbage.digest) is not None
+        assert log_core(two.beside).catalog.find_blob(two.garbage.digest) is not None
 
     during("_drop", replace)
     report = two.store.gc(min_age_seconds=0)
@@ -396,7 +399,7 @@ def test_a_catalog_that_is_replaced_ends_the_cycle(two: Two, during: During) -> 
 def test_a_pin_of_another_catalog_is_waited_for(two: Two) -> None:
     """Its epoch says nothing here, however high it is."""
     two.store.tags.set("keep", two.store.put(OTHER).hash)
-    two.beside._core.catalog._write(lambda c: c.execute("UPDATE meta SET value = 50 WHERE key = 'epoch'"))
+    log_core(two.beside).catalog._write(lambda c: c.execute("UPDATE meta SET value = 50 WHERE key = 'epoch'"))
     with ExitStack() as stack:
         group, ingest = begin(stack, two.beside)
         two.store.rebuild()
@@ -411,7 +414,7 @@ def test_a_pin_of_another_catalog_is_waited_for(two: Two) -> None:
 
 
 def test_each_look_up_asks_the_catalog_that_is_there(two: Two) -> None:
-    before = two.beside._core.catalog
+    before = log_core(two.beside).catalog
     two.store.rebuild()
     assert two.store.gc(min_age_seconds=0).complete
     assert before.find_blob(two.garbage.digest) is not None, "the old catalog has it still"
@@ -426,7 +429,7 @@ def test_a_rebuild_takes_no_blob_whose_pieces_are_gone(two: Two, monkeypatch: py
     data = random.Random(3).randbytes(300_000)
     with two.store.blobs.put(data) as lease:
         half = lease.hash
-    place = two.store._core.blob(half).location >> 32
+    place = log_core(two.store).blob(half).location >> 32
     held = [two.store.put(random.Random(i).randbytes(20_000)) for i in range(3)]
     assert two.store.gc(min_age_seconds=0).complete
     two.store.close()
@@ -513,8 +516,8 @@ def test_there_is_one_collector(two: Two, during: During) -> None:
 
 
 def test_a_session_that_cannot_be_read_stops_everything(two: Two, tmp_path: Path) -> None:
-    session = two.beside._core.backend.session
-    two.store._core.backend.disk.pwrite(session.handle, [b"\7" * 33], LEASES_OFFSET)
+    session = log_core(two.beside).backend.session
+    log_core(two.store).backend.disk.pwrite(session.handle, [b"\7" * 33], LEASES_OFFSET)
     with pytest.raises(UnreadableRoot, match=session.name):
         two.store.gc(min_age_seconds=0)
     assert two.store.exists(two.garbage)

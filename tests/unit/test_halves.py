@@ -10,6 +10,7 @@ import pytest
 from holdfast.chunking import Chunking
 from holdfast.halves import drop_half_blobs
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
@@ -27,10 +28,12 @@ def test_what_is_named_through_sequences_is_damaged_and_not_forgotten(
             store.tags.set("outer", leases[-1].hash, "hash_seq" if depth else "raw")
         for lease in leases:
             lease.release()
-        catalog = store._core.catalog
-        chunk = store._core.backend.large_reader(store._core.blob(blob)).manifest.leaf_at(0).entries[0][2]
+        catalog = log_core(store).catalog
+        chunk = (
+            log_core(store).backend.large_reader(log_core(store).blob(blob)).manifest.leaf_at(0).entries[0][2]
+        )
         catalog._write(lambda cursor: cursor.execute("DELETE FROM data WHERE hash = ?", (chunk,)))
-        monkeypatch.setattr(store._core.backend, "segment_ids", lambda: [2])  # one was compacted away
-        problems = drop_half_blobs(catalog, store._core.backend)
+        monkeypatch.setattr(log_core(store).backend, "segment_ids", lambda: [2])  # one was compacted away
+        problems = drop_half_blobs(catalog, log_core(store).backend)
         assert [problem.hash for problem in problems] == [blob] * named
         assert (catalog.find_blob(blob.digest) is not None) == named

@@ -9,6 +9,7 @@ from pathlib import Path
 import holdfast
 from holdfast.core import Options
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 
 PUT = """
 import sys
@@ -45,7 +46,7 @@ def test_the_limit_is_exact_with_several_processes(tmp_path: Path) -> None:
         assert sum(map(int, done)) == 22
         assert store.count() == 25
         store.put(b"no limit here")
-        assert store.count() == store._core.catalog.live_artifacts() == 26
+        assert store.count() == log_core(store).catalog.live_artifacts() == 26
 
 
 def test_who_has_a_limit_counts_what_others_put_and_delete(tmp_path: Path) -> None:
@@ -55,4 +56,4 @@ def test_who_has_a_limit_counts_what_others_put_and_delete(tmp_path: Path) -> No
         free.put(b"2")
         free.delete(first)
         limited.put(b"3")
-        assert limited.count() == limited._core.catalog.live_artifacts() == 2
+        assert limited.count() == log_core(limited).catalog.live_artifacts() == 2

@@ -13,6 +13,7 @@ import holdfast
 from holdfast.catalog.connection import connect
 from holdfast.errors import IntegrityError
 from holdfast.testing.contract_base import sample
+from holdfast.testing.inside import log_core
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_the_layer_of_blobs_mends_it_too(tmp_path: Path) -> None:
         for ask in (store.blobs.info, store.blobs.read, store.blobs.open):
             with apsw.Connection(str(tmp_path / "s" / "catalog.db")) as connection:
                 connection.execute("UPDATE blobs SET location = location + 64").fetchall()
-            store._core.backend.payloads._suspected.clear()
+            log_core(store).backend.payloads._suspected.clear()
             ask(hash_)
 
 

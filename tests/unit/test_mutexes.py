@@ -21,6 +21,7 @@ from holdfast.errors import CorruptSegment
 from holdfast.facts import SEGMENT_OPEN, Facts
 from holdfast.gc.maintenance import Maintenance
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.types import Problem
 
 WAIT_SECONDS = 0.15
@@ -42,7 +43,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def _writer(store: Store) -> SegmentWriter:
-    return store._core.backend.committer.writers.checkout(10)
+    return log_core(store).backend.committer.writers.checkout(10)
 
 
 def _facts() -> Facts:
@@ -50,29 +51,36 @@ def _facts() -> Facts:
 
 
 CASES: dict[str, Callable[[Store], Case]] = {
-    "commit": lambda s: Case(s._core.backend.committer._condition, lambda: s.put(b"x")),
-    "store lock": lambda s: Case(s._core.backend.committer._lock._mutex, s._core.backend.committer.apply),
-    "checkout": lambda s: Case(s._core.backend.committer.writers._mutex, lambda: _writer(s)),
+    "commit": lambda s: Case(log_core(s).backend.committer._condition, lambda: s.put(b"x")),
+    "store lock": lambda s: Case(
+        log_core(s).backend.committer._lock._mutex, log_core(s).backend.committer.apply
+    ),
+    "checkout": lambda s: Case(log_core(s).backend.committer.writers._mutex, lambda: _writer(s)),
     "note": lambda s: Case(
-        s._core.backend.committer.writers._mutex, lambda: s._core.backend.committer.writers.note(1, 64, 0)
+        log_core(s).backend.committer.writers._mutex,
+        lambda: log_core(s).backend.committer.writers.note(1, 64, 0),
     ),
     "take_news": lambda s: Case(
-        s._core.backend.committer.writers._mutex, s._core.backend.committer.writers.take_news
+        log_core(s).backend.committer.writers._mutex, log_core(s).backend.committer.writers.take_news
     ),
-    "own": lambda s: Case(s._core.backend.committer.writers._mutex, s._core.backend.committer.writers.own),
+    "own": lambda s: Case(
+        log_core(s).backend.committer.writers._mutex, log_core(s).backend.committer.writers.own
+    ),
     "close idle": lambda s: Case(
-        s._core.backend.committer.writers._mutex, s._core.backend.committer.writers.close
+        log_core(s).backend.committer.writers._mutex, log_core(s).backend.committer.writers.close
     ),
     "pin": lambda s: Case(
-        s._core.backend.session._mutex, lambda: s._core.backend.session.begin(bytes(16), 1)
+        log_core(s).backend.session._mutex, lambda: log_core(s).backend.session.begin(bytes(16), 1)
     ),
     "lease": lambda s: Case(
-        s._core.backend.session._mutex, lambda: s._core.backend.session.lease([bytes(32)])
+        log_core(s).backend.session._mutex, lambda: log_core(s).backend.session.lease([bytes(32)])
     ),
-    "release": lambda s: Case(s._core.backend.session._mutex, lambda: s._core.backend.session.release(0)),
-    "apply": lambda s: Case(s._core.catalog._writing, lambda: s._core.catalog.apply(_facts())),
-    "checkpoint": lambda s: Case(s._core.catalog._writing, s._core.catalog.checkpoint),
-    "enter": lambda s: Case(s._core._gate, s.count),
+    "release": lambda s: Case(
+        log_core(s).backend.session._mutex, lambda: log_core(s).backend.session.release(0)
+    ),
+    "apply": lambda s: Case(log_core(s).catalog._writing, lambda: log_core(s).catalog.apply(_facts())),
+    "checkpoint": lambda s: Case(log_core(s).catalog._writing, log_core(s).catalog.checkpoint),
+    "enter": lambda s: Case(log_core(s)._gate, s.count),
     "close": lambda s: Case(s._closing, s.close),
     "ids": lambda _: Case(types._ticking, lambda: types.new_ids(1, 0)),
 }
@@ -84,14 +92,14 @@ def test_who_holds_the_lock_is_alone(name: str, store: Store) -> None:
 
 
 def test_an_unpin_waits(store: Store) -> None:
-    session = store._core.backend.session
+    session = log_core(store).backend.session
     key = session.begin(bytes(16), 1)
     _check(Case(session._mutex, lambda: session.end(key)))
 
 
 @pytest.mark.parametrize("step", ["checkin", "forget", "seal", "release_sealed"])
 def test_giving_a_writer_back_waits(step: str, store: Store) -> None:
-    writers = store._core.backend.committer.writers
+    writers = log_core(store).backend.committer.writers
     writer = _writer(store)
     _check(Case(writers._mutex, lambda: getattr(writers, step)(writer)))
 
@@ -105,7 +113,7 @@ def test_the_index_of_a_segment_is_one_thread_s(step: str, store: Store) -> None
         "truncate": lambda: writer.truncate(writer.offset),
     }
     _check(Case(writer._index, steps[step]))
-    store._core.backend.committer.writers.checkin(writer)
+    log_core(store).backend.committer.writers.checkin(writer)
 
 
 @pytest.mark.parametrize("step", ["add", "checked"])
@@ -118,7 +126,7 @@ def test_a_report_is_counted_by_one_thread(step: str) -> None:
 @pytest.mark.parametrize("step", ["start", "stop"])
 def test_maintenance_is_begun_and_ended_by_one_thread(step: str, store: Store) -> None:
     collector: Any = None
-    maintenance = Maintenance(store._core, collector)
+    maintenance = Maintenance(log_core(store), collector)
     _check(Case(maintenance._mutex, getattr(maintenance, step)))
     maintenance.stop()
 
@@ -151,7 +159,7 @@ def test_one_connection_in_memory_is_lent_to_one_at_a_time() -> None:
 
     with holdfast.open("memory://") as store:
         store.put(b"x")
-        pool = store._core.catalog._pool
+        pool = log_core(store).catalog._pool
         reader = pool.take()
         thread = _begin(store.count)
         assert thread.is_alive(), "two had the one connection"
@@ -161,7 +169,7 @@ def test_one_connection_in_memory_is_lent_to_one_at_a_time() -> None:
 
 
 def test_connections_are_opened_one_after_the_other(store: Store) -> None:
-    pool = store._core.catalog._pool
+    pool = log_core(store).catalog._pool
     lent = [pool.take() for _ in range(len(pool._idle))]  # none is left: the next is opened
     _check(Case(pool._opening, lambda: pool.give(pool.take())))
     for reader in lent:
@@ -169,16 +177,16 @@ def test_connections_are_opened_one_after_the_other(store: Store) -> None:
 
 
 def test_a_close_waits_for_calls_that_run(store: Store) -> None:
-    store._core.enter()
+    log_core(store).enter()
     thread = _begin(store.close)
     assert thread.is_alive(), "the store was closed under a call"
-    store._core.leave()
+    log_core(store).leave()
     thread.join(20)
     assert not thread.is_alive()
 
 
 def test_a_call_that_ends_does_so_alone(store: Store) -> None:
-    core, inside, go = store._core, threading.Event(), threading.Event()
+    core, inside, go = log_core(store), threading.Event(), threading.Event()
 
     def call() -> None:
         core.enter()

@@ -31,10 +31,11 @@ from holdfast.chunking import Chunking
 from holdfast.core import Options
 from holdfast.errors import Locked, NeedsReopen, NoSpace, PermissionDenied, Unavailable
 from holdfast.gc import cycle
-from holdfast.partials import expire_partials
+from holdfast.importing import expire_partials
 from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
 from holdfast.testing.faults import Fault, FaultyDisk
+from holdfast.testing.inside import log_core
 from holdfast.testing.model_disk import ModelDisk
 from holdfast.testing.streams import Sender, blocks
 from holdfast.types import BLOCK_BYTES, BlobStatus, GcReport, now_ms
@@ -241,7 +242,7 @@ def test_a_list_that_the_disk_fails_to_read_stops_a_collection(
         raise Unavailable("the disk fails")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store._core.backend.partials, "chunks", fail)
+        patch.setattr(log_core(store).backend.partials, "chunks", fail)
         with pytest.raises(Unavailable):
             store.gc(min_age_seconds=0)
     store.gc(min_age_seconds=0)
@@ -288,9 +289,9 @@ def test_a_chunk_that_is_gone_begins_the_blob_anew(
     store: Store, sender: Sender, small_checkpoints: None
 ) -> None:
     take(store, sender, blocks(0, 17))
-    (chunks,) = store._core.backend.partials.chunks(sender.hash.digest)
+    (chunks,) = log_core(store).backend.partials.chunks(sender.hash.digest)
     with_it = "DELETE FROM data WHERE hash = ?"
-    store._core.catalog._write(lambda cursor: cursor.execute(with_it, (chunks[3],)))
+    log_core(store).catalog._write(lambda cursor: cursor.execute(with_it, (chunks[3],)))
     finish(store, sender)
 
 
@@ -340,9 +341,9 @@ def test_a_blob_never_needs_twice_its_room(tmp_path: Path, monkeypatch: pytest.M
 def test_partial_blobs_expire(tmp_path: Path, sender: Sender) -> None:
     with make(tmp_path / "store", options=Options(partial_age_seconds=100)) as store:
         take(store, sender, blocks(1, 2))
-        assert expire_partials(store._core, now_ms() + 90_000) == 0
+        assert expire_partials(log_core(store), now_ms() + 90_000) == 0
         assert store.blobs.status(sender.hash) is BlobStatus.PARTIAL
-        assert expire_partials(store._core, now_ms() + 110_000) == 1
+        assert expire_partials(log_core(store), now_ms() + 110_000) == 1
         assert store.blobs.status(sender.hash) is BlobStatus.MISSING
         finish(store, sender)
 
@@ -363,7 +364,7 @@ def test_one_that_is_open_does_not_expire(store: Store, sender: Sender, small_ch
     half.wait(30)
     while not store.blobs.bitfield(sender.hash).ranges:  # the first checkpoint is being written
         time.sleep(0.001)
-    assert expire_partials(store._core, AGES) == 0
+    assert expire_partials(log_core(store), AGES) == 0
     assert store.gc(min_age_seconds=0).dropped_payloads == 0
     assert store.blobs.read(sender.hash, 100, 1000) == sender.content[100:1100]
     go_on.set()
@@ -459,7 +460,7 @@ def test_what_a_stream_completed_is_kept_until_it_is_named(
 def test_what_expired_is_collected(store: Store, sender: Sender, small_checkpoints: None) -> None:
     take(store, sender, blocks(0, 30))
     held = store.stats().chunks
-    assert expire_partials(store._core, AGES) == 1
+    assert expire_partials(log_core(store), AGES) == 1
     assert store.gc(min_age_seconds=0).dropped_payloads == held
     assert store.stats().chunks == 0
     finish(store, sender)
@@ -475,10 +476,10 @@ def test_what_a_crash_left_of_a_complete_one_is_tidied_up(store: Store, sender: 
         (left / name).write_bytes(data)
     assert store.blobs.status(sender.hash) is BlobStatus.COMPLETE
     assert [info.status for info in store.blobs.list(partial=True)] == [BlobStatus.COMPLETE]
-    assert expire_partials(store._core, 0) == 1
+    assert expire_partials(log_core(store), 0) == 1
     assert not left.exists()
     (Path(store.location) / "partials" / "foreign").mkdir()
-    assert expire_partials(store._core, AGES) == 0
+    assert expire_partials(log_core(store), AGES) == 0
     assert store.rebuild().partial_blobs == 0
 
 
@@ -488,7 +489,7 @@ def test_what_a_crash_left_of_a_complete_one_is_tidied_up(store: Store, sender: 
 def test_a_lock_that_does_not_come_free_is_said(tmp_path: Path, sender: Sender) -> None:
     with make(tmp_path / "store", lock_timeout_seconds=0.2) as store:
         take(store, sender, blocks(1, 2))
-        partial = store._core.backend.partials.open(sender.hash.digest, 0)
+        partial = log_core(store).backend.partials.open(sender.hash.digest, 0)
         try:
             with partial.locked(), pytest.raises(Locked):
                 take(store, sender, blocks(2, 3))
@@ -507,7 +508,7 @@ def test_a_store_that_was_opened_to_read_reads_partial_blobs(store: Store, sende
 
 
 def test_a_child_does_not_keep_what_its_parent_had_open(store: Store, sender: Sender) -> None:
-    partial = store._core.backend.partials.open(sender.hash.digest, 0)
+    partial = log_core(store).backend.partials.open(sender.hash.digest, 0)
     told, tell = os.pipe()
     child = os.fork()
     if child == 0:
@@ -524,7 +525,7 @@ def test_a_child_does_not_keep_what_its_parent_had_open(store: Store, sender: Se
     assert os.read(told, 1) == b"!", "the child goes on while we look"
     os.close(told)
     os.close(tell)
-    assert expire_partials(store._core, AGES) == 1
+    assert expire_partials(log_core(store), AGES) == 1
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -17,6 +17,7 @@ from holdfast.backend.log.reader import LargeReader
 from holdfast.errors import Conflict, Unavailable
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
+from holdfast.testing.inside import log_core
 from holdfast.types import Problem
 
 
@@ -43,7 +44,7 @@ def test_a_disk_that_cannot_be_read_is_asked_for_another_copy(tmp_path: Path, si
         return Store._open(tmp_path / "s", create=True, compression="none", **options)
 
     with open_it() as first, open_it(disk=disk, catalog_path="") as second:
-        committer = second._core.backend.committer
+        committer = log_core(second).backend.committer
         apply = committer._apply
 
         def fail(_: object) -> None:
@@ -60,7 +61,7 @@ def test_a_disk_that_cannot_be_read_is_asked_for_another_copy(tmp_path: Path, si
         assert len(names) == 2
         for bad in names:
             disk.bad = set()
-            reader = store._core.reader(artifact)
+            reader = log_core(store).reader(artifact)
             disk.bad = {bad}
             assert reader.read_at(0, size) == content
             assert b"".join(reader.iter_bytes(0, size)) == content
@@ -74,7 +75,7 @@ def test_an_outboard_that_another_thread_finds_bad_is_no_error(
 ) -> None:
     content = sample(300_000)
     with holdfast.create(tmp_path / "s") as store:
-        reader = store._core.reader(store.put(content))
+        reader = log_core(store).reader(store.put(content))
         assert isinstance(reader, LargeReader)
         read = reader._read_raw
 
@@ -90,7 +91,7 @@ def test_each_damage_is_logged_though_there_was_other_damage_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with holdfast.create(tmp_path / "s") as store:
-        keeper = store._core.keeper
+        keeper = log_core(store).keeper
         old, new = (Problem(kind="corrupt_segment", message=text, segment=1) for text in ("old", "new"))
         recovery: Any = SimpleNamespace(problems=[old])
         with caplog.at_level(logging.WARNING, "holdfast"):

@@ -12,6 +12,7 @@ import pytest
 from holdfast.backend.log.collector import COLLECTOR_FILE, collecting, is_collecting
 from holdfast.backend.log.session import Session, SessionState
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 
 CATALOG = bytes(range(16))
 
@@ -23,7 +24,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def read(store: Store, session: Session) -> SessionState:
-    return next(one for one in store._core.backend.sessions(leases=True) if one.name == session.name)
+    return next(one for one in log_core(store).backend.sessions(leases=True) if one.name == session.name)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, session: Session, handler: Callable[[], None]) -> None:
@@ -60,7 +61,7 @@ def run(work: Callable[[], None]) -> None:
 @pytest.mark.parametrize("stays", [False, True])
 def test_pins_within_pins(store: Store, monkeypatch: pytest.MonkeyPatch, epoch: int, stays: bool) -> None:
     """A handler reads, and may leave something open, while an operation begins or ends."""
-    session = Session(store._core.backend.disk, store._core.backend.root, 1)
+    session = Session(log_core(store).backend.disk, log_core(store).backend.root, 1)
     open_pins = []
 
     def handler() -> None:
@@ -90,7 +91,7 @@ def test_pins_within_pins(store: Store, monkeypatch: pytest.MonkeyPatch, epoch: 
 
 
 def test_a_pin_that_cannot_be_written_counts_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(store._core.backend.disk, store._core.backend.root, 1)
+    session = Session(log_core(store).backend.disk, log_core(store).backend.root, 1)
 
     def fail() -> None:
         raise OSError("no")
@@ -104,7 +105,7 @@ def test_a_pin_that_cannot_be_written_counts_not(store: Store, monkeypatch: pyte
 
 
 def test_leases_within_leases(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(store._core.backend.disk, store._core.backend.root, 1)
+    session = Session(log_core(store).backend.disk, log_core(store).backend.root, 1)
     hashes = [bytes([i]) * 32 for i in range(8)]
     slots: dict[bytes, int] = {}
 
@@ -130,7 +131,7 @@ def test_who_looks_whether_somebody_collects_is_in_nobodys_way(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither in that of another who looks, nor in that of who wants to collect just then."""
-    disk, root = store._core.backend.disk, store._core.backend.root
+    disk, root = log_core(store).backend.disk, log_core(store).backend.root
     with collecting(disk, root, "gc"):
         assert is_collecting(disk, root)
     close = disk.close

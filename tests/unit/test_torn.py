@@ -11,6 +11,7 @@ import pytest
 from holdfast.backend.log.segment import read_index
 from holdfast.errors import ArtifactNotFound, IntegrityError
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.wire.record import HEADER_BYTES, Kind, iter_entries
 
 COUNT = 40
@@ -60,9 +61,9 @@ class Torn:
             assert store.scrub().ok
             assert store.health().ok, store.health().ailments
             assert self.missing(store) == missing
-            kept = store._core.catalog.dump()
+            kept = log_core(store).catalog.dump()
             store.rebuild()
-            assert list(store._core.catalog.dump()) == list(kept)
+            assert list(log_core(store).catalog.dump()) == list(kept)
             assert store.health().ok
             store.gc(min_age_seconds=0)
             report = store.compact()
@@ -147,7 +148,7 @@ def test_a_copy_that_went_its_own_way_is_none(torn: Torn) -> None:
 
 def test_a_commit_whose_bytes_are_gone(torn: Torn) -> None:
     with Store._open(torn.path) as store:
-        disk, root = store._core.backend.disk, store._core.backend.root
+        disk, root = log_core(store).backend.disk, log_core(store).backend.root
         handle = disk.open(str(torn.segment), "r")
         index = read_index(disk, handle, 1, root)
         disk.close(handle)

@@ -18,6 +18,7 @@ from holdfast.errors import ArtifactNotFound, Locked, NoSpace, Unavailable
 from holdfast.facts import FLAG_BLOB, Facts
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
+from holdfast.testing.inside import log_core
 from holdfast.wire.record import Kind
 
 SEGMENT_BYTES = 64 << 10
@@ -29,7 +30,7 @@ def open_store(path: Path, *, create: bool = False) -> Store:
 
 
 def before_next_apply(store: Store, act: Callable[[], None]) -> None:
-    committer = store._core.backend.committer
+    committer = log_core(store).backend.committer
     apply = committer._apply
 
     def once(batches: Iterable[Facts]) -> None:
@@ -93,16 +94,16 @@ def test_a_change_follows_one_that_a_living_process_could_not_apply(tmp_path: Pa
         for store in (first, second):
             assert store.info(artifact).revision == 8
             assert not store.exists(gone)
-        before = list(first._core.catalog.dump())
+        before = list(log_core(first).catalog.dump())
         first.rebuild()
-        assert list(first._core.catalog.dump()) == before
+        assert list(log_core(first).catalog.dump()) == before
 
 
 def test_a_lock_that_does_not_come_free_says_that_the_put_is_durable(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with Store._open(path, create=True, lock_timeout_seconds=0.1) as store, Store._open(path) as other:
         store.put(b"first")
-        with other._core.backend.lock(), pytest.raises(Locked, match="durable all the same") as caught:
+        with log_core(other).backend.lock(), pytest.raises(Locked, match="durable all the same") as caught:
             store.put(b"second")
         assert caught.value.durable
         assert caught.value.pid == os.getpid()
@@ -154,7 +155,7 @@ def test_a_batch_that_failed_in_its_second_segment_is_in_none(
 
     with open_store(tmp_path / "s", create=True) as store:
         store.put(b"before")
-        committer = store._core.backend.committer
+        committer = log_core(store).backend.committer
         checkout = committer.writers.checkout
         calls = 0
 
@@ -170,9 +171,9 @@ def test_a_batch_that_failed_in_its_second_segment_is_in_none(
             with pytest.raises(NoSpace):
                 committer.commit_now([group(sample(15_000, seed)) for seed in range(5)])
         store.put(b"after")
-        before = list(store._core.catalog.dump())
+        before = list(log_core(store).catalog.dump())
         store.rebuild()
-        assert list(store._core.catalog.dump()) == before
+        assert list(log_core(store).catalog.dump()) == before
 
 
 def test_a_segment_that_a_commit_elsewhere_names_stays_when_its_end_is_damaged(tmp_path: Path) -> None:
@@ -216,8 +217,8 @@ def test_what_others_brought_in_and_compacted_is_not_led_back(tmp_path: Path) ->
         before_next_apply(first, fail)
         with pytest.raises(Unavailable):
             first.put(sample(4_000))
-        for writer in [*first._core.backend.committer.writers.own().values()]:
-            first._core.backend.committer.writers._idle.remove(writer)
+        for writer in [*log_core(first).backend.committer.writers.own().values()]:
+            log_core(first).backend.committer.writers._idle.remove(writer)
             writer.seal()  # full: it lets go of it, as it would of any
         second.update(artifact, metadata={"k": "w"})
         (late,) = (one for one in second.find() if one.size_bytes == 4_000)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import holdfast
+from holdfast.testing.inside import log_core
 
 DATA = random.Random(7).randbytes(200_000)
 
@@ -16,7 +17,7 @@ def test_a_window_may_end_anywhere_near_a_cut(tmp_path: Path, chunking: str) -> 
     with holdfast.create(tmp_path / "whole", chunking=chunking, chunk_size_bytes=4096) as store:
         hash = store.blobs.put(DATA).hash
         chunks = store.stats().chunks
-        cutter = store._core.backend.chunking.make_cutter()
+        cutter = log_core(store).backend.chunking.make_cutter()
     cut = 0
     for number, length in enumerate(cutter.feed(DATA)):
         cut += length
@@ -24,11 +25,11 @@ def test_a_window_may_end_anywhere_near_a_cut(tmp_path: Path, chunking: str) -> 
         places = [[end, next_end] for end in range(cut - 2, cut + 4) for next_end in (end + 10, len(DATA))]
         with holdfast.create(tmp_path / f"{number}", chunking=chunking, chunk_size_bytes=4096) as store:
             for ends in places:
-                with store._core.adding() as (_, ingest):
+                with log_core(store).adding() as (_, ingest):
                     starts = [0, *ends]
                     windows = [DATA[a:b] for a, b in zip(starts, [*ends, len(DATA)], strict=True)]
                     assert ingest.add(iter(windows)).hash == hash.digest
-            with store._core.adding() as (group, ingest):  # the next window holds nothing but this cut
+            with log_core(store).adding() as (group, ingest):  # the next window holds nothing but this cut
                 ingest.add(iter([DATA[: cut + 1], DATA[cut + 1 : cut + 11], DATA[cut + 11 :]]))
                 group.commit()
             assert store.stats().chunks == chunks

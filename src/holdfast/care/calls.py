@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from holdfast.arguments import items_of, number, whole_number
-from holdfast.care.figures import artifact_stats, stats
-from holdfast.care.health import health
-from holdfast.care.repair import repair
-from holdfast.care.scrub import scrub
-from holdfast.care.verify import verify
 from holdfast.core import Core, entered
+from holdfast.engine import Engine
 from holdfast.types import (
     Artifact,
     ArtifactStats,
@@ -34,11 +29,12 @@ class Care:
     """A part of `Store`."""
 
     _core: Core
+    _engine: Engine
 
     @entered
     def verify(self, ref: Ref, *, progress: ProgressCallback | None = None) -> VerifyReport:
         """Read all of an artifact or blob (of a tree, all files) against its hash. Damage is reported, not raised."""
-        return verify(self._core, ref, progress)
+        return self._engine.verify(ref, progress)
 
     @entered
     def scrub(
@@ -61,8 +57,7 @@ class Care:
             whole_number("max_bytes", max_bytes)
         if bytes_per_second is not None:
             number("bytes_per_second", bytes_per_second, 1)
-        return scrub(
-            self._core,
+        return self._engine.scrub(
             progress,
             drop_cache=drop_cache,
             resume=resume,
@@ -86,15 +81,9 @@ class Care:
         tags) come back from the catalog, or from a store that has the very same ones: same id, revision and words.
         What no source has stays in quarantine and is `missing` in the report; with `give_up` it is let go for good.
         """
-        from holdfast.care.origins import open_origin
-
         one = isinstance(sources, (str, os.PathLike)) or hasattr(sources, "iter_bytes")
-        with ExitStack() as stack:
-            origins = []
-            for source in (sources,) if one else items_of("sources", cast("Iterable[Any]", sources)):
-                origins.append(open_origin(cast("Store | str | os.PathLike[str]", source)))
-                stack.callback(origins[-1].close)
-            return repair(self._core, origins, progress, give_up=give_up)
+        wanted = (sources,) if one else tuple(items_of("sources", cast("Iterable[Any]", sources)))
+        return self._engine.repair(wanted, progress, give_up=give_up)
 
     @overload
     def stats(self, ref: None = None) -> Stats: ...
@@ -106,13 +95,13 @@ class Care:
 
     @entered
     def _stats(self) -> Stats:
-        return stats(self._core)
+        return self._engine.stats()
 
     @entered
     def _artifact_stats(self, ref: Artifact | str) -> ArtifactStats:
-        return artifact_stats(self._core, ref)
+        return self._engine.artifact_stats(ref)
 
     @entered
     def health(self) -> Health:
         """Say how the store is, and what is to be done about what is not well. Reads no data: `scrub` does that."""
-        return health(self._core)
+        return self._engine.health()

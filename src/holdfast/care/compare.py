@@ -15,14 +15,15 @@ from holdfast.backend.log.payloads import OFFSET_MASK
 from holdfast.backend.log.segment import SegmentIndex, read_index
 from holdfast.care.report import Report, problem_of
 from holdfast.care.rows import Row, is_still_there, iter_rows
-from holdfast.core import MENDABLE, Core
+from holdfast.core import MENDABLE
 from holdfast.errors import HoldfastError, MissingChunk
+from holdfast.log_core import LogCore
 from holdfast.reading import Reading
 from holdfast.types import HASH_BYTES, Hash, Problem
 from holdfast.wire.record import ENTRY_BYTES, Entry, Kind, iter_entries
 
 
-def compare(core: Core, report: Report) -> str | None:
+def compare(core: LogCore, report: Report) -> str | None:
     """Report what is damaged or missing; give why the catalog is to be made anew, or None when it is right."""
     for segment, rows in groupby(iter_rows(core.catalog), lambda row: row.location >> 32):
         wrong = _compare_segment(core, segment, list(rows), report)
@@ -33,7 +34,7 @@ def compare(core: Core, report: Report) -> str | None:
     return None
 
 
-def _compare_segment(core: Core, segment: int, rows: list[Row], report: Report) -> str | None:
+def _compare_segment(core: LogCore, segment: int, rows: list[Row], report: Report) -> str | None:
     path = segment_path(core.backend.root, segment)
     index = read_segment(core, segment)
     reported: set[int] = set()
@@ -66,7 +67,7 @@ def _compare_segment(core: Core, segment: int, rows: list[Row], report: Report) 
     return None
 
 
-def read_segment(core: Core, segment: int) -> SegmentIndex | None:
+def read_segment(core: LogCore, segment: int) -> SegmentIndex | None:
     """Give the index of a segment; None when the file is not there."""
     disk = core.backend.disk
     path = segment_path(core.backend.root, segment)
@@ -116,7 +117,7 @@ class Lack(NamedTuple):
     problem: Problem
 
 
-def iter_missing(core: Core) -> Iterator[Lack]:
+def iter_missing(core: LogCore) -> Iterator[Lack]:
     """Give what named blobs lack: the blobs themselves, pages, chunks. Blobs that nothing names are garbage."""
     catalog = core.catalog
     for blob in _named(core):
@@ -132,7 +133,7 @@ def iter_missing(core: Core) -> Iterator[Lack]:
             yield from _lacks(core, blob)
 
 
-def _named(core: Core) -> Iterator[bytes]:
+def _named(core: LogCore) -> Iterator[bytes]:
     """Give each blob that an artifact, a tag, or something required names, children of sequences included."""
     catalog = core.catalog
     sequences: set[bytes] = set()
@@ -154,7 +155,7 @@ def _named(core: Core) -> Iterator[bytes]:
             yield data[at : at + HASH_BYTES]
 
 
-def _lacks(core: Core, blob: bytes) -> Iterator[Lack]:
+def _lacks(core: LogCore, blob: bytes) -> Iterator[Lack]:
     catalog = core.catalog
     try:
         reader = core.backend.large_reader(core.blob(blob))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from holdfast.catalog.compacting import live_bytes
-from holdfast.core import Core
 from holdfast.errors import HoldfastError
 from holdfast.facts import FLAG_BLOB, KIND_BLOB, KIND_MASK
+from holdfast.log_core import LogCore
 from holdfast.types import Artifact, ArtifactStats, Hash, SegmentShare, SharedWith, Stats, id_text
 
 MAX_SHARED = 100
@@ -19,7 +19,7 @@ WHERE hash NOT IN (SELECT hash FROM artifacts UNION SELECT hash FROM tags WHERE 
   UNION SELECT name FROM requires WHERE length(name) = 32)"""
 
 
-def stats(core: Core) -> Stats:
+def stats(core: LogCore) -> Stats:
     """Give the store in figures."""
     counts = core.catalog.counts()
     ((orphans, orphan_bytes),) = core.catalog.ask(ORPHANS)
@@ -56,7 +56,7 @@ def stats(core: Core) -> Stats:
     )
 
 
-def artifact_stats(core: Core, ref: Artifact | str) -> ArtifactStats:
+def artifact_stats(core: LogCore, ref: Artifact | str) -> ArtifactStats:
     """Say how much of an artifact's blob others have too. Reads the manifests of all artifacts' blobs."""
     entry = core.artifact(ref)
     mine = _chunks(core, entry.hash)
@@ -86,7 +86,7 @@ def artifact_stats(core: Core, ref: Artifact | str) -> ArtifactStats:
     )
 
 
-def _chunks(core: Core, blob: bytes) -> dict[bytes, int]:
+def _chunks(core: LogCore, blob: bytes) -> dict[bytes, int]:
     """Give the plain bytes that each chunk of a blob makes up of it."""
     row = core.catalog.find_blob(blob)
     if row is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import SESSIONS
 from holdfast.care.scrub import DONE, POSITION, Done, Position, read_hint
-from holdfast.core import Core
 from holdfast.errors import BackendError
 from holdfast.facts import SEGMENT_QUARANTINED
+from holdfast.log_core import LogCore
 from holdfast.types import Ailment, Health, now_ms, to_datetime
 
 OUTBOARDS = "bad_outboards"
@@ -20,7 +20,7 @@ FULL_BYTES = 64 << 10
 FROM_A_COPY = "`holdfast repair SOURCE`, with a copy of the store or of the files"
 
 
-def note_outboards(core: Core) -> int:
+def note_outboards(core: LogCore) -> int:
     """Add what this process met to the count that the catalog keeps; give it."""
     payloads = core.backend.payloads
     more, payloads.bad_outboards = payloads.bad_outboards, 0
@@ -30,7 +30,7 @@ def note_outboards(core: Core) -> int:
     return known + more
 
 
-def health(core: Core) -> Health:
+def health(core: LogCore) -> Health:
     """Say how the store is, and what is to be done about what is not well."""
     core.write_down_damage()
     backend, catalog = core.backend, core.catalog

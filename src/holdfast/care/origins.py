@@ -16,6 +16,7 @@ from holdfast.care.compare import read_segment
 from holdfast.care.rows import Row, iter_rows
 from holdfast.core import MENDABLE
 from holdfast.errors import HoldfastError, InvalidInput, SourceNotFound
+from holdfast.log_core import LogCore
 from holdfast.types import Hash
 from holdfast.wire.record import Kind, iter_entries
 
@@ -61,10 +62,13 @@ class StoreOrigin:
     def __init__(self, store: Store, *, owned: bool) -> None:
         self.name = store.location
         self._store = store
+        self._log = store._core if isinstance(store._core, LogCore) else None
         self._owned = owned
 
     def payload(self, hash_: bytes, flags: int) -> bytes | None:
-        core = self._store._core
+        core = self._log
+        if core is None:
+            return None
         try:
             found = core.catalog.find_data((hash_,)).get(hash_)
             return None if found is None else core.backend.payloads.load(hash_)
@@ -82,7 +86,9 @@ class StoreOrigin:
             yield self._store.iter_bytes(Hash(blob))
 
     def blob_document(self, blob: bytes) -> bytes | None:
-        core = self._store._core
+        core = self._log
+        if core is None:
+            return None
         row = core.catalog.find_blob(blob)
         try:
             return (
@@ -95,8 +101,8 @@ class StoreOrigin:
         return iter_rows(self._store._core.catalog)
 
     def stretch(self, store_id: bytes, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
-        core = self._store._core
-        if core.backend.store.id != store_id:
+        core = self._log
+        if core is None or core.backend.store.id != store_id:
             return None
         try:
             index = read_segment(core, segment)

@@ -25,7 +25,7 @@ from holdfast.care.origins import Origin, right
 from holdfast.care.rows import Row, iter_rows, rows_at
 from holdfast.care.wanted import Owner, Wanted, find_owners, find_wanted, lost_segments
 from holdfast.compress import compress
-from holdfast.core import MENDABLE, Core
+from holdfast.core import MENDABLE
 from holdfast.errors import BackendError, HoldfastError, IntegrityError, NotFound
 from holdfast.facts import (
     FLAG_BLOB,
@@ -36,6 +36,7 @@ from holdfast.facts import (
     SEGMENT_SEALED,
     SEGMENT_SUPERSEDED,
 )
+from holdfast.log_core import LogCore
 from holdfast.recovery import WouldForget
 from holdfast.types import Hash, Mended, Problem, Progress, ProgressCallback, RepairReport
 from holdfast.wire.document import (
@@ -69,7 +70,7 @@ class Torn(NamedTuple):
 class Repair:
     """One call."""
 
-    def __init__(self, core: Core, origins: Sequence[Origin], progress: ProgressCallback | None) -> None:
+    def __init__(self, core: LogCore, origins: Sequence[Origin], progress: ProgressCallback | None) -> None:
         self._core = core
         self._backend = core.backend
         self._origins = origins
@@ -565,7 +566,7 @@ def _name(kind: int) -> str:
 
 
 def repair(
-    core: Core, origins: Sequence[Origin], progress: ProgressCallback | None, *, give_up: bool = False
+    core: LogCore, origins: Sequence[Origin], progress: ProgressCallback | None, *, give_up: bool = False
 ) -> RepairReport:
     """Bring back what is damaged or missing, as far as the origins have it."""
     return Repair(core, origins, progress).run(give_up=give_up)

@@ -22,9 +22,9 @@ from holdfast.care.compare import compare
 from holdfast.care.report import Report
 from holdfast.care.stretches import check_stretch, iter_stretches
 from holdfast.catalog import CatalogUnusable
-from holdfast.core import Core
 from holdfast.errors import BackendError, CorruptBlob, CorruptSegment
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SUPERSEDED
+from holdfast.log_core import LogCore
 from holdfast.recovery import WouldForget
 from holdfast.types import Hash, Problem, Progress, ProgressCallback, ScrubReport, now_ms
 from holdfast.wire.record import (
@@ -93,7 +93,7 @@ class Pace:
 class Scrub:
     """One call: a pass, or a part of one."""
 
-    def __init__(self, core: Core, report: Report, pace: Pace, *, drop_cache: bool) -> None:
+    def __init__(self, core: LogCore, report: Report, pace: Pace, *, drop_cache: bool) -> None:
         self._core = core
         self._backend: LogBackend = core.backend
         self._report = report
@@ -287,7 +287,7 @@ class Scrub:
 
 
 def scrub(
-    core: Core,
+    core: LogCore,
     progress: ProgressCallback | None,
     *,
     drop_cache: bool = False,
@@ -321,7 +321,7 @@ def scrub(
     )
 
 
-def scrub_step(core: Core, max_bytes: int, stop: Callable[[], bool]) -> None:
+def scrub_step(core: LogCore, max_bytes: int, stop: Callable[[], bool]) -> None:
     """Scrub a little, for the background: slowly, from where the last step ended, a pass a month."""
 
     def progress(_: Progress) -> None:
@@ -339,7 +339,7 @@ class StopScrubbing(Exception):
     """The store is closing, or maintenance is to end."""
 
 
-def _keep(core: Core, work: Scrub, report: Report, *, whole: bool) -> None:
+def _keep(core: LogCore, work: Scrub, report: Report, *, whole: bool) -> None:
     if core.backend.read_only:
         return
     at = work.position
@@ -353,7 +353,7 @@ def _keep(core: Core, work: Scrub, report: Report, *, whole: bool) -> None:
         core.catalog.set_meta(POSITION, msgspec.json.encode(kept))
 
 
-def read_hint(core: Core, key: str, kind: type[T]) -> T | None:
+def read_hint(core: LogCore, key: str, kind: type[T]) -> T | None:
     """Give what an earlier call kept in the catalog; None when there is nothing, or nothing that can be read."""
     raw = core.catalog.get_meta(key)
     if not isinstance(raw, bytes):

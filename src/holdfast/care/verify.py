@@ -6,21 +6,22 @@ from holdfast import _native
 from holdfast.backend.log.reader import LargeReader
 from holdfast.bao import OutboardReader
 from holdfast.care.report import Report, problem_of
-from holdfast.core import MENDABLE, Core
+from holdfast.core import MENDABLE
 from holdfast.errors import BackendError, CorruptBlob, HoldfastError
+from holdfast.log_core import LogCore
 from holdfast.reading import Reading
 from holdfast.types import BLOCK_BYTES, Hash, ProgressCallback, Ref, VerifyReport
 
 STEP_BLOCKS = 4_096
 
 
-def verify(core: Core, ref: Ref, progress: ProgressCallback | None) -> VerifyReport:
+def verify(core: LogCore, ref: Ref, progress: ProgressCallback | None) -> VerifyReport:
     """Read all of a blob against its root, and its outboard; of a tree all its files."""
     with core.backend.operation():
         return _verify(core, ref, Report("verify", progress))
 
 
-def _verify(core: Core, ref: Ref, report: Report) -> VerifyReport:
+def _verify(core: LogCore, ref: Ref, report: Report) -> VerifyReport:
     hashes = [core.resolve(ref, claim=True).hash]
     if not isinstance(ref, Hash):
         entry = core.artifact(ref)
@@ -44,7 +45,7 @@ def _verify(core: Core, ref: Ref, report: Report) -> VerifyReport:
     return report.finish()
 
 
-def verify_blob(core: Core, hash_: bytes, report: Report) -> None:
+def verify_blob(core: LogCore, hash_: bytes, report: Report) -> None:
     """Read a blob; `IntegrityError` when something of it is damaged."""
     reader = core.backend.reader(core.blob(hash_))
     hasher = _native.BlobHasher()

@@ -11,9 +11,10 @@ from holdfast.backend.log.payloads import OFFSET_MASK
 from holdfast.care.compare import read_segment
 from holdfast.care.rows import Row, iter_rows, rows_at
 from holdfast.catalog.damage import NOWHERE
-from holdfast.core import MENDABLE, Core
+from holdfast.core import MENDABLE
 from holdfast.errors import HoldfastError
 from holdfast.facts import FLAG_BLOB, KIND_BLOB, KIND_MASK, KIND_SHIFT
+from holdfast.log_core import LogCore
 from holdfast.wire.record import FLAG_SHA256, HEADER_BYTES, Kind, iter_entries, parse_commit
 
 _MUST: Final = {1: Kind.DATA, 2: Kind.OUTBOARD_PAGE, 3: Kind.MANIFEST_PAGE, 4: Kind.BLOB}
@@ -43,13 +44,13 @@ class Owner(NamedTuple):
     kind: int
 
 
-def lost_segments(core: Core) -> list[int]:
+def lost_segments(core: LogCore) -> list[int]:
     """Give the segments that are gone, or shorter than what was stored in them."""
     known = core.catalog.segments()
     return [segment for segment, _, _ in core.backend.lost_segments(known)]
 
 
-def find_wanted(core: Core, lost: Sequence[int], torn: Collection[int]) -> list[Wanted]:
+def find_wanted(core: LogCore, lost: Sequence[int], torn: Collection[int]) -> list[Wanted]:
     """Give what is to be stored anew; what stood in lost segments goes into quarantine first.
 
     So does what stood in stretches of `torn` segments that are no records any more, and what was committed there.
@@ -75,7 +76,7 @@ def find_wanted(core: Core, lost: Sequence[int], torn: Collection[int]) -> list[
     return wanted
 
 
-def _uncommitted(core: Core, lost: Sequence[int]) -> list[Row]:
+def _uncommitted(core: LogCore, lost: Sequence[int]) -> list[Row]:
     """Give the rows of records whose commit stood in a segment that is gone: a rebuild would not have them."""
     extents: dict[int, list[tuple[int, int]]] = {}
     for segment in set(core.backend.segment_ids()) - set(lost):
@@ -103,7 +104,7 @@ def _uncommitted(core: Core, lost: Sequence[int]) -> list[Row]:
     ]
 
 
-def _torn_rows(core: Core, torn: Collection[int]) -> list[Row]:
+def _torn_rows(core: LogCore, torn: Collection[int]) -> list[Row]:
     """Give the rows in some segments at whose places no record is."""
     rows: list[Row] = []
     for segment in torn:
@@ -115,7 +116,7 @@ def _torn_rows(core: Core, torn: Collection[int]) -> list[Row]:
     return rows
 
 
-def _wanted_row(core: Core, row: Row, hash_: bytes, reason: str) -> Wanted:
+def _wanted_row(core: LogCore, row: Row, hash_: bytes, reason: str) -> Wanted:
     catalog = core.catalog
     if row.table in ("data", "copies"):
         flags = row.columns[3]
@@ -139,7 +140,7 @@ def _wanted_row(core: Core, row: Row, hash_: bytes, reason: str) -> Wanted:
     return Wanted(row.location, hash_, kinds[row.table], 0, 0, row, reason)
 
 
-def _record_at(core: Core, place: int) -> tuple[int, int, int]:
+def _record_at(core: LogCore, place: int) -> tuple[int, int, int]:
     """Give kind, flags and time of a record that no row of the catalog names; 0 where the segment has nothing."""
     index = read_segment(core, place >> 32)
     offset = place & OFFSET_MASK
@@ -154,7 +155,7 @@ def _record_at(core: Core, place: int) -> tuple[int, int, int]:
     return kind, flags, 0
 
 
-def find_owners(core: Core, wanted: set[bytes]) -> dict[bytes, list[Owner]]:
+def find_owners(core: LogCore, wanted: set[bytes]) -> dict[bytes, list[Owner]]:
     """See which blobs the wanted pieces belong to, and where in them."""
     owners: dict[bytes, list[Owner]] = {}
     if not wanted:

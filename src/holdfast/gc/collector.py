@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from holdfast.backend.log.collector import collecting
 from holdfast.catalog.collecting import iter_expired
 from holdfast.compaction import compact_segments
-from holdfast.core import Core
 from holdfast.errors import InvalidInput
 from holdfast.gc.cycle import Collection
 from holdfast.gc.explain import dry_run, forecast, why
 from holdfast.gc.found import expiry_ms
 from holdfast.gc.marks import Marks
 from holdfast.gc.roots import refusal
-from holdfast.partials import expire_partials
+from holdfast.importing import expire_partials
+from holdfast.log_core import LogCore
 from holdfast.room import making_room
 from holdfast.sequences import Unreadable
 from holdfast.types import (
@@ -37,7 +37,7 @@ def _never() -> bool:
 
 
 @contextmanager
-def _naming_roots(core: Core) -> Iterator[None]:
+def _naming_roots(core: LogCore) -> Iterator[None]:
     try:
         yield
     except Unreadable as error:
@@ -47,7 +47,7 @@ def _naming_roots(core: Core) -> Iterator[None]:
 class Collector:
     """The room of collection."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: LogCore) -> None:
         self._core = core
         self._marks: Marks | None = None
         self._seen: tuple[object, ...] | None = None

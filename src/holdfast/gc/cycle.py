@@ -16,12 +16,12 @@ import msgspec
 from holdfast.catalog import Catalog
 from holdfast.catalog import collecting as books
 from holdfast.catalog.collecting import Cycle, Touch
-from holdfast.core import Core
 from holdfast.digests import BUCKETS, bucket_range
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
 from holdfast.gc.found import MAX_LISTED, Found, expiry_ms, is_behind, unmarked_bits, waiting_for
 from holdfast.gc.marks import Marks, Root, Tracer, pages_of
 from holdfast.gc.roots import iter_held, iter_leases, refusal
+from holdfast.log_core import LogCore
 from holdfast.sequences import Unreadable
 from holdfast.types import (
     Hash,
@@ -58,7 +58,7 @@ class Collection:
 
     def __init__(
         self,
-        core: Core,
+        core: LogCore,
         *,
         min_age_seconds: float,
         max_batches: int | None,

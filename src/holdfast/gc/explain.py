@@ -10,7 +10,6 @@ from itertools import chain
 from holdfast.backend.log.partial_state import PartialState
 from holdfast.catalog import Catalog
 from holdfast.catalog import collecting as books
-from holdfast.core import Core
 from holdfast.digests import BUCKETS, DigestSet, bucket_range
 from holdfast.errors import BlobNotFound, CorruptBlob, FormatError, IntegrityError
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
@@ -18,6 +17,7 @@ from holdfast.gc.cycle import PAGE_ROWS
 from holdfast.gc.found import MAX_LISTED, expiry_ms, unmarked_bits
 from holdfast.gc.marks import Marks, Tracer, pages_of
 from holdfast.gc.roots import iter_direct, iter_held, iter_leases, named_text
+from holdfast.log_core import LogCore
 from holdfast.partials import look
 from holdfast.sequences import Unreadable
 from holdfast.types import (
@@ -37,7 +37,7 @@ from holdfast.wire.upload import parse_upload
 MAX_CHAINS = 100
 
 
-def dry_run(core: Core, min_age_seconds: float, progress: ProgressCallback | None) -> GcReport:
+def dry_run(core: LogCore, min_age_seconds: float, progress: ProgressCallback | None) -> GcReport:
     """Say what a collection would take, if nobody did anything meanwhile."""
     started = time.monotonic()
     until_ms = expiry_ms(min_age_seconds)
@@ -96,7 +96,7 @@ def _unmarked(catalog: Catalog, marks: Marks, until_ms: int, started: float) -> 
     )
 
 
-def forecast(core: Core, refs: Iterable[Artifact | str]) -> Forecast:
+def forecast(core: LogCore, refs: Iterable[Artifact | str]) -> Forecast:
     """Say what deleting artifacts would give back. Reads what all others are made of, too: what is shared stays."""
     with core.backend.operation():
         catalog = core.catalog
@@ -144,7 +144,7 @@ def _split(catalog: Catalog, doomed: Marks, kept: Marks) -> tuple[int, int]:
     return freed, shared
 
 
-def why(core: Core, hash: Hash) -> tuple[Chain, ...]:
+def why(core: LogCore, hash: Hash) -> tuple[Chain, ...]:
     """Give up to 100 chains from a root to a blob or chunk; none: nothing keeps it. `BlobNotFound`: it is not here.
 
     Reads the manifests of all blobs, the hash seqs that are kept, and what partial blobs and uploads hold.
@@ -159,7 +159,7 @@ def why(core: Core, hash: Hash) -> tuple[Chain, ...]:
         return tuple(_chains(core, parents, _holders(core, parents), target))
 
 
-def _parents(core: Core, catalog: Catalog, tracer: Tracer, target: bytes) -> dict[bytes, set[bytes]]:
+def _parents(core: LogCore, catalog: Catalog, tracer: Tracer, target: bytes) -> dict[bytes, set[bytes]]:
     """Give, for the target and all that holds it, the blobs that hold it directly."""
     parents: dict[bytes, set[bytes]] = {target: set()}
     for number, low, high in _all_ranges():
@@ -191,7 +191,7 @@ def _has(tracer: Tracer, target: bytes, hash_: bytes, location: int, stored: int
     return False
 
 
-def _holders(core: Core, wanted: Collection[bytes]) -> dict[bytes, list[tuple[str, tuple[Hash, ...]]]]:
+def _holders(core: LogCore, wanted: Collection[bytes]) -> dict[bytes, list[tuple[str, tuple[Hash, ...]]]]:
     """Give, for what partial blobs and uploads hold, what holds it: its name, and the partial blob if it is one."""
     found: dict[bytes, list[tuple[str, tuple[Hash, ...]]]] = {}
     partials = core.backend.partials
@@ -221,7 +221,7 @@ def _until(time_ms: int) -> str:
 
 
 def _chains(
-    core: Core,
+    core: LogCore,
     parents: dict[bytes, set[bytes]],
     holders: dict[bytes, list[tuple[str, tuple[Hash, ...]]]],
     target: bytes,
@@ -241,7 +241,7 @@ def _chains(
             waiting += [(up, *path) for up in sorted(parents[path[0]]) if up not in path]
 
 
-def _tracer(core: Core, catalog: Catalog, progress: ProgressCallback | None) -> Tracer:
+def _tracer(core: LogCore, catalog: Catalog, progress: ProgressCallback | None) -> Tracer:
     done = 0
 
     def watch(count: int) -> None:

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from holdfast.core import MENDABLE, Core
+from holdfast.core import MENDABLE
 from holdfast.errors import HoldfastError, Locked, NeedsReopen
 from holdfast.gc.collector import Collector
+from holdfast.log_core import LogCore
 
 log = logging.getLogger("holdfast")
 
@@ -26,7 +27,7 @@ class Maintenance:
     A turn that has nothing to do costs a look at the catalog's positions; between turns the thread sleeps.
     """
 
-    def __init__(self, core: Core, collector: Collector) -> None:
+    def __init__(self, core: LogCore, collector: Collector) -> None:
         self.scrub_step: ScrubStep | None = None
         self.error: HoldfastError | None = None
         """What kept the last turn from its work."""

@@ -12,10 +12,10 @@ import apsw
 from holdfast.backend.log.pieces import iter_pieces
 from holdfast.catalog import Catalog
 from holdfast.catalog.collecting import blob_page
-from holdfast.core import Core
 from holdfast.digests import DigestSet, bucket_range
 from holdfast.errors import BlobNotFound, FormatError, HoldfastError, IntegrityError, NotFound
 from holdfast.facts import KIND_DATA, KIND_MASK
+from holdfast.log_core import LogCore
 from holdfast.sequences import BATCH, Sequences, Unreadable
 from holdfast.types import Hash
 
@@ -42,7 +42,7 @@ class Marks(NamedTuple):
 class Tracer:
     """Follows names. `catalog` gives the catalog that is marked, and raises when it was replaced."""
 
-    def __init__(self, core: Core, catalog: Callable[[], Catalog], watch: Watch) -> None:
+    def __init__(self, core: LogCore, catalog: Callable[[], Catalog], watch: Watch) -> None:
         self._core = core
         self._catalog = catalog
         self._watch = watch

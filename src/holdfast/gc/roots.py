@@ -9,10 +9,10 @@ from typing import Final
 from holdfast import uploads
 from holdfast.backend.log.session import SessionState
 from holdfast.catalog.collecting import Named, names_of
-from holdfast.core import Core
 from holdfast.errors import UnreadableRoot
 from holdfast.gc.marks import Root
-from holdfast.partials import iter_roots as iter_partial_roots
+from holdfast.importing import iter_roots as iter_partial_roots
+from holdfast.log_core import LogCore
 from holdfast.sequences import Unreadable
 from holdfast.types import Hash, id_text
 
@@ -20,13 +20,13 @@ READABLE_SECONDS: Final = 1.0
 """How long a session may take to be written: it is made under the store's lock, so only a broken one takes longer."""
 
 
-def iter_leases(core: Core) -> Iterator[Root]:
+def iter_leases(core: LogCore) -> Iterator[Root]:
     """Give what living processes lease; `UnreadableRoot` where one's session cannot be read."""
     for session in read_leases(core):
         yield from session.leases or ()
 
 
-def iter_held(core: Core) -> Iterator[bytes]:
+def iter_held(core: LogCore) -> Iterator[bytes]:
     """Give the payloads that uploads and partial blobs keep.
 
     They are read after names and leases: who completes a partial blob claims and leases the blob before it goes.
@@ -36,7 +36,7 @@ def iter_held(core: Core) -> Iterator[bytes]:
         yield from hashes
 
 
-def read_leases(core: Core) -> list[SessionState]:
+def read_leases(core: LogCore) -> list[SessionState]:
     """Give the sessions of living processes with their leases; all can be read."""
     deadline = time.monotonic() + READABLE_SECONDS
     while True:
@@ -66,7 +66,7 @@ def named_text(named: Named) -> str:
     return f"{named.kind} {named.key.hex()}"
 
 
-def iter_direct(core: Core, hash_: bytes) -> Iterator[Named]:
+def iter_direct(core: LogCore, hash_: bytes) -> Iterator[Named]:
     """Give what names exactly this hash: artifacts, requirements, tags, leases."""
     yield from names_of(core.catalog, hash_)
     for session in core.backend.sessions(leases=True):
@@ -75,14 +75,14 @@ def iter_direct(core: Core, hash_: bytes) -> Iterator[Named]:
                 yield Named("lease", f"of process {session.pid} on {session.host}".encode(), format_)
 
 
-def root_text(core: Core, hash_: bytes) -> str:
+def root_text(core: LogCore, hash_: bytes) -> str:
     """Name a blob by what keeps it, where that is quickly found."""
     named = next(iter_direct(core, hash_), None)
     blob = f"blob {hash_.hex()}"
     return blob if named is None else f"{named_text(named)}, {blob},"
 
 
-def refusal(core: Core, error: Unreadable) -> UnreadableRoot:
+def refusal(core: LogCore, error: Unreadable) -> UnreadableRoot:
     """Give the error for people, which names what cannot be read and what keeps it."""
     root, cause = root_text(core, error.hash), error.cause
     evidence = {**cause.evidence, "hash": Hash(error.hash), "root": root}

@@ -23,8 +23,9 @@ from holdfast.errors import (
     IntegrityError,
     NotFound,
 )
-from holdfast.partials import expire_partials
+from holdfast.importing import expire_partials
 from holdfast.ranges import ChunkRanges
+from holdfast.testing.inside import log_core
 from holdfast.testing.streams import Sender, blocks
 from holdfast.types import BLOCK_BYTES, Artifact, Hash, PutItem
 
@@ -167,7 +168,7 @@ class Ledger:
     def expire(self, store: Store) -> None:
         """Let all partial blobs expire."""
         number = self._begin("expire", tuple(self.parts))
-        expire_partials(store._core, 1 << 50)
+        expire_partials(log_core(store), 1 << 50)
         self._done(number, [])
 
     def delete(self, store: Store, name: str) -> None:
@@ -281,7 +282,7 @@ class Ledger:
 
 def dump_catalog(store: Store) -> list[str]:
     """Give every fact of a store's catalog, in canonical form."""
-    return list(store._core.catalog.dump())
+    return list(log_core(store).catalog.dump())
 
 
 def check_store(

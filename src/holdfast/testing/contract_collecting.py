@@ -214,9 +214,9 @@ class CollectingContract(ContractBase):
             assert not store.exists(artifact.hash)
             store.stop_maintenance()
             store.stop_maintenance()
-            turns = store._maintenance.turns
+            turns = store._engine.maintenance_turns()
             time.sleep(0.1)
-            assert store._maintenance.turns == turns
+            assert store._engine.maintenance_turns() == turns
             store.start_maintenance()
         with pytest.raises(HoldfastError):
             store.start_maintenance()
@@ -225,4 +225,4 @@ class CollectingContract(ContractBase):
         with make_store(gc_interval_seconds=0.01, gc_enabled=False) as store:
             store.start_maintenance()
             time.sleep(0.05)
-            assert store._maintenance.turns == 0
+            assert store._engine.maintenance_turns() == 0

@@ -11,7 +11,6 @@ from holdfast.errors import EmptyData, HoldfastError, InvalidInput, Locked, NotF
 from holdfast.store import Store
 from holdfast.testing.contract_base import ContractBase, Interrupted, MakeStore, boundary_sizes, sample
 from holdfast.types import now_ms
-from holdfast.uploads import expire_uploads
 
 
 class UploadsContract(ContractBase):
@@ -148,8 +147,8 @@ class UploadsContract(ContractBase):
             idle = store.writer("idle", resumable=True)
             idle.write(sample(100_000))
             idle.suspend()
-            assert expire_uploads(store._core, now_ms() + 50_000) == []
-            assert expire_uploads(store._core, now_ms() + 61_000) == [idle.token]
+            assert store._engine.expire_uploads(now_ms() + 50_000) == []
+            assert store._engine.expire_uploads(now_ms() + 61_000) == [idle.token]
             assert [upload.token for upload in store.uploads()] == [busy.token]
             with pytest.raises(UploadNotFound) as raised:
                 store.writer(resume=idle.token)
@@ -244,7 +243,7 @@ class UploadsContract(ContractBase):
                 writer.abort()
             elif end == "expire":
                 writer.suspend()
-                assert expire_uploads(store._core, now_ms() + 61_000)
+                assert store._engine.expire_uploads(now_ms() + 61_000)
             else:
                 store.delete(writer.commit())
             store.gc(min_age_seconds=0)

@@ -94,6 +94,17 @@ class Group:
         self.add(bytes((kind,)), bytes((flags,)), hash_, (len(payload),), (payload,))
         return hash_
 
+    def add_documents(self, kind: Kind, documents: list[bytes]) -> None:
+        """Append documents, hashed in one call."""
+        count = len(documents)
+        self.add(
+            bytes((kind,)) * count,
+            bytes(count),
+            _native.blake3_list(documents),
+            [len(document) for document in documents],
+            documents,
+        )
+
     @property
     def is_empty(self) -> bool:
         return self._stream is None and not self._records.plain
