@@ -275,7 +275,8 @@ def test_completion_completes(bare: Cli) -> None:
 
 
 def test_config_is_shown_without_secrets_and_checked(cli: Cli) -> None:
-    text = '[blob_store]\ntype = "s3"\nbucket = "bbb"\naccess_key = "me"\nsecret_key = "hunter2"\n[log]\nfsync = false\n'
+    text = '[blob_store]\ntype = "s3"\nbucket = "bbb"\naccess_key = "me"\nsecret_key = "hunter2"\n'
+    text += "[log]\nfsync = false\n"
     cli.write("holdfast.toml", text.encode()).chmod(0o600)
     for form in ([], ["--json"]):
         shown = cli(*form, "config", "show").text

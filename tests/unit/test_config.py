@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import pytest
 
+import holdfast
 from holdfast.config import STORE_KEYS, BlobStore, Config, Secret, find_file, load
-from holdfast.errors import InvalidConfig, NotFound
+from holdfast.errors import FormatError, InvalidConfig, NotFound
 
 
 @pytest.fixture(autouse=True)
@@ -202,6 +204,57 @@ def test_memory_and_legacy_are_locations(tmp_path: Path) -> None:
     assert load(environ={}).location() == "memory://"
     write('[blob_store]\ntype = "legacy"\n')
     assert load(environ={}).location() == Config().location()
+
+
+# The file store of iroh-blobs
+
+
+def iroh(path: Path, file: str, content: bytes) -> Path:
+    (path / "data").mkdir(parents=True)
+    (path / "temp").mkdir()
+    (path / file).write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("blobs.db", b"redb\x1a\n\xa9\r\n\0\0\0"),
+        (f"data/{'0a' * 32}.data", b"x"),
+        (f"data/{'0a' * 32}.obao4", b""),
+    ],
+)
+def test_a_file_store_of_iroh_blobs_is_refused_by_name_and_left_alone(
+    tmp_path: Path, file: str, content: bytes
+) -> None:
+    root = iroh(tmp_path / "blobs", file, content)
+    before = sorted(root.rglob("*"))
+    write(f'[blob_store]\ntype = "filesystem"\npath = "{root}"\n')
+    config = load(environ={})
+    attempts: list[Callable[[], object]] = [
+        lambda: holdfast.open(root),
+        lambda: holdfast.open(root, create=True),
+        lambda: holdfast.open(config=config),
+        lambda: holdfast.create(root),
+        lambda: holdfast.create(root, exist_ok=True),
+    ]
+    for attempt in attempts:
+        with pytest.raises(FormatError, match="holds an iroh-blobs file store") as caught:
+            attempt()
+        assert caught.value.path == str(root)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_the_default_place_is_looked_at_too() -> None:
+    iroh(Path(Config().location()), "blobs.db", b"redb\x1a\n\xa9\r\n")
+    with pytest.raises(FormatError, match="iroh-blobs"):
+        holdfast.open()
+
+
+def test_another_database_of_that_name_is_no_iroh_store(tmp_path: Path) -> None:
+    root = iroh(tmp_path / "blobs", "blobs.db", b"SQLite format 3\0")
+    with pytest.raises(FormatError, match="not a Holdfast store"):
+        holdfast.open(root)
 
 
 # Secrets

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast import _native
+from holdfast.backend.foreign import refuse_foreign
 from holdfast.backend.log.disk import Disk
 from holdfast.chunking import Chunking
 from holdfast.errors import (
@@ -156,6 +157,7 @@ def read_store_file(disk: Disk, root: str) -> StoreFile:
         if not _is_unfinished(disk, root):
             if disk.stat(f"{root}/{STORE_FILE}") is not None:  # made just now
                 return read_store_file(disk, root)
+            refuse_foreign(disk, root)
             raise FormatError(
                 f"{root} is a directory, but not a Holdfast store ({STORE_FILE} is missing)", path=root
             ) from None
