@@ -55,6 +55,46 @@ def test_more_buffers_than_the_system_takes(disk: Disk, place: str) -> None:
     disk.close(handle)
 
 
+def test_a_second_name(disk: Disk, place: str) -> None:
+    handle = disk.open(f"{place}/a", "x")
+    disk.pwrite(handle, [b"abc"], 0)
+    disk.fsync(handle)
+    before = disk.fstat(handle)
+    disk.close(handle)
+    assert before.links == 1
+    disk.link(f"{place}/a", f"{place}/b")
+    with pytest.raises(FileExistsError):
+        disk.link(f"{place}/a", f"{place}/b")
+    with pytest.raises(FileNotFoundError):
+        disk.link(f"{place}/none", f"{place}/c")
+    assert disk.stat(f"{place}/b") == before._replace(links=2)
+    disk.unlink(f"{place}/a")
+    assert disk.stat(f"{place}/b") == before
+    handle = disk.open(f"{place}/b", "r")
+    assert disk.pread(handle, 9, 0) == b"abc"
+    disk.close(handle)
+
+
+def test_a_second_name_is_lost_without_its_directory() -> None:
+    disk = ModelDisk("/place")
+    handle = disk.open("/place/a", "x")
+    disk.pwrite(handle, [b"abc"], 0)
+    disk.fsync(handle)
+    disk.fsync_dir("/place")
+    disk.link("/place/a", "/place/b")
+    seen = {tuple(sorted(after.files())) for after in disk.crash_states(random.Random(1), 50)}
+    assert seen == {("/place/a",), ("/place/a", "/place/b")}
+    disk.fsync_dir("/place")
+    disk.unlink("/place/a")
+    assert disk.used_bytes == 3
+    for after in disk.crash_states(random.Random(1), 20):
+        found = after.stat("/place/b")
+        assert found is not None
+        assert found.links == len(after.files())
+    disk.unlink("/place/b")
+    assert disk.used_bytes == 0
+
+
 def test_modes(disk: Disk, place: str) -> None:
     with pytest.raises(FileNotFoundError):
         disk.open(f"{place}/a", "r")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Final
@@ -21,6 +22,8 @@ class _Node:
     def __init__(self, number: int) -> None:
         self.number = number
         self.length = 0
+        self.modified_ns = time.time_ns()
+        self.links = 1
         self.pages: dict[int, bytearray] = {}
         self.locks: dict[int, bool] = {}
         """Who holds a lock, and whether it is exclusive."""
@@ -61,6 +64,10 @@ class _Node:
                 data = self.pages[page]
                 last = min(last, len(data))
                 data[first:last] = bytes(max(0, last - first))
+
+
+def _described(node: _Node) -> FileStat:
+    return FileStat(0, node.number, node.length, False, node.modified_ns, node.links)
 
 
 class MemoryDisk:
@@ -109,6 +116,7 @@ class MemoryDisk:
             for buffer in buffers:
                 node.write(offset, buffer)
                 offset += len(buffer)
+            node.modified_ns = time.time_ns()
 
     def fsync(self, handle: int) -> None:
         self._node(handle)
@@ -132,8 +140,7 @@ class MemoryDisk:
         return self._node(handle).length
 
     def fstat(self, handle: int) -> FileStat:
-        node = self._node(handle)
-        return FileStat(0, node.number, node.length, False)
+        return _described(self._node(handle))
 
     def lock(self, handle: int, *, exclusive: bool = True, wait: bool = False) -> bool:
         with self._mutex:
@@ -149,12 +156,27 @@ class MemoryDisk:
 
     def rename(self, source: str, target: str) -> None:
         with self._mutex:
+            if source not in self._files:
+                raise FileNotFoundError(source)
+            if target in self._files:
+                self._files[target].links -= 1
             self._files[target] = self._files.pop(source)
+
+    def link(self, source: str, target: str) -> None:
+        with self._mutex:
+            if target in self._files:
+                raise FileExistsError(target)
+            if source not in self._files:
+                raise FileNotFoundError(source)
+            self._files[target] = self._files[source]
+            self._files[target].links += 1
 
     def unlink(self, path: str) -> None:
         with self._mutex:
-            if self._files.pop(path, None) is None:
+            node = self._files.pop(path, None)
+            if node is None:
                 raise FileNotFoundError(path)
+            node.links -= 1
 
     def mkdir(self, path: str) -> None:
         with self._mutex:
@@ -179,7 +201,7 @@ class MemoryDisk:
             if path in self._directories:
                 return FileStat(0, 0, 0, True)
             node = self._files.get(path)
-            return None if node is None else FileStat(0, node.number, node.length, False)
+            return None if node is None else _described(node)
 
     def fsync_dir(self, path: str) -> None:
         self.listdir(path)

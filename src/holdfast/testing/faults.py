@@ -45,6 +45,7 @@ CHANGING: Final = frozenset(
         "truncate",
         "allocate",
         "rename",
+        "link",
         "unlink",
         "mkdir",
         "rmdir",
@@ -61,7 +62,7 @@ _CALLS: Final[dict[Fault, frozenset[str]]] = {
     Fault.CRASH_AFTER: CHANGING,
     Fault.CRASH_MIDWAY: frozenset({"pwrite"}),
     Fault.EIO: CHANGING,
-    Fault.ENOSPC: _GROWING | {"fsync", "rename"},
+    Fault.ENOSPC: _GROWING | {"fsync", "rename", "link"},
     Fault.SHORT_WRITE: frozenset({"pwrite"}),
 }
 
@@ -253,6 +254,9 @@ class FaultyDisk:
 
     def rename(self, source: str, target: str) -> None:
         self._step("rename", target, lambda: self.inner.rename(source, target))
+
+    def link(self, source: str, target: str) -> None:
+        self._step("link", target, lambda: self.inner.link(source, target))
 
     def unlink(self, path: str) -> None:
         self._step("unlink", path, lambda: self.inner.unlink(path))

@@ -13,6 +13,7 @@ import os
 import posixpath
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -50,6 +51,8 @@ class _Node:
         self.durable_names: dict[str, _Node] = {}
         self.name_steps: list[_Name] = []
         self.locks: dict[int, bool] = {}
+        self.modified_ns = time.time_ns()
+        self.links = 1
 
 
 class _Open(NamedTuple):
@@ -184,6 +187,7 @@ class ModelDisk:
             before = len(node.live)
             _apply(node.live, step)
             self.used_bytes += len(node.live) - before
+            node.modified_ns = time.time_ns()
             node.steps.append(step)
 
     def fsync(self, handle: int) -> None:
@@ -233,7 +237,7 @@ class ModelDisk:
     def fstat(self, handle: int) -> FileStat:
         with self._changed:
             node = self._handle(handle).node
-            return FileStat(self._device, node.number, len(node.live), node.is_dir)
+            return self._described(node)
 
     def lock(self, handle: int, *, exclusive: bool = True, wait: bool = False) -> bool:
         with self._changed:
@@ -275,7 +279,18 @@ class ModelDisk:
 
     def _gone(self, node: _Node | None) -> None:
         if node is not None:
-            self.used_bytes -= len(node.live)
+            node.links -= 1
+            if node.links == 0:
+                self.used_bytes -= len(node.live)
+
+    def link(self, source: str, target: str) -> None:
+        with self._changed:
+            node = self._need(source)
+            parent, name = self._parent(target)
+            if name in parent.names:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+            node.links += 1
+            self._rename(parent, (name, node))
 
     def unlink(self, path: str) -> None:
         with self._changed:
@@ -311,7 +326,10 @@ class ModelDisk:
     def stat(self, path: str) -> FileStat | None:
         with self._changed:
             node = self._find(path)
-            return None if node is None else FileStat(self._device, node.number, len(node.live), node.is_dir)
+            return None if node is None else self._described(node)
+
+    def _described(self, node: _Node) -> FileStat:
+        return FileStat(self._device, node.number, len(node.live), node.is_dir, node.modified_ns, node.links)
 
     def fsync_dir(self, path: str) -> None:
         with self._changed:
@@ -375,6 +393,7 @@ class ModelDisk:
 
         def copy(node: _Node) -> _Node:
             if node.number in copies:
+                copies[node.number].links += 1
                 return copies[node.number]
             new = copies[node.number] = _Node(node.number, node.is_dir)
             if rng is None:
@@ -383,6 +402,7 @@ class ModelDisk:
                 names = _survive_names(node, mood, rng)
                 content = _survive_bytes(node, mood, rng)
             new.live, new.durable = content, bytearray(content)
+            new.modified_ns = node.modified_ns
             disk.used_bytes += len(content)
             new.names = {name: copy(names[name]) for name in sorted(names)}
             new.durable_names = dict(new.names)

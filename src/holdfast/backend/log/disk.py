@@ -24,12 +24,14 @@ OpenMode: TypeAlias = Literal["r", "a", "x", "rw"]
 
 
 class FileStat(NamedTuple):
-    """What the log needs to know of a path: which file it is, and how long."""
+    """What is to be known of a path: which file it is, how long, when it was written, how many names it has."""
 
     dev: int
     ino: int
     size_bytes: int
     is_dir: bool
+    modified_ns: int = 0
+    links: int = 1
 
 
 class Disk(Protocol):
@@ -86,6 +88,9 @@ class Disk(Protocol):
 
     def rename(self, source: str, target: str) -> None:
         """Give a file another name, replacing what is there. Durable with `fsync_dir`."""
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name, which must not be there. Durable with `fsync_dir`."""
 
     def unlink(self, path: str) -> None:
         """Remove a name. Counts once `fsync_dir` has returned."""
@@ -253,6 +258,12 @@ class LocalDisk:
         except OSError as error:
             raise translate(error, source) from error
 
+    def link(self, source: str, target: str) -> None:
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError as error:
+            raise translate(error, target) from error
+
     def unlink(self, path: str) -> None:
         try:
             os.unlink(path)
@@ -338,7 +349,14 @@ def _find_fallocate() -> Callable[[int, int, int, int], int]:
 
 
 def _described(found: os.stat_result) -> FileStat:
-    return FileStat(found.st_dev, found.st_ino, found.st_size, stat.S_ISDIR(found.st_mode))
+    return FileStat(
+        found.st_dev,
+        found.st_ino,
+        found.st_size,
+        stat.S_ISDIR(found.st_mode),
+        found.st_mtime_ns,
+        found.st_nlink,
+    )
 
 
 def _not_a_file(path: str) -> PermissionDenied:
