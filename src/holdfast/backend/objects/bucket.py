@@ -137,3 +137,18 @@ class Bucket(Protocol):
 
     def close(self) -> None:
         """Give back what it holds."""
+
+
+def exactly(pieces: Iterable[BytesLike], size_bytes: int) -> Iterator[BytesLike]:
+    """Pass pieces on; `ValueError` at the end, before anything is published, when it is not just so many bytes."""
+    left = size_bytes
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            break
+        if len(piece):
+            yield piece
+    if left != 0:
+        raise ValueError(
+            f"the pieces are {'more' if left < 0 else 'fewer'} than the {size_bytes} bytes that were said"
+        )
