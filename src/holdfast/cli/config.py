@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from holdfast.cli.base import Command, command
-from holdfast.cli.output import State, escape, out
+from holdfast.cli.output import State, escape, fields, out, plural
+
+if TYPE_CHECKING:
+    from holdfast.backend.objects.check import BucketReport
+    from holdfast.backend.objects.place import BucketPlace
 
 
 @click.group("config", context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,20 +42,77 @@ def show(state: State) -> None:
 
 
 @command("check", example="holdfast --config ./holdfast.toml config check")
-def check(state: State) -> None:
-    """Check the configuration, and that its secrets can be read."""
+@click.option("--offline", is_flag=True, help="Read settings and secrets alone; ask no object store.")
+def check(state: State, offline: bool) -> int:
+    """Check the configuration, that its secrets can be read, and what works of an object store.
+
+    A bucket is tried with keys of its own below `check/`, about 30 requests and 8 MiB, which are removed again. The
+    exit code is that of the first error.
+    """
     from holdfast.config import SECRET_KEYS
-    from holdfast.config.places import place_of
+    from holdfast.config.places import catalog_of, place_of
 
     config = state.config()
     for key in SECRET_KEYS:
         if (secret := getattr(config.blob_store, key)) is not None:
             secret.reveal()
     location = state.locate(config)
-    place_of(location, config)
-    document = {"ok": True, "file": str(config.file) if config.file else None, "location": location}
+    document: dict[str, Any] = {"ok": True, "file": str(config.file) if config.file else None}
+    document["location"] = location
     where = escape(str(config.file)) if config.file else "no file, defaults and variables"
-    state.answer(document, lambda: out(f"in order ({where}); the store is {escape(location)}"))
+    place = place_of(location, config)
+    if place is None:
+        state.answer(document, lambda: out(f"in order ({where}); the store is {escape(location)}"))
+        return 0
+    document |= {"location": place.location, "endpoint": place.endpoint or None}
+    document["catalog"] = catalog_of(place, config)
+
+    def heading() -> None:
+        fields(
+            {
+                "configuration": where,
+                "store": escape(place.location),
+                "endpoint": escape(place.endpoint),
+                "catalog": escape(document["catalog"]),
+            }
+        )
+
+    if offline:
+        place.store_arguments()
+        state.answer(document, heading)
+        return 0
+    report = _try_bucket(place)
+    document |= report.to_dict()
+
+    def human() -> None:
+        heading()
+        out("")
+        width = max(len(finding.name) for finding in report.findings)
+        for finding in report.findings:
+            took = f"{finding.milliseconds:.0f} ms" if finding.milliseconds else ""
+            out(f"{finding.name:<{width}}  {finding.state:<9}  {took:>9}  {escape(finding.said)}".rstrip())
+        asked = sum(count for name, count in report.requests.items() if not name.startswith("bytes"))
+        out(f"\n{plural(asked, 'request')}; {'all of it works' if report.ok else 'not all of it works'}")
+
+    state.answer(document, human)
+    return report.code
+
+
+PATIENCE_SECONDS: Final = 10
+"""How long a check tries again what fails: whoever checks waits for the answer."""
+
+
+def _try_bucket(place: BucketPlace) -> BucketReport:
+    from dataclasses import replace
+
+    from holdfast.backend.objects.check import check_bucket
+    from holdfast.backend.objects.opening import open_bucket
+
+    bucket = open_bucket(replace(place, retry_seconds=min(place.retry_seconds, PATIENCE_SECONDS)))
+    try:
+        return check_bucket(bucket)
+    finally:
+        bucket.close()
 
 
 def _plain(config: Any) -> dict[str, dict[str, Any]]:

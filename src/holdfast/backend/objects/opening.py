@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from holdfast.backend.foreign import refuse_foreign
+from holdfast.backend.log.disk import LocalDisk
 from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.place import BucketPlace
 from holdfast.errors import InvalidConfig
@@ -21,9 +23,11 @@ MAX_RETRIES: Final = 100
 def open_bucket(place: BucketPlace, *, create: bool = False) -> Bucket:
     """Open the bucket of a place. A remote one is asked nothing yet; a directory is made, with `create`.
 
-    `InvalidConfig` when the settings cannot be used, `StoreNotFound` when there is no such directory.
+    `InvalidConfig` when the settings cannot be used, `StoreNotFound` when there is no such directory, `FormatError`
+    when it is another program's.
     """
     if place.provider == "directory":
+        refuse_foreign(LocalDisk(), place.path)
         from holdfast.backend.objects.directory import DirectoryBucket
 
         return DirectoryBucket(place.path, create=create, location=place.location, limit=place.max_requests)
