@@ -130,6 +130,12 @@ def test_a_delete_that_does_nothing_is_seen() -> None:
     assert report.code == 6
 
 
+def test_a_list_without_what_was_just_made_is_seen() -> None:
+    report = check(Odd(list=lambda prefix, *, after="": iter(())))
+    assert "not in the list" in said(report, "create")
+    assert report.code == 6
+
+
 def test_other_bytes_than_were_written_are_seen() -> None:
     bucket = Odd()
 

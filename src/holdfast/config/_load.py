@@ -162,10 +162,20 @@ def _check_variables(environ: Mapping[str, str]) -> None:
                 raise InvalidConfig(f"unknown variable {name}: did you mean {near[0]}?", env=name)
         elif section not in SECTIONS:
             raise InvalidConfig(f"unknown variable {name}: {_suggest(section, SECTIONS)}", env=name)
-        elif (first := key.partition(_DELIMITER)[0]) not in _keys(SECTIONS[section]):
-            raise InvalidConfig(
-                f"unknown variable {name}: {_suggest(first, _keys(SECTIONS[section]))}", env=name
-            )
+        else:
+            first, nested, where = key.partition(_DELIMITER)
+            if first not in _keys(SECTIONS[section]):
+                raise InvalidConfig(
+                    f"unknown variable {name}: {_suggest(first, _keys(SECTIONS[section]))}", env=name
+                )
+            if nested and (first not in SECRET_KEYS or where not in ("env", "file")):
+                known = ["env", "file"] if first in SECRET_KEYS else []
+                say = _suggest(where, known) if known else f"{first} has no parts"
+                raise InvalidConfig(f"unknown variable {name}: {say}", env=name)
+            if nested and environ.get(name.rpartition(_DELIMITER)[0]):
+                raise InvalidConfig(
+                    f"{name} and {name.rpartition(_DELIMITER)[0]} are both set: unset one", env=name
+                )
 
 
 def _keys(section: type) -> list[str]:

@@ -144,6 +144,10 @@ class _Run:
         if self.bucket.create(self._key("one"), self.first) is None:
             raise FormatError("a new key counts as taken")
         self._expect(self._key("one"), self.first)
+        if [meta.key for meta in self.bucket.list(self.folder)] != [self._key("one")]:
+            raise FormatError(
+                "what was just created is not in the list: old lists are of no use to a collection"
+            )
         return ""
 
     def range(self) -> str:
