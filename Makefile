@@ -21,7 +21,7 @@ NATIVE := $(shell find native -name target -prune -o -type f -print 2>/dev/null)
 $(shell [ -x $(BIN)/python ] || rm -f .stamps/venv)
 $(shell ls src/holdfast/_native*.so >/dev/null 2>&1 || rm -f .stamps/build)
 
-.PHONY: help demo test check lint format types layers native-check bench fuzz deep models mutants soak build wheel lock clean
+.PHONY: help demo test check lint format types layers native-check bench fuzz deep models mutants soak build services wheel lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ deep: .stamps/build ## the long tests: hours, tens of GiB; docs/proofs.md has th
 	HOLDFAST_DEEP=1 HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n $(JOBS) --dist worksteal --timeout 0 -rP tests/crash tests/property $(ARGS)
 
 build: .stamps/build ## .venv with the locked packages, and the native module in it
+
+services: .stamps/build ## the servers that some tests run against (MinIO, versitygw), built with Go when absent
+	@$(BIN)/python tools/services.py
 
 wheel: .stamps/venv ## a wheel in dist/
 	$(BIN)/maturin build --release --locked --out dist

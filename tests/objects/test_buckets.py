@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.directory import DirectoryBucket
+from holdfast.backend.objects.opening import open_remote
 from holdfast.backend.objects.remote import RemoteBucket
+from holdfast.servers import LocalServer
 from holdfast.testing.contract_bucket import Another, BucketContract
+from tests.servers import place_in
 
 
 class TestMemory(BucketContract):
@@ -32,3 +38,20 @@ class TestDirectory(BucketContract):
             return DirectoryBucket(str(tmp_path / "objects"), create=True, limit=limit)
 
         return open_again
+
+
+class _RealServer(BucketContract):
+    name: ClassVar[str]
+
+    @pytest.fixture
+    def another(self, servers: Callable[[str], LocalServer], prefix: str) -> Another:
+        place = place_in(servers(self.name).access, prefix)
+        return lambda limit=None: open_remote(replace(place, max_requests=limit))
+
+
+class TestMinio(_RealServer):
+    name = "minio"
+
+
+class TestVersitygw(_RealServer):
+    name = "versitygw"

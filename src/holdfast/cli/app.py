@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from holdfast.cli import care, collecting, compacting, config, finding, layer, reading, storing
+from holdfast.cli import care, collecting, compacting, config, dev, finding, layer, reading, storing
 from holdfast.cli.base import SECTIONS, Command, global_options
 
 HELP = """Keep bytes under their hash, each distinct piece once, and never give back an unverified one.
@@ -65,7 +65,7 @@ cli = Root(
         ),
     ],
 )
-for module in (storing, reading, finding, layer, care, collecting, compacting, config):
+for module in (storing, reading, finding, layer, care, collecting, compacting, config, dev):
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -14,7 +14,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "Find and change": ("find", "count", "edit"),
     "The layer below": ("blob", "tag", "encode", "decode"),
     "Care": ("verify", "scrub", "repair", "health", "gc", "why", "compact", "rebuild", "stats"),
-    "Help": ("config", "completion"),
+    "Help": ("config", "dev", "completion"),
 }
 
 

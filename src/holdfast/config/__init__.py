@@ -24,7 +24,7 @@ __all__ = [
 
 FILE_NAME: Final = "holdfast.toml"
 PREFIX: Final = "HOLDFAST_"
-VARIABLES: Final = ("HOLDFAST_STORE", "HOLDFAST_CONFIG", "HOLDFAST_DEBUG")
+VARIABLES: Final = ("HOLDFAST_STORE", "HOLDFAST_CONFIG", "HOLDFAST_DEBUG", "HOLDFAST_SERVERS")
 """Variables that are no settings. Settings have two underscores: `HOLDFAST_LOG__FSYNC`."""
 
 _KIB: Final = 1024
