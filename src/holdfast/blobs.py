@@ -15,7 +15,6 @@ from holdfast.core import Core, Grouping, Watch, entered
 from holdfast.encoding import BaoStream, Encoding
 from holdfast.engine import Engine
 from holdfast.errors import BlobNotFound, EmptyData, InvalidHash, InvalidInput
-from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.hashseqs import HashSeqs
 from holdfast.ingest import Stored
 from holdfast.partials import checked, iter_partials, look, partial_info, status_of
@@ -23,6 +22,7 @@ from holdfast.ranges import ChunkRanges
 from holdfast.reading import Reading
 from holdfast.sources import WINDOW_BYTES, iter_windows
 from holdfast.types import (
+    BLOCK_BYTES,
     HASH_BYTES,
     BlobInfo,
     BlobStatus,
@@ -197,7 +197,7 @@ class Blobs(HashSeqs):
             hash=Hash(row.hash),
             size_bytes=row.size,
             status=BlobStatus.COMPLETE,
-            has_outboard=row.flags & KIND_MASK != KIND_DATA,
+            has_outboard=row.size > BLOCK_BYTES,
             stored_bytes=stored_bytes,
             created_at=to_datetime(row.created_ms),
         )

@@ -194,6 +194,10 @@ class Core(ABC):
     def changing(self) -> AbstractContextManager[Grouping]:
         """Change what has a name: read, check, then write what the group was given, as the block ends."""
 
+    def repeat(self, work: Callable[[], T]) -> T:
+        """Do a change, and do it again where somebody else was quicker, as far as the backend cannot keep them out."""
+        return work()
+
     @abstractmethod
     def deleting(self, work: Callable[[], None]) -> None:
         """Do what lets room be freed later."""

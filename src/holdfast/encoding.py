@@ -14,9 +14,8 @@ from holdfast.bao import OutboardBuilder
 from holdfast.bao_stream import ReadAt
 from holdfast.core import MENDABLE, Core, PartialTreeReader, Reader, TreeReader
 from holdfast.errors import BlobNotFound, CorruptBlob, IntegrityError
-from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.ranges import ChunkRanges
-from holdfast.types import BytesLike, Hash
+from holdfast.types import BLOCK_BYTES, BytesLike, Hash
 
 OPEN_BLOBS: Final = 4
 """How many large blobs are kept open, with 20 MB or so of what was looked up in each."""
@@ -41,7 +40,7 @@ class Encoding:
             if isinstance(reader, PartialTreeReader):
                 reader.require(ChunkRanges.all() if ranges is None else ranges)
             return reader
-        if row.flags & KIND_MASK == KIND_DATA:
+        if row.size <= BLOCK_BYTES:
             return core.block_reader(row)
         key = hash.digest, row.location
         found = self._open.pop(key, None) or core.tree_reader(row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypedDict
 
 from holdfast.arguments import items_of, whole_number
@@ -68,6 +68,12 @@ class Naming:
         self._core = core
 
     def update(self, ref: Artifact | str, change: Change, if_revision: int | None) -> Artifact:
+        change = Change._make(
+            tuple(one) if isinstance(one, Iterator) else one for one in change
+        )  # may be read twice
+        return self._core.repeat(lambda: self._update(ref, change, if_revision))
+
+    def _update(self, ref: Artifact | str, change: Change, if_revision: int | None) -> Artifact:
         core = self._core
         if if_revision is not None:
             whole_number("if_revision", if_revision)
@@ -127,6 +133,9 @@ class Naming:
             )
 
     def restore(self, ref: Artifact | str, *, force: bool = False) -> Artifact:
+        return self._core.repeat(lambda: self._restore(ref, force))
+
+    def _restore(self, ref: Artifact | str, force: bool) -> Artifact:
         core = self._core
         with core.changing() as group:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from holdfast.arguments import path_of
@@ -11,11 +12,13 @@ from holdfast.chunking import Chunking
 from holdfast.core import Options
 from holdfast.errors import InvalidConfig, InvalidInput
 from holdfast.store import Store
+from holdfast.types import Durability
 
 if TYPE_CHECKING:
     from holdfast.config import Config
 
-_LATER: Final = {"s3": "S3", "gs": "GCS", "az": "Azure", "dir": "directory"}
+OBJECT_SCHEMES: Final = frozenset({"s3", "gs", "az", "dir"})
+"""The kinds of locations that are object stores."""
 
 
 def create(
@@ -50,7 +53,8 @@ def open(
     """Open the store at a location; without one, the configured one.
 
     `create=True` makes it if it is not there. `read_only` takes no lock and has no session: a collection that
-    another process runs does not wait for it. `use_reserve`: where the disk is too full to open a store, use its
+    another process runs does not wait for it. `catalog` says where that of an object store lies: a path, or
+    ":memory:". `use_reserve`: where the disk is too full to open a store, use its
     reserve; for who goes on to delete, collect or compact. `StoreNotFound`, `FormatError`, `PermissionDenied`.
     """
     if location is None:
@@ -59,11 +63,10 @@ def open(
 
             config = load()
         location = config.location()
-    if catalog is not None:
-        raise InvalidConfig("the catalog of a local store belongs to it; `catalog` is for object stores")
     log = config.log if config is not None and create else None
     return _open_at(
         location,
+        catalog=catalog,
         create=create,
         read_only=read_only,
         use_reserve=use_reserve,
@@ -76,6 +79,7 @@ def open(
 def _open_at(
     location: str | os.PathLike[str],
     *,
+    catalog: str | os.PathLike[str] | None = None,
     create: bool = False,
     exist_ok: bool = True,
     read_only: bool = False,
@@ -88,26 +92,19 @@ def _open_at(
     if config is not None and not hasattr(config, "limits"):
         raise InvalidConfig(f"config is what holdfast.config.load gives, not {type(config).__name__}")
     common: dict[str, Any] = {"create": create, "exist_ok": exist_ok, "read_only": read_only}
+    if config is not None:
+        common["options"] = _options(config)
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme.lower() in OBJECT_SCHEMES:
+        return _open_objects(text, catalog, config, chunking, compression, common)
+    if catalog is not None:
+        raise InvalidConfig("the catalog of a local store belongs to it; `catalog` is for object stores")
     common |= {"chunking": chunking, "compression": compression, "use_reserve": use_reserve}
     if config is not None:
-        limits = config.limits
         common |= {
             "segment_bytes": config.log.segment_size_bytes,
             "reserve_bytes": config.log.reserve_bytes,
             "fsync": config.log.fsync,
-            "options": Options(
-                limits.max_artifact_bytes,
-                limits.max_artifacts,
-                limits.default_content_type,
-                limits.allow_empty,
-                limits.checksum,
-                upload_expiry_seconds=limits.upload_expiry_seconds,
-                min_age_seconds=config.gc.min_age_seconds,
-                partial_age_seconds=config.gc.partial_age_seconds,
-                gc_batch_size=config.gc.batch_size,
-                gc_interval_seconds=config.gc.interval_seconds,
-                gc_enabled=config.gc.enabled,
-            ),
         }
     if text == "memory://":
         common |= {"create": True, "fsync": False, "reserve_bytes": 0}
@@ -115,6 +112,55 @@ def _open_at(
     path = _local_path(text)
     reopen = {"read_only": read_only, "config": config}
     return Store._open(path, location=os.path.abspath(path), reopen=reopen, **common)
+
+
+def _open_objects(
+    text: str,
+    catalog: str | os.PathLike[str] | None,
+    config: Config | None,
+    chunking: Chunking | None,
+    compression: str | None,
+    common: dict[str, Any],
+) -> Store:
+    """Open a store in a bucket, or in a directory of objects."""
+    from holdfast.backend.objects.opening import open_bucket
+    from holdfast.config.places import MEMORY_CATALOG, catalog_of, place_of
+
+    if chunking is not None or compression not in (None, "none"):
+        raise InvalidConfig(
+            f"{text}: blobs are whole objects in a bucket; chunking and compression are for local stores",
+            location=text,
+        )
+    place = place_of(text, config)
+    assert place is not None, "the scheme is one of theirs"
+    where = os.fspath(catalog) if catalog is not None else catalog_of(place, config)
+    is_directory = place.provider == "directory"
+    return Store._open_objects(
+        open_bucket(place, create=common["create"]),
+        None if where == MEMORY_CATALOG else Path(where),
+        location=text,
+        reopen={"read_only": common["read_only"], "config": config, "catalog": catalog},
+        durability=Durability.FSYNCED if is_directory else Durability.STORED,
+        directory=place.path if is_directory else None,
+        **common,
+    )
+
+
+def _options(config: Config) -> Options:
+    limits = config.limits
+    return Options(
+        limits.max_artifact_bytes,
+        limits.max_artifacts,
+        limits.default_content_type,
+        limits.allow_empty,
+        limits.checksum,
+        upload_expiry_seconds=limits.upload_expiry_seconds,
+        min_age_seconds=config.gc.min_age_seconds,
+        partial_age_seconds=config.gc.partial_age_seconds,
+        gc_batch_size=config.gc.batch_size,
+        gc_interval_seconds=config.gc.interval_seconds,
+        gc_enabled=config.gc.enabled,
+    )
 
 
 def _local_path(text: str) -> str:
@@ -130,10 +176,9 @@ def _local_path(text: str) -> str:
         if parts.netloc not in ("", "localhost"):
             raise InvalidInput(f"{text} names another host; only local paths are opened")
         return unquote(parts.path)
-    if scheme in _LATER:
-        raise InvalidConfig(f"{_LATER[scheme]} stores are not in this version yet: {text}", location=text)
     raise InvalidInput(
-        f"{text}: unknown kind of location; a path, file:// and memory:// can be opened", location=text
+        f"{text}: unknown kind of location; a path, file://, dir://, s3://, gs://, az:// and memory:// can be opened",
+        location=text,
     )
 
 

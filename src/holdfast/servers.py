@@ -355,7 +355,9 @@ def _arguments(pid: int) -> str:
     if os.path.exists("/proc/self/stat"):
         try:
             state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][:1]
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            arguments = (
+                Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
         except OSError:
             return "Z"
         return f"{state} {arguments}"

@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from holdfast.artifacts import Artifacts, Writer
@@ -44,6 +45,7 @@ from holdfast.types import (
 from holdfast.words import Said, Words, check_key, check_keywords, gather
 
 if TYPE_CHECKING:
+    from holdfast.backend.objects.bucket import Bucket
     from holdfast.resumable import ResumableWriter
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
@@ -82,6 +84,24 @@ class Store(Care, Collecting):
         """Open a log store on any disk (`making.open_core` has the keywords)."""
         root = os.path.abspath(os.fspath(path))
         return cls(location or root, LogEngine(open_core(root, **how)), reopen)
+
+    @classmethod
+    def _open_objects(
+        cls,
+        bucket: Bucket,
+        catalog_path: Path | None = None,
+        *,
+        location: str | None = None,
+        reopen: Mapping[str, Any] | None = None,
+        **how: Any,
+    ) -> Store:
+        """Open a store in a bucket (`object_making.open_object_core` has the keywords)."""
+        from holdfast.object_engine import ObjectEngine
+        from holdfast.object_making import open_object_core
+
+        return cls(
+            location or bucket.location, ObjectEngine(open_object_core(bucket, catalog_path, **how)), reopen
+        )
 
     # -- storing
 

@@ -37,6 +37,9 @@ class Tags:
         wanted = _checked_format(format)
         if not isinstance(hash, Hash):
             raise InvalidHash(f"a Hash is needed, not {type(hash).__name__}: Hash.parse reads text")
+        return self._core.repeat(lambda: self._set(name, hash, wanted, if_revision))
+
+    def _set(self, name: str, hash: Hash, wanted: int, if_revision: int | None) -> Tag:
         core = self._core
         with core.changing() as group:
             old = core.catalog.find_tag(_checked(name))
@@ -60,6 +63,9 @@ class Tags:
     @entered
     def delete(self, name: str, *, if_revision: int | None = None) -> None:
         """Delete a tag; `TagNotFound`, or `Conflict` when it is at another revision. Its blob is kept by it no more."""
+        self._core.repeat(lambda: self._delete(name, if_revision))
+
+    def _delete(self, name: str, if_revision: int | None) -> None:
         core = self._core
         with core.changing() as group:
             old = self._entry(core, name)
@@ -69,6 +75,9 @@ class Tags:
     @entered
     def rename(self, name: str, to: str, *, overwrite: bool = False) -> Tag:
         """Give a tag another name, in one step. `Conflict` when that is taken, unless `overwrite`."""
+        return self._core.repeat(lambda: self._rename(name, to, overwrite))
+
+    def _rename(self, name: str, to: str, overwrite: bool) -> Tag:
         core = self._core
         with core.changing() as group:
             old = self._entry(core, name)

@@ -365,6 +365,12 @@ class RecoveryStats(Value, frozen=True, kw_only=True):
     copied_bytes: int = 0
     problems: tuple[Problem, ...] = ()
     seconds: float = 0.0
+    foreign_objects: int = 0
+    """Of a bucket: objects among ours that are not of our making; they are left alone."""
+    missing_outboards: int = 0
+    """Of a bucket: blobs whose outboard is computed when they are read."""
+    requests: Mapping[str, int] = {}
+    """Of a bucket: what it was asked, by kind, with the bytes that came and went."""
 
 
 class SegmentShare(Value, frozen=True, kw_only=True):
@@ -407,6 +413,8 @@ class Stats(Value, frozen=True, kw_only=True):
     orphan_bytes: int = 0
     live_bytes: int = 0
     segment_shares: tuple[SegmentShare, ...] = ()
+    requests: Mapping[str, int] = {}
+    """Of a bucket: what it was asked since the store was opened, by kind, with the bytes that came and went."""
 
 
 class KeptSegment(Value, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from holdfast.log_core import LogCore
 from holdfast.log_engine import LogEngine
+from holdfast.object_core import ObjectCore
 from holdfast.store import Store
 
 
@@ -19,3 +20,10 @@ def log_engine(store: Store) -> LogEngine:
     engine = store._engine
     assert isinstance(engine, LogEngine)
     return engine
+
+
+def object_core(store: Store) -> ObjectCore:
+    """Give the core of a store that lies in a bucket."""
+    core = store._core
+    assert isinstance(core, ObjectCore)
+    return core

@@ -1,0 +1,274 @@
+"""The object backend: blobs as whole objects under their hash, in generations. Knows neither names nor SQL.
+
+A writer puts a blob, publishes what names it, and then looks for the marker `gone.N` of the generation that it
+relies on: `settle` does that, and puts the blob again as the next generation where a collector was there first.
+The look is never left out (docs/design.md, "Collection over a bucket").
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from holdfast import _native
+from holdfast.backend.objects.bucket import Bucket
+from holdfast.backend.objects.layout import (
+    DAMAGED,
+    DATA,
+    GONE,
+    OUTBOARD,
+    blob_prefix,
+    data_key,
+    gone_key,
+    outboard_key,
+    parse_blob_key,
+)
+from holdfast.backend.objects.reader import LargeObjectReader, SmallObjectReader
+from holdfast.backend.objects.spool import PIECE_BYTES, Spool
+from holdfast.bao import OutboardBuilder, outboard_bytes
+from holdfast.errors import BlobNotFound, CorruptBlob, FormatError, HoldfastError, MissingChunk, Unavailable
+from holdfast.types import BLOCK_BYTES, BytesLike, Hash
+
+THREADS: Final = 32
+MAX_KNOWN: Final = 100_000
+SINGLE_PUT_BYTES: Final = 8 << 20
+"""Blobs up to here are one conditional PUT; larger ones go up in parts."""
+MAX_GENERATIONS: Final = 100
+
+
+class Generations(NamedTuple):
+    """What is there of a blob: `data` maps each generation to its size, `gone` has those that are marked."""
+
+    data: dict[int, int]
+    outboards: frozenset[int]
+    gone: frozenset[int]
+    modified_ms: int
+
+    @property
+    def best(self) -> int | None:
+        """The generation to read: the highest that is not marked, else the highest."""
+        unmarked = [number for number in self.data if number not in self.gone]
+        return max(unmarked or self.data, default=None)
+
+    @property
+    def next(self) -> int:
+        """The generation that is put next."""
+        return max((*self.data, *self.gone), default=-1) + 1
+
+
+class Waiting(NamedTuple):
+    """A blob of which the bytes are at hand, in a spool."""
+
+    hash: bytes
+    size_bytes: int
+    start: int
+    outboard_start: int
+
+
+class ObjectBackend:
+    """One process's access to the objects of a store. Threads share it."""
+
+    def __init__(self, bucket: Bucket, *, read_only: bool) -> None:
+        self.bucket = bucket
+        self.read_only = read_only
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-objects")
+        self.remade_outboards = 0
+        self._mutex = threading.Lock()
+        self._known: OrderedDict[bytes, int] = OrderedDict()
+        """Generations other than 0, as they were seen last."""
+
+    # -- reading
+
+    def reader(self, hash_: bytes, size_bytes: int) -> SmallObjectReader | LargeObjectReader:
+        """Open a blob that is said to be there."""
+        if size_bytes <= BLOCK_BYTES:
+            return SmallObjectReader(self, hash_, size_bytes)
+        return LargeObjectReader(self, hash_, size_bytes)
+
+    def fetch(self, hash_: bytes, start: int, stop: int) -> bytes:
+        """Give bytes of a blob as the bucket has them; `MissingChunk` when it has no generation of it."""
+        if start == stop:
+            return b""
+        return self._any_generation(hash_, lambda number: data_key(hash_, number), start, stop)
+
+    def fetch_outboard(self, hash_: bytes, start: int, stop: int) -> bytes:
+        """Give bytes of a blob's outboard; `MissingChunk` when there is none."""
+        return self._any_generation(hash_, lambda number: outboard_key(hash_, number), start, stop)
+
+    def _any_generation(self, hash_: bytes, key: Callable[[int], str], start: int, stop: int) -> bytes:
+        number = self.generation(hash_)
+        for _ in range(2):
+            try:
+                data = self.bucket.get_range(key(number), start, stop)
+            except FormatError as error:
+                raise CorruptBlob(
+                    f"an object of blob {hash_.hex()} is shorter than the blob",
+                    hash=Hash(hash_),
+                    offset_bytes=start,
+                ) from error
+            if data is not None:
+                return data
+            found = self.look(hash_).best
+            if found is None or found == number:
+                break
+            number = found
+        raise MissingChunk(f"the bucket has no object {key(number)}", hash=Hash(hash_))
+
+    def generation(self, hash_: bytes) -> int:
+        """Give the generation that a blob was last seen in."""
+        return self._known.get(hash_, 0)
+
+    def look(self, hash_: bytes) -> Generations:
+        """List what there is of a blob: one request."""
+        data: dict[int, int] = {}
+        parts: dict[str, set[int]] = {OUTBOARD: set(), GONE: set()}
+        modified = 0
+        for meta in self.bucket.list(blob_prefix(hash_)):
+            key = parse_blob_key(meta.key)
+            if key is None:
+                continue
+            if key.part == DATA:
+                data[key.generation] = meta.size_bytes
+                modified = max(modified, meta.modified_ms)
+            else:
+                parts[key.part].add(key.generation)
+        found = Generations(data, frozenset(parts[OUTBOARD]), frozenset(parts[GONE]), modified)
+        self._remember(hash_, found.best or 0)
+        return found
+
+    def _remember(self, hash_: bytes, number: int) -> None:
+        with self._mutex:
+            if number:
+                self._known[hash_] = number
+                if len(self._known) > MAX_KNOWN:
+                    self._known.popitem(last=False)
+            else:
+                self._known.pop(hash_, None)
+
+    # -- putting
+
+    def put(self, blob: Waiting, spool: Spool) -> None:
+        """Put a blob and its outboard, unless they are there; `settle` comes after its name."""
+        number = self.generation(blob.hash)
+        if blob.size_bytes > SINGLE_PUT_BYTES:
+            found = self.look(blob.hash)
+            number = found.next if found.best is None else found.best
+            if found.data.get(number) == blob.size_bytes:
+                if number not in found.outboards:
+                    self._put_outboard(blob, spool, number)
+                return
+        self._put_at(blob, spool, number)
+
+    def _put_at(self, blob: Waiting, spool: Spool, number: int) -> None:
+        key = data_key(blob.hash, number)
+        if blob.size_bytes > SINGLE_PUT_BYTES:
+            self.bucket.upload(key, verified(blob, spool), blob.size_bytes)
+        elif self.bucket.create(key, spool.read(blob.start, blob.size_bytes)) is None:
+            meta = self.bucket.head(key)  # after "there is one already" always look
+            if meta is None or meta.size_bytes != blob.size_bytes:
+                self.replace_damaged(blob, spool, number)
+        if blob.size_bytes > BLOCK_BYTES:
+            self._put_outboard(blob, spool, number)
+        self._remember(blob.hash, number)
+
+    def replace_damaged(self, blob: Waiting, spool: Spool, number: int) -> None:
+        """Put right bytes in the place of wrong ones, which are kept under `damaged/`."""
+        key = data_key(blob.hash, number)
+        self.bucket.copy(key, f"{DAMAGED}{key}")
+        self.bucket.upload(key, verified(blob, spool), blob.size_bytes)
+
+    def _put_outboard(self, blob: Waiting, spool: Spool, number: int) -> None:
+        length = outboard_bytes(blob.size_bytes)
+        key = outboard_key(blob.hash, number)
+        if length > SINGLE_PUT_BYTES:
+            self.bucket.upload(key, spool.iter(blob.outboard_start, length), length)
+        else:
+            self.bucket.create(
+                key, spool.read(blob.outboard_start, length)
+            )  # a wrong one is noticed by who reads it
+
+    def settle(self, hash_: bytes, again: tuple[Waiting, Spool] | None) -> None:
+        """Look whether the generation that is relied on is marked; the blob is named already.
+
+        If so it goes up again as the next one: `again` has its bytes, or it is copied from a generation that is
+        there. `BlobNotFound` when there is none: the name came too late.
+        """
+        for _ in range(MAX_GENERATIONS):
+            number = self.generation(hash_)
+            if self.bucket.head(gone_key(hash_, number)) is None:
+                return
+            found = self.look(hash_)
+            best = found.best
+            if best is not None and best not in found.gone:
+                if best == number:  # the marker came to nothing
+                    return
+                continue
+            if again is not None:
+                self._put_at(again[0], again[1], found.next)
+            elif best is None or not self._copy(hash_, best, found):
+                raise BlobNotFound(f"blob {hash_.hex()} was collected before it was named", hash=Hash(hash_))
+        raise Unavailable(f"blob {hash_.hex()} is collected faster than it can be put: try again")
+
+    def _copy(self, hash_: bytes, source: int, found: Generations) -> bool:
+        """Give a blob its next generation from another; False when that has gone meanwhile."""
+        number = found.next
+        if self.bucket.copy(data_key(hash_, source), data_key(hash_, number)) is None:
+            return False
+        if found.data[source] > BLOCK_BYTES and source in found.outboards:
+            self.bucket.copy(outboard_key(hash_, source), outboard_key(hash_, number))
+        self._remember(hash_, number)
+        return True
+
+    def remake_outboard(self, hash_: bytes, size_bytes: int) -> Spool:
+        """Compute an outboard that is missing or damaged from the data, and put it in its place where that is allowed.
+
+        `CorruptBlob` when the data has another hash.
+        """
+        spool = Spool()
+        with OutboardBuilder() as builder:
+            hasher = _native.BlobHasher()
+            for start in range(0, size_bytes, PIECE_BYTES):
+                hasher.update(self.fetch(hash_, start, min(start + PIECE_BYTES, size_bytes)))
+                builder.feed(hasher.take_groups())
+            root, rest = hasher.finish()
+            if root != hash_:
+                raise CorruptBlob(f"the object of blob {hash_.hex()} holds other bytes", hash=Hash(hash_))
+            builder.feed(rest)
+            for part in builder.finish(size_bytes):
+                spool.append(part)
+        self.remade_outboards += 1
+        if not self.read_only:
+            with suppress(HoldfastError):  # it serves this reader all the same
+                self.bucket.upload(
+                    outboard_key(hash_, self.generation(hash_)),
+                    spool.iter(0, spool.size_bytes),
+                    spool.size_bytes,
+                )
+        return spool
+
+    def close(self) -> None:
+        """Let go of the bucket; what is under way ends first."""
+        self.pool.shutdown()
+        self.bucket.close()
+
+
+def verified(blob: Waiting, spool: Spool) -> Iterator[BytesLike]:
+    """Give the bytes of a blob, and fail before the last of them where they are not what was hashed."""
+    hasher = _native.BlobHasher()
+    held: BytesLike = b""
+    for piece in spool.iter(blob.start, blob.size_bytes):
+        if held:
+            yield held
+        hasher.update(piece)
+        hasher.take_groups()
+        held = piece
+    if hasher.finish()[0] != blob.hash:
+        raise Unavailable(
+            f"the temporary file of blob {blob.hash.hex()} gave other bytes than were written to it: nothing was"
+            " stored; look at that disk"
+        )
+    yield held

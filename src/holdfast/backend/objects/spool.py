@@ -1,0 +1,109 @@
+"""Content that waits until it is in the bucket and was looked at once more: in memory, and above a limit in a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import IO, Final
+
+from holdfast.errors import NoSpace, Unavailable
+from holdfast.types import BytesLike
+
+MEMORY_BYTES: Final = 16 << 20
+PIECE_BYTES: Final = 4 << 20
+
+
+class Spool:
+    """Grows at its end, is read anywhere; one thread appends, all may read. `NoSpace` when there is no room for it."""
+
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
+        self.size_bytes = 0
+        self._limit = memory_bytes
+        self._parts: dict[int, BytesLike] = {}
+        """What is in memory, by where it begins; each was appended in one piece, and is read within one piece."""
+        self._memory_bytes = 0
+        self._file: IO[bytes] | None = None
+        self._starts: list[int] = []
+
+    def append(self, data: BytesLike) -> int:
+        """Take bytes, which must not change; gives where they begin."""
+        at = self.size_bytes
+        if self._file is None and self._memory_bytes + len(data) <= self._limit:
+            if data:
+                self._parts[at] = data
+                self._starts.append(at)
+            self._memory_bytes += len(data)
+        else:
+            self._write(at, data)
+        self.size_bytes += len(data)
+        return at
+
+    def read(self, start: int, length: int) -> BytesLike:
+        """Give bytes of one `append`, or of several that lie in the file."""
+        part = self._parts.get(start)
+        if part is not None and len(part) == length:
+            return part
+        parts = []
+        while length:
+            piece = self._read_some(start, length)
+            parts.append(piece)
+            start += len(piece)
+            length -= len(piece)
+        return b"".join(parts) if len(parts) != 1 else parts[0]
+
+    def iter(self, start: int, length: int) -> Iterator[BytesLike]:
+        """Give a stretch in pieces of 4 MiB or less."""
+        stop = start + length
+        while start < stop:
+            piece = self._read_some(start, min(PIECE_BYTES, stop - start))
+            yield piece
+            start += len(piece)
+
+    def close(self) -> None:
+        """Give its room back."""
+        self._parts.clear()
+        self._starts.clear()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _read_some(self, start: int, length: int) -> BytesLike:
+        index = bisect_right(self._starts, start) - 1
+        if index >= 0:
+            at = self._starts[index]
+            part = self._parts[at]
+            if start < at + len(part):
+                return memoryview(part)[start - at : start - at + length]
+        assert self._file is not None, "what is in no part is in the file"
+        try:
+            data = os.pread(self._file.fileno(), length, start)
+        except OSError as error:
+            raise self._failed(error) from error
+        if not data:
+            raise Unavailable("the temporary file of an upload is shorter than what was written to it")
+        return data
+
+    def _write(self, at: int, data: BytesLike) -> None:
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="holdfast-", buffering=0)  # noqa: SIM115  # closed in `close`
+            view = memoryview(data)
+            while view:
+                done = os.pwrite(self._file.fileno(), view, at)
+                at, view = at + done, view[done:]
+        except OSError as error:
+            raise self._failed(error) from error
+
+    @staticmethod
+    def _failed(error: OSError) -> NoSpace | Unavailable:
+        where = tempfile.gettempdir()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return NoSpace(
+                f"no room in {where} for what is to be uploaded: set TMPDIR to a larger disk", path=where
+            )
+        return Unavailable(
+            f"a temporary file in {where} failed: {error.strerror}", path=where, errno=error.errno
+        )

@@ -1,0 +1,272 @@
+"""The core of a store whose blobs are objects in a bucket, and the keeper of its catalog."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Final, TypeVar
+
+from holdfast.backend.objects.backend import ObjectBackend
+from holdfast.backend.objects.reader import LargeObjectReader, SmallObjectReader
+from holdfast.catalog import ArtifactBlob, ArtifactEntry, BlobRow, Catalog
+from holdfast.core import Core, Options, Partial
+from holdfast.digests import DigestSet
+from holdfast.errors import BlobNotFound, HoldfastError, MissingChunk, PermissionDenied
+from holdfast.facts import KIND_BLOB, Facts
+from holdfast.object_group import ObjectGroup, ObjectIngest, Stale, stored_bytes
+from holdfast.object_recovery import ObjectKeeper
+from holdfast.sequences import Sequences
+from holdfast.types import BLOCK_BYTES, Durability, Hash, Ref, id_text
+
+log = logging.getLogger("holdfast")
+
+TRIES: Final = 20
+"""How often a change is begun anew because somebody else was quicker."""
+
+T = TypeVar("T")
+
+
+class ObjectCore(Core):
+    """One open store over a bucket, as its rooms see it.
+
+    There is no session: what is relied on is looked at when it is named. A lease holds within this process alone,
+    for its own collections; naming says `BlobNotFound` when it came too late.
+    """
+
+    def __init__(
+        self,
+        backend: ObjectBackend,
+        keeper: ObjectKeeper,
+        options: Options,
+        durability: Durability,
+        directory: str | None,
+    ) -> None:
+        super().__init__(options)
+        self.backend = backend
+        self.keeper = keeper
+        self.directory = directory
+        self._durability = durability
+        self._changes = threading.RLock()
+        self._here = threading.local()
+        self._leases: dict[int, tuple[bytes, int]] = {}
+        self._next_lease = 1
+        self._let_go = weakref.finalize(self, _let_go, backend, keeper, self.pool, self._pid)
+        self._let_go.atexit = False  # the end of the process lets go of everything anyway
+
+    def close(self) -> None:
+        """Let no further call in, and wait for those that run."""
+        super().close()
+        self._let_go.detach()
+
+    def abandon_in_child(self) -> None:
+        """In a forked child nothing is to be given back: the threads and connections are the parent's."""
+        self._let_go.detach()
+
+    @property
+    def catalog(self) -> Catalog:
+        return self.keeper.current()
+
+    @property
+    def read_only(self) -> bool:
+        return self.backend.read_only
+
+    @property
+    def durability(self) -> Durability:
+        return self._durability
+
+    def check_writable(self) -> None:
+        if self.read_only:
+            where = self.backend.bucket.location
+            raise PermissionDenied(f"the store at {where} was opened read-only", path=where)
+
+    def operation(self) -> AbstractContextManager[None]:
+        """Nothing to note: a bucket has no sessions."""
+        return nullcontext()
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other threads of this process from changing names; other machines are met by conditions."""
+        return self._held()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        with self._changes:
+            yield
+
+    # -- changing
+
+    @contextmanager
+    def adding(
+        self, *, checksum: bool = False, time_ms: int = 0
+    ) -> Iterator[tuple[ObjectGroup, ObjectIngest]]:
+        group = ObjectGroup(self.backend, lambda: self.catalog, self._durability, time_ms)
+        ingest = ObjectIngest(
+            group,
+            lambda: self.catalog,
+            self.pool,
+            max_bytes=self.options.max_artifact_bytes,
+            sha256=checksum and self.options.checksum == "sha256",
+        )
+        with self._within(group):
+            yield group, ingest
+
+    @contextmanager
+    def changing(self) -> Iterator[ObjectGroup]:
+        self.check_writable()
+        with self._changes:
+            group = ObjectGroup(self.backend, lambda: self.catalog, self._durability)
+            with self._within(group):
+                yield group
+                if not group.is_empty:
+                    group.commit(alone=True)
+
+    @contextmanager
+    def _within(self, group: ObjectGroup) -> Iterator[None]:
+        """What this thread claims meanwhile is relied on by the group."""
+        before = getattr(self._here, "group", None)
+        self._here.group = group
+        try:
+            yield
+        except BaseException:
+            group.abort()
+            raise
+        finally:
+            self._here.group = before
+            group.close()
+
+    def repeat(self, work: Callable[[], T]) -> T:
+        """Do a change again while others are quicker; what they did is known by then."""
+        for _ in range(TRIES - 1):
+            try:
+                return work()
+            except Stale as error:
+                log.info("%s", error)
+        return work()
+
+    def deleting(self, work: Callable[[], None]) -> None:
+        self.repeat(work)
+
+    # -- blobs
+
+    def blob(self, hash: Hash | bytes) -> BlobRow:
+        """Give the complete blob of a hash; one that the catalog does not know is looked for in the bucket."""
+        digest = hash.digest if isinstance(hash, Hash) else hash
+        row = self.catalog.find_blob(digest)
+        if row is None:
+            row = self._find_in_bucket(digest)
+        if row is None:
+            raise self.missing_blob(digest)
+        return row
+
+    def _find_in_bucket(self, digest: bytes) -> BlobRow | None:
+        found = self.backend.look(digest)
+        if found.best is None:
+            return None
+        size = found.data[found.best]
+        row = (digest, size, found.modified_ms, 0, stored_bytes(size), 1)
+        if not self.read_only:
+            self.catalog.apply(Facts(blobs=[row]))
+        return BlobRow(digest, size, found.modified_ms, 0, row[4], row[4], KIND_BLOB, 1)
+
+    def claim(self, hash: Hash | bytes, format: int = 0) -> BlobRow:
+        row = self.blob(hash)
+        group: ObjectGroup | None = getattr(self._here, "group", None)
+        if group is not None:
+            group.relied_on.add(row.hash)
+            if format:
+                group.relied_on.update(self._children(row.hash))
+        return row
+
+    def _children(self, digest: bytes) -> Iterator[bytes]:
+        """Give what a hash seq lists, nested ones too, as far as it is here."""
+        sequences = Sequences(lambda: self.catalog, self.open_row, as_far_as_possible=True)
+        roots = DigestSet()
+        roots.add([digest])
+        for _, words in sequences.follow(roots):
+            yield from self.catalog.find_blobs(words)
+
+    def open_row(self, row: BlobRow) -> SmallObjectReader | LargeObjectReader:
+        """Open a blob that the catalog has."""
+        return self.backend.reader(row.hash, row.size)
+
+    def reader(self, ref: Ref) -> SmallObjectReader | LargeObjectReader:
+        return self.open_row(self.resolve(ref))
+
+    def tree_reader(self, row: BlobRow) -> LargeObjectReader:
+        assert row.size > BLOCK_BYTES, "a blob of one block has no tree"
+        return LargeObjectReader(self.backend, row.hash, row.size)
+
+    def block_reader(self, row: BlobRow) -> SmallObjectReader | LargeObjectReader:
+        return self.open_row(row)
+
+    def stored_bytes(self, row: BlobRow) -> int:
+        return row.stored
+
+    def read_small(self, hash: bytes, found: ArtifactBlob) -> bytes:
+        raise AssertionError("no blob of a bucket has a place in a log")
+
+    def missing_blob(self, digest: bytes) -> BlobNotFound:
+        return BlobNotFound(f"there is no blob {digest.hex()}", hash=Hash(digest))
+
+    def dangling(self, entry: ArtifactEntry, error: BlobNotFound) -> HoldfastError:
+        return MissingChunk(
+            f"artifact {id_text(entry.id)} names blob {entry.hash.hex()}, which is not in the bucket",
+            hash=Hash(entry.hash),
+        )
+
+    # -- leases, and blobs that are not wholly here
+
+    def lease(self, digests: Sequence[bytes], kind: int) -> list[int]:
+        with self._gate:
+            first = self._next_lease
+            self._next_lease += len(digests)
+            self._leases.update({first + i: (digest, kind) for i, digest in enumerate(digests)})
+        return list(range(first, first + len(digests)))
+
+    def release(self, slot: int) -> None:
+        with self._gate:
+            self._leases.pop(slot, None)
+
+    def leased(self) -> list[tuple[bytes, int]]:
+        """Give what this process holds: (hash, kind)."""
+        with self._gate:
+            return list(self._leases.values())
+
+    def keep(self, digest: bytes, kind: int) -> None:
+        self.lease([digest], kind)
+
+    def let_go(self, digest: bytes) -> None:
+        """Naming ends nothing here: a lease costs nobody anything."""
+
+    def partial(self, digest: bytes) -> Partial | None:
+        return None
+
+    def partial_hashes(self) -> Iterable[bytes]:
+        return ()
+
+    def partial_reader(self, digest: bytes) -> None:
+        return None
+
+    def mend(self, error: HoldfastError) -> None:
+        self.keeper.replace(str(error))
+
+
+def _let_go(backend: ObjectBackend, keeper: ObjectKeeper, pool: ThreadPoolExecutor, pid: int) -> None:
+    """A store that nobody has any more was not closed: warn, and let go of all it holds."""
+    if os.getpid() != pid:
+        return  # a forked child: the parent has it
+    try:
+        pool.shutdown(wait=False)
+        keeper.close()
+        backend.pool.shutdown(wait=False)
+    finally:
+        warnings.warn(
+            f"unclosed store {backend.bucket.location}: close it, or use `with`",
+            ResourceWarning,
+            stacklevel=2,
+        )

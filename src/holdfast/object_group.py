@@ -1,0 +1,382 @@
+"""What is put into a bucket together: blobs on their way up, and the documents that name them afterwards.
+
+Order: data, outboard, what names them, the look for markers, the catalog, the answer. What was put and never named
+is garbage that a collection takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from holdfast import _native
+from holdfast.backend.objects.backend import ObjectBackend, Waiting
+from holdfast.backend.objects.layout import artifact_key, commit_key, tag_key
+from holdfast.backend.objects.names import Named, facts_of, newest, read_named
+from holdfast.backend.objects.spool import Spool
+from holdfast.bao import OutboardBuilder, outboard_bytes
+from holdfast.catalog import Catalog
+from holdfast.errors import Conflict, PermissionDenied, TooLarge
+from holdfast.facts import Facts
+from holdfast.ingest import Stored
+from holdfast.types import BLOCK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BytesLike, Durability, new_ids, now_ms
+from holdfast.wire.bundle import Document, encode_bundle
+from holdfast.wire.document import (
+    ArtifactDocument,
+    encode_artifact,
+    parse_artifact,
+    parse_tag,
+    parse_tombstone,
+)
+from holdfast.wire.record import Kind
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+MAX_FLYING: Final = 256
+MAX_FLYING_BYTES: Final = 64 << 20
+"""How many bytes of small blobs are on their way at once; beyond, who puts waits."""
+
+
+class Stale(Conflict):
+    """Somebody else has changed the name meanwhile, and the catalog knows it by now. Never for users."""
+
+
+class _Change(NamedTuple):
+    """The next state of a name, and the one that it takes the place of."""
+
+    key: str
+    documents: list[Document]
+    before: Named | None
+
+
+class ObjectGroup:
+    """See `core.Grouping`. One thread at a time."""
+
+    def __init__(
+        self, backend: ObjectBackend, catalog: Callable[[], Catalog], durability: Durability, time_ms: int = 0
+    ) -> None:
+        if backend.read_only:
+            where = backend.bucket.location
+            raise PermissionDenied(f"the store at {where} was opened read-only", path=where)
+        self.spool = Spool()
+        self.blobs: dict[bytes, Waiting] = {}
+        """Blobs whose bytes came with this group and are to be in the bucket."""
+        self.relied_on: set[bytes] = set()
+        """Blobs that were there already, and that this group names or requires."""
+        self._backend = backend
+        self._catalog = catalog
+        self._durability = durability
+        self._time_ms = time_ms
+        self._documents: list[Document] = []
+        self._flying: dict[Future[None], int] = {}
+        self._flying_bytes = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.blobs and not self._documents
+
+    def add_one(self, kind: Kind, payload: bytes) -> None:
+        """Add a document."""
+        self._documents.append((kind, payload))
+
+    def add_documents(self, kind: Kind, documents: list[bytes]) -> None:
+        """Add documents of one kind."""
+        self._documents += [(kind, document) for document in documents]
+
+    def send(self, blob: Waiting) -> None:
+        """Begin to put a blob; waits while much is on its way. An error of an earlier one is raised."""
+        self.blobs[blob.hash] = blob
+        self._land(MAX_FLYING_BYTES - min(blob.size_bytes, MAX_FLYING_BYTES))
+        future = self._backend.pool.submit(self._backend.put, blob, self.spool)
+        self._flying[future] = blob.size_bytes
+        self._flying_bytes += blob.size_bytes
+
+    def _land(self, limit_bytes: int) -> None:
+        while self._flying and (self._flying_bytes > limit_bytes or len(self._flying) > MAX_FLYING):
+            done, _ = wait(self._flying, return_when=FIRST_COMPLETED)
+            for future in done:
+                self._flying_bytes -= self._flying.pop(future)
+                future.result()
+
+    def commit(self, *, alone: bool = False) -> Durability:
+        """Wait for the blobs, publish the names, look for markers, tell the catalog."""
+        self._land(-1)
+        time_ms = self._time_ms or now_ms()
+        facts = Facts()
+        facts.blobs += [
+            (one.hash, one.size_bytes, time_ms, 0, stored_bytes(one.size_bytes), 1)
+            for one in self.blobs.values()
+        ]
+        self._publish(facts)
+        self._settle()
+        self._catalog().apply(facts)
+        self.close()
+        return self._durability
+
+    def abort(self) -> None:
+        """Forget the group. Blobs that are up already are nobody's."""
+        for future in self._flying:
+            future.cancel()
+        wait(self._flying)
+        self.close()
+
+    def close(self) -> None:
+        """Give the spool's room back."""
+        self.spool.close()
+
+    def _publish(self, facts: Facts) -> None:
+        """New artifacts share one object; each change to a name is an object of its own, replaced on condition."""
+        new = [
+            one for one in self._documents if one[0] == Kind.ARTIFACT and parse_artifact(one[1]).revision == 1
+        ]
+        if new:
+            (id_,) = new_ids(1, now_ms())
+            key = commit_key(id_)
+            if self._backend.bucket.create(key, encode_bundle(new)) is None:
+                raise Conflict(
+                    f"there is another object {key}: the random numbers of this machine repeat", key=key
+                )
+            facts_of(new, facts)
+        known = set(map(id, new))
+        changes = [self._prepare(one) for one in self._documents if id(one) not in known]
+        for done, change in enumerate(changes):
+            try:
+                self._change(change)
+            except Stale as error:
+                if not done:
+                    raise
+                self._catalog().apply(facts)
+                raise Conflict(
+                    f"{error.message}; {done} of {len(changes)} changes of this call were made before",
+                    done=done,
+                ) from error
+            facts_of(change.documents, facts)
+
+    def _prepare(self, document: Document) -> _Change:
+        """Read the name that is to be changed; `Stale` when it is further than the catalog knew."""
+        kind, payload = document
+        if kind == Kind.TAG:
+            tag = parse_tag(payload)
+            key, revision = tag_key(tag.name), tag.revision
+        elif kind == Kind.TOMBSTONE:
+            tombstone = parse_tombstone(payload)
+            key, revision = artifact_key(tombstone.id), tombstone.revision
+        else:
+            artifact = parse_artifact(payload)
+            key, revision = artifact_key(artifact.id), artifact.revision
+        before = read_named(self._backend.bucket, key)
+        if newest(before) >= revision:
+            raise self._stale(before, key)
+        documents = [document]
+        if kind == Kind.TOMBSTONE:
+            documents.insert(0, self._last_state(parse_tombstone(payload).id, before))
+        return _Change(key, documents, before)
+
+    def _change(self, change: _Change) -> None:
+        bucket, data = self._backend.bucket, encode_bundle(change.documents)
+        before = change.before
+        made = (
+            bucket.create(change.key, data)
+            if before is None
+            else bucket.replace(change.key, data, before.e_tag)
+        )
+        if made is None:
+            raise self._stale(read_named(bucket, change.key), change.key)
+
+    def _stale(self, found: Named | None, key: str) -> Stale:
+        """Tell the catalog what stands there, and give the error."""
+        facts = Facts()
+        if found is not None:
+            facts_of(found.documents, facts)
+            self._catalog().apply(facts)
+        return Stale(f"{key} was changed meanwhile by somebody else: try again", key=key)
+
+    def _last_state(self, id_: bytes, before: Named | None) -> Document:
+        """Give the state of an artifact that a tombstone ends: it stands beside it, to be restored from."""
+        for kind, payload in () if before is None else before.documents:
+            if kind == Kind.ARTIFACT:
+                return kind, payload
+        entry = self._catalog().find_artifact(id_)
+        assert entry is not None, "what is deleted was just looked up"
+        return Kind.ARTIFACT, encode_artifact(ArtifactDocument._make(entry[:-1]))
+
+    def _settle(self) -> None:
+        """Look at each blob that is named or relied on, several at a time."""
+        backend = self._backend
+        futures = [
+            backend.pool.submit(
+                backend.settle, hash_, (self.blobs[hash_], self.spool) if hash_ in self.blobs else None
+            )
+            for hash_ in {*self.blobs, *self.relied_on}
+        ]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            wait(futures)
+
+
+def stored_bytes(size_bytes: int) -> int:
+    """Give the room that a blob takes in the bucket: its bytes, and its outboard."""
+    return size_bytes + (outboard_bytes(size_bytes) if size_bytes > BLOCK_BYTES else 0)
+
+
+class ObjectIngest:
+    """See `core.Ingesting`: hashes blobs, and sends up what is not known to be there."""
+
+    def __init__(
+        self,
+        group: ObjectGroup,
+        catalog: Callable[[], Catalog],
+        pool: ThreadPoolExecutor,
+        *,
+        max_bytes: int | None,
+        sha256: bool,
+    ) -> None:
+        self.group = group
+        self.pool = pool
+        self.sha256 = sha256
+        self._catalog = catalog
+        self._max_bytes = min(max_bytes or MAX_BLOB_BYTES, MAX_BLOB_BYTES)
+
+    def check_size(self, size_bytes: int) -> None:
+        """Refuse a blob above the limit as soon as it is known."""
+        if size_bytes > self._max_bytes:
+            raise TooLarge(
+                f"the data has more than the {self._max_bytes} bytes that max_artifact_bytes allows",
+                limit_bytes=self._max_bytes,
+            )
+
+    def add(self, windows: Iterator[BytesLike], watch: Callable[[int], None] | None = None) -> Stored:
+        """Add the blob that the windows make up. `watch` hears of bytes read, and may raise."""
+        with self.stream() as stream:
+            for window in windows:
+                stream.push(window)
+                if watch is not None:
+                    watch(len(window))
+            return stream.finish()
+
+    def add_many(self, items: Sequence[BytesLike]) -> list[Stored]:
+        """Add whole blobs that are in memory."""
+        stored: list[Stored] = []
+        fresh: dict[bytes, tuple[BytesLike, Iterable[bytes]]] = {}
+        small = iter(_packed(_native.blake3_list([one for one in items if len(one) <= BLOCK_BYTES])))
+        for item in items:
+            pairs: Iterable[bytes] = ()
+            if len(item) <= BLOCK_BYTES:
+                hash_ = next(small)
+            else:
+                hasher = _native.BlobHasher()
+                hasher.update(item)
+                hash_, groups = hasher.finish()
+                pairs = _outboard_of(groups, len(item))
+            fresh.setdefault(hash_, (item, pairs))
+            stored.append(Stored(hash_, len(item), 1, self._sha256(item)))
+        known = self._catalog().find_blobs(list(fresh))
+        group = self.group
+        for hash_, (item, pairs) in fresh.items():
+            if hash_ in known:
+                group.relied_on.add(hash_)
+            elif hash_ not in group.blobs:
+                start = group.spool.append(item)
+                group.send(Waiting(hash_, len(item), start, self._append_outboard(pairs)))
+        return stored
+
+    def stream(self) -> ObjectStream:
+        """Begin a blob that comes in windows."""
+        return ObjectStream(self)
+
+    def finish_stream(self, start: int, size_bytes: int, hash_: bytes, pairs: Iterable[bytes]) -> None:
+        """Send up what lies in the spool, unless it is known."""
+        group = self.group
+        if hash_ in self._catalog().find_blobs((hash_,)):
+            group.relied_on.add(hash_)
+        elif hash_ not in group.blobs:
+            group.send(Waiting(hash_, size_bytes, start, self._append_outboard(pairs)))
+
+    def _append_outboard(self, pairs: Iterable[bytes]) -> int:
+        start = self.group.spool.size_bytes
+        for part in pairs:
+            self.group.spool.append(part)
+        return start
+
+    def _sha256(self, item: BytesLike) -> bytes | None:
+        if not self.sha256:
+            return None
+        from hashlib import sha256
+
+        return sha256(item).digest()
+
+
+class ObjectStream:
+    """One blob that comes in windows: hashed in another thread while the window goes to the spool."""
+
+    def __init__(self, ingest: ObjectIngest) -> None:
+        self.size_bytes = 0
+        self._ingest = ingest
+        self._hasher = _native.BlobHasher()
+        self._builder = OutboardBuilder()
+        self._pending: Future[None] | None = None
+        self._start = ingest.group.spool.size_bytes
+        self._sha256: _Hash | None = None
+        if ingest.sha256:
+            from hashlib import sha256
+
+            self._sha256 = sha256()
+
+    def push(self, window: BytesLike) -> None:
+        """Take the next bytes; they must not change until `finish`."""
+        if not len(window):
+            return
+        self._ingest.check_size(self.size_bytes + len(window))
+        self._wait()
+        self._pending = self._ingest.pool.submit(self._hash, window)
+        self._ingest.group.spool.append(window)
+        self.size_bytes += len(window)
+
+    def finish(self) -> Stored:
+        """Send the blob up, unless it is known."""
+        self._wait()
+        root, groups = self._hasher.finish()
+        self._builder.feed(groups)
+        pairs = self._builder.finish(self.size_bytes) if self.size_bytes > BLOCK_BYTES else iter(())
+        self._ingest.finish_stream(self._start, self.size_bytes, root, pairs)
+        return Stored(root, self.size_bytes, 1, None if self._sha256 is None else self._sha256.digest())
+
+    def close(self) -> None:
+        """Wait for the other thread, and give memory back."""
+        if self._pending is not None:
+            self._pending.exception()
+        self._builder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _hash(self, window: BytesLike) -> None:
+        self._hasher.update(window)
+        self._builder.feed(self._hasher.take_groups())
+        if self._sha256 is not None:
+            self._sha256.update(window)
+
+
+def _packed(digests: bytes) -> list[bytes]:
+    return [digests[at : at + HASH_BYTES] for at in range(0, len(digests), HASH_BYTES)]
+
+
+def _outboard_of(groups: bytes, size_bytes: int) -> list[bytes]:
+    with OutboardBuilder() as builder:
+        builder.feed(groups)
+        return list(builder.finish(size_bytes))

@@ -1,0 +1,118 @@
+"""From a bucket to an open store's core: its identity is made, or found and checked, and its catalog opened."""
+
+from __future__ import annotations
+
+import logging
+import os
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from holdfast.backend.objects.backend import ObjectBackend
+from holdfast.backend.objects.bucket import Bucket
+from holdfast.backend.objects.layout import (
+    ARTIFACTS,
+    BLOBS,
+    COMMITS,
+    DAMAGED,
+    IDENTITY_KEY,
+    MAX_IDENTITY_BYTES,
+    TAGS,
+    Identity,
+    encode_identity,
+    parse_identity,
+)
+from holdfast.backend.objects.probe import honours_conditions
+from holdfast.core import Options
+from holdfast.errors import Conflict, FormatError, InvalidConfig, StoreNotFound
+from holdfast.object_core import ObjectCore
+from holdfast.object_recovery import ObjectKeeper
+from holdfast.types import Durability, now_ms
+
+log = logging.getLogger("holdfast")
+
+OURS: Final = (ARTIFACTS, BLOBS, COMMITS, DAMAGED, TAGS, "parts/", "check/", "catalog.db", IDENTITY_KEY)
+LOOKED_AT: Final = 1_000
+CONDITIONS: Final = "conditions"
+"""In `meta`: the bucket was seen to honour conditional writes."""
+
+
+def open_object_core(
+    bucket: Bucket,
+    catalog_path: Path | None,
+    *,
+    create: bool = False,
+    exist_ok: bool = True,
+    read_only: bool = False,
+    options: Options | None = None,
+    durability: Durability = Durability.STORED,
+    directory: str | None = None,
+) -> ObjectCore:
+    """Open the store in a bucket, which is the core's from then on.
+
+    `create` makes it where there is none, also around blobs that are there already. `StoreNotFound`, `FormatError`,
+    `Conflict` (with `exist_ok` false, or when something else lies there), and what the bucket raises.
+    """
+    try:
+        identity = _find_identity(bucket)
+        if identity is not None and create and not exist_ok:
+            raise Conflict(f"there is a store at {bucket.location} already", path=bucket.location)
+        if identity is None:
+            if not create or read_only:
+                raise StoreNotFound(
+                    f"there is no store at {bucket.location}: `holdfast init` or create=True makes one"
+                    + (", around the blobs that are there" if next(iter(bucket.list(BLOBS)), None) else ""),
+                    path=bucket.location,
+                )
+            identity = _make_identity(bucket)
+        backend = ObjectBackend(bucket, read_only=read_only)
+        keeper = ObjectKeeper(backend, identity.id, catalog_path)
+        try:
+            keeper.open()
+            if not read_only:
+                _check_conditions(bucket, keeper)
+            return ObjectCore(backend, keeper, options or Options(), durability, directory)
+        except BaseException:
+            keeper.close()
+            backend.pool.shutdown()
+            raise
+    except BaseException:
+        bucket.close()
+        raise
+
+
+def _find_identity(bucket: Bucket) -> Identity | None:
+    found = bucket.get(IDENTITY_KEY, max_bytes=MAX_IDENTITY_BYTES)
+    return None if found is None else parse_identity(found[0], bucket.location)
+
+
+def _make_identity(bucket: Bucket) -> Identity:
+    """Make the store, unless somebody else is quicker: then it is theirs."""
+    strange = [meta.key for meta in islice(bucket.list(""), LOOKED_AT) if not meta.key.startswith(OURS)]
+    if strange:
+        raise Conflict(
+            f"{bucket.location} holds other objects ({strange[0]!r:.100}): give the store a prefix of its own",
+            path=bucket.location,
+        )
+    identity = Identity(os.urandom(16), now_ms())
+    if bucket.create(IDENTITY_KEY, encode_identity(identity)) is not None:
+        return identity
+    found = _find_identity(bucket)
+    if found is None:
+        raise FormatError(f"{IDENTITY_KEY} at {bucket.location} was made and removed meanwhile: try again")
+    return found
+
+
+def _check_conditions(bucket: Bucket, keeper: ObjectKeeper) -> None:
+    """See once, for each catalog, that the bucket keeps two writers apart; refuse one that does not."""
+    if keeper.current().get_meta(CONDITIONS) is not None:
+        return
+    seen = honours_conditions(bucket)
+    if not (seen.create_if_absent and seen.replace_if_match):
+        what = "create-if-absent" if not seen.create_if_absent else "If-Match"
+        raise InvalidConfig(
+            f"the service at {bucket.location} does not honour {what}: two writers would overwrite each other"
+            " unnoticed. Open it read_only, or use a service that does (`holdfast config check` shows what works)",
+            path=bucket.location,
+        )
+    keeper.current().set_meta(CONDITIONS, 1)
