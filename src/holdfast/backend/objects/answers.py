@@ -138,7 +138,7 @@ _OF_CODE: Final[dict[str, _Meaning]] = {
     **dict.fromkeys(("NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"), _NO_BUCKET),
     **dict.fromkeys(
         ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthenticationFailed", "InvalidSecurity",
-         "NoAuthenticationInformation", "InvalidAuthenticationInfo", "AuthenticationRequired"),
+         "NoAuthenticationInformation", "InvalidAuthenticationInfo", "AuthenticationRequired", "XAdminUserNotFound"),
         _UNKNOWN,
     ),
     **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"), _EXPIRED),
