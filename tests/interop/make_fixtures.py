@@ -1,6 +1,6 @@
 """Makes the stores in `data`: what the first version of the format wrote, for all later ones to read.
 
-    python -m tests.interop.make_fixtures DIRECTORY
+    python -m tests.interop.make_fixtures DIRECTORY [NAME…]
 
 Ids and times differ with each run. What is committed was made once, by the first version, and is not made anew: a
 reader of a later version is tested with it as it is.
@@ -23,9 +23,10 @@ from holdfast.bao import OutboardBuilder
 from holdfast.chunking import Chunking
 from holdfast.core import Options
 from holdfast.ingest import Stored
+from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
 from holdfast.testing.inside import log_core
-from holdfast.types import PutItem, now_ms
+from holdfast.types import Hash, PutItem, now_ms
 from holdfast.wire.document import (
     BlobDocument,
     Details,
@@ -41,6 +42,8 @@ from holdfast.wire.record import FLAG_SHA256, FLAG_ZSTD, Kind
 DATA: Final = Path(__file__).parent / "data"
 CHUNK_BYTES: Final = 4096
 SEGMENT_BYTES: Final = 64 << 10
+YEARS: Final = 3_000_000_000
+"""What is to be gone on with is so in a century, too."""
 
 
 def pattern(length: int, seed: int) -> bytes:
@@ -60,7 +63,7 @@ def open_here(path: Path, *, compression: str = "zstd") -> Store:
         chunking=Chunking.choose("fixed", CHUNK_BYTES),
         compression=compression,
         segment_bytes=SEGMENT_BYTES,
-        options=Options(allow_empty=True),
+        options=Options(allow_empty=True, upload_expiry_seconds=YEARS, partial_age_seconds=YEARS),
     )
 
 
@@ -106,6 +109,48 @@ def every_kind(root: Path) -> None:
             store.blobs.put(b"a blob that nothing names").release()
 
 
+PARTLY: Final = pattern(60_000, 3)
+"""A blob of which the fixture has only some blocks."""
+HERE: Final = ChunkRanges.bytes(0, 20_000) | ChunkRanges.bytes(32_768, 49_152)
+
+
+def later_kinds(root: Path) -> None:
+    """Put in what came after the first stores: what compaction leaves, an upload, a partial blob, real damage."""
+    with tempfile.TemporaryDirectory() as temporary, open_here(Path(temporary) / "other") as other:
+        other.put(PARTLY)
+        stream = b"".join(other.blobs.encode(Hash(_native.blake3(PARTLY)), HERE))
+        damaged = other.put(pattern(9_000, 4), filename="mended.bin")
+        with open_here(root) as store:
+            old = store.put_many([pattern(12_000, 20 + i) for i in range(6)], tags=["old"])
+            kept = store.put_many([pattern(1_000, 40 + i) for i in range(6)], tags=["kept"])
+            mended = store.put(pattern(9_000, 4), filename="mended.bin")
+        flip(root, pattern(9_000, 4)[:CHUNK_BYTES])
+        with open_here(root) as store:
+            assert store.scrub().quarantined
+            assert store.repair(other).ok
+            assert damaged.hash == mended.hash
+            store.delete(*old)
+            store.gc(min_age_seconds=0)
+            store.compact()
+            store.tags.set("kept/one", kept[0].hash)
+            store.blobs.decode(Hash(_native.blake3(PARTLY)), stream, HERE)
+            writer = store.writer("to be gone on with.bin", resumable=True)
+            writer.write(pattern(20_000, 5))
+            writer.suspend()
+
+
+def flip(root: Path, payload: bytes) -> None:
+    """Change one bit of a payload that is stored as it is."""
+    for path in sorted((root / "segments").iterdir()):
+        data = bytearray(path.read_bytes())
+        at = data.find(payload)
+        if at >= 0:
+            data[at + 100] ^= 1
+            path.write_bytes(data)
+            return
+    raise AssertionError("the payload is in no segment")
+
+
 def sha256(root: Path) -> None:
     """Put in blobs whose manifests name chunks by their SHA-256: all of them, some of them, compressed ones."""
     with open_here(root) as store:
@@ -147,14 +192,20 @@ def _pack(chunk: bytes) -> tuple[bytes, int]:
     return (packed, FLAG_ZSTD) if len(packed) < len(chunk) // 2 else (chunk, 0)
 
 
-FIXTURES: Final[dict[str, Callable[[Path], None]]] = {"store-v1": every_kind, "sha256-v1": sha256}
+FIXTURES: Final[dict[str, Callable[[Path], None]]] = {
+    "store-v1": every_kind,
+    "sha256-v1": sha256,
+    "later-v1": later_kinds,
+}
 
 
 def pack(root: Path) -> str:
     """Give a store without its catalog as a .tar.gz in base64."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=9) as tar:
-        for path in (root / "store.json", *sorted((root / "segments").iterdir())):
+        partials = root / "partials"
+        parts = sorted(path for path in partials.rglob("*") if path.is_file()) if partials.is_dir() else []
+        for path in (root / "store.json", *sorted((root / "segments").iterdir()), *parts):
             info = tar.gettarinfo(path, str(path.relative_to(root)))
             info.uid = info.gid = info.mtime = 0
             info.uname = info.gname = ""
@@ -172,7 +223,8 @@ def unpack(name: str, root: Path) -> Path:
 
 
 if __name__ == "__main__":
-    for fixture, make in FIXTURES.items():
+    wanted = sys.argv[2:] or list(FIXTURES)
+    for fixture, make in [(name, FIXTURES[name]) for name in wanted]:
         with tempfile.TemporaryDirectory() as directory:
             make(Path(directory) / fixture)
             Path(sys.argv[1], f"{fixture}.tar.gz.b64").write_text(pack(Path(directory) / fixture))

@@ -26,15 +26,17 @@ from holdfast.backend.log.layout import SESSIONS, encode_store_file, parse_store
 from holdfast.backend.log.session import LEASE_HASH_SEQ, LEASES_OFFSET, Session, parse_session, read_sessions
 from holdfast.chunking import Chunking
 from holdfast.errors import FormatError
+from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
 from holdfast.testing.inside import log_core
-from holdfast.types import Artifact, Hash, now_ms
+from holdfast.types import Artifact, BlobStatus, Hash, now_ms
 from holdfast.wire.document import TagDocument, encode_tag, parse_tag
 from holdfast.wire.record import Kind, SegmentHeader, encode_segment_header, parse_segment_header
 from tests.interop import reader
 from tests.interop.make_fixtures import (
     FIXTURES,
     LARGE,
+    PARTLY,
     every_kind,
     make_tree,
     open_here,
@@ -310,6 +312,34 @@ def test_the_fixture_holds_every_kind(tmp_path: Path) -> None:
     names = {name.decode(): state[0] for (kind, name), state in other.states.items() if kind == Kind.TAG}
     assert names == {"release/1": 1, "release/0": 2, "größe": 1}
     assert (Kind.QUARANTINE, struct.pack("<II", 4_000, 64)) in other.states
+
+
+def test_the_later_fixture_holds_what_compaction_repair_and_streams_leave(tmp_path: Path) -> None:
+    root = unpack("later-v1", tmp_path / "store")
+    other = reader.Store(root)
+    kinds = {e.kind for s in other.segments.values() for e in s.entries.values()}
+    assert {Kind.UPLOAD, Kind.RETIRED, Kind.TIMES, Kind.QUARANTINE, Kind.REPAIR} <= kinds
+    with holdfast.open(root) as store:
+        assert store.count(tag="kept") == 6
+        assert store.count(tag="old") == 0
+        assert [tag.name for tag in store.tags.list()] == ["kept/one"]
+        (upload,) = store.uploads()
+        with store.writer(resume=upload.token) as writer:
+            assert writer.offset_bytes == upload.offset_bytes > 0
+            writer.write(pattern(20_000, 5)[writer.offset_bytes :])
+        assert store.read(writer.artifact) == pattern(20_000, 5)
+        partly = Hash(_native.blake3(PARTLY))
+        assert store.blobs.status(partly) == BlobStatus.PARTIAL
+        assert store.blobs.bitfield(partly).ranges == ChunkRanges.bytes(0, 16_384) | ChunkRanges.bytes(
+            32_768, 49_152
+        )
+        assert store.blobs.read(partly, 32_768, 1_000) == PARTLY[32_768:33_768]
+        with holdfast.open("memory://") as source:
+            source.put(PARTLY)
+            missing = store.blobs.missing_ranges(partly)
+            store.blobs.decode(partly, source.blobs.encode(partly, missing), missing)
+        assert store.blobs.read(partly) == PARTLY
+        assert store.scrub().ok
 
 
 def test_the_fixtures_tree_is_the_one_that_was_put(tmp_path: Path) -> None:
