@@ -58,9 +58,11 @@ class StoreLock:
                 self._take()
             self._depth += 1
         except BaseException:
-            if self._depth == 0:  # interrupted just after it was taken: nobody would release it
-                self._disk.unlock(self.handle)
-            self._mutex.release()
+            try:
+                if self._depth == 0:  # interrupted just after it was taken: nobody would release it
+                    self._disk.unlock(self.handle)
+            finally:
+                self._mutex.release()
             raise
 
     def release(self) -> None:
