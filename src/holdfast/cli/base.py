@@ -31,7 +31,7 @@ def global_options(*, hidden: bool) -> list[click.Option]:
         return click.Option(list(names), expose_value=False, callback=keep, hidden=hidden, help=help, **more)
 
     return [
-        make("--store", metavar="LOCATION", help="The store: a directory, or memory://."),
+        make("--store", metavar="LOCATION", help="The store: a directory, or dir://, s3://, gs://, az://."),
         make("--config", "config_file", metavar="FILE", help="Read this file in place of holdfast.toml."),
         make(
             "--json", is_flag=True, is_eager=True, help="Answer in JSON: a document, or one a line for lists."

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from holdfast.types import Artifact, Forecast, TreeReport
 
 
-@command("init", example="holdfast init ./store\nholdfast init ./models --chunking fixed --chunk-size 1MiB")
+@command(
+    "init",
+    example="holdfast init ./store\nholdfast init ./models --chunking fixed --chunk-size 1MiB\nholdfast init s3://bucket/prefix",
+)
 @click.argument("location", required=False)
 @click.option(
     "--chunking", type=click.Choice(["fastcdc", "fixed", "whole"]), help="How blobs are cut into pieces."
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 def init(state: State, location: str | None, **options: Any) -> None:
     """Make a store. Chunking and compression are fixed from then on."""
     import holdfast
+    from holdfast.backend.objects.place import is_object_location
 
     config = state.config()
     if location is None:
@@ -42,13 +46,14 @@ def init(state: State, location: str | None, **options: Any) -> None:
         if state.store is not None and os.path.abspath(state.store) != os.path.abspath(place):
             raise InvalidInput(f"--store {state.store} and LOCATION {place} are two places: give one of them")
     state.location = place
-    for name in options:
-        if options[name] is None:
-            options[name] = getattr(config.log, name)
-    given = {name: value for name, value in options.items() if value is not None}
     if "://" not in place:
         os.makedirs(os.path.dirname(os.path.abspath(place)), exist_ok=True)
-    with holdfast.create(place, **given):
+    if not is_object_location(place):  # an object store has nothing of what [log] says
+        for name in options:
+            if options[name] is None:
+                options[name] = getattr(config.log, name)
+    given = {name: value for name, value in options.items() if value is not None}
+    with holdfast.create(place, config=config, **given):
         pass
     shown = os.path.abspath(place) if "://" not in place else place
     state.answer(

@@ -78,6 +78,12 @@ class BucketPlace:
         return arguments
 
 
+def is_object_location(text: str) -> bool:
+    """Whether a location is one of an object store, of whatever provider."""
+    scheme, separator, _ = text.partition("://")
+    return bool(separator) and scheme.lower() in SCHEMES
+
+
 def location_of(provider: Provider, name: str, prefix: str = "") -> str:
     """Give the location of a directory (its absolute path), or of a bucket and a prefix."""
     scheme = next(scheme for scheme, kind in SCHEMES.items() if kind == provider)
