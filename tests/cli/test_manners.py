@@ -49,7 +49,7 @@ COMMANDS = sorted(name for name in root.commands if name != "config")
         (["put"], 2),
         (["ls", "--limit", "-1"], 2),
         (["frobnicate"], 2),
-        (["--store", "s3://bucket/x", "ls"], 2),
+        (["--store", "s3://key:secret@bucket/x", "ls"], 2),
         (["init"], 4),
         (["put", "file"], 0),
     ],
