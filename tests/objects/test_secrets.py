@@ -183,7 +183,7 @@ def test_a_secret_of_a_variable_has_stars_too(
         f"gs://key:{SECRET}@photos",
     ],
 )
-@pytest.mark.parametrize("command", [["config", "check"], ["config", "check", "--offline"]])
+@pytest.mark.parametrize("command", [["config", "check", "--offline"], ["ls"], ["init"], ["stats"]])
 def test_a_location_with_a_secret_is_not_repeated(
     location: str, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
