@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,41 @@ def test_a_collection_of_very_many_names_is_read_in_bounded_memory(count: int, t
     print(f"{count} names: {done.stdout.strip()} MiB more, peak")
     assert int(done.stdout) < 40
     assert not (tmp_path / "store-out").exists()
+
+
+# --- hash seqs: none can name itself, but they can be deep, and lead to one place in more ways than can be walked
+
+
+def test_deep_and_branching_sequences_are_followed_in_bounded_time(tmp_path: Path) -> None:
+    """A chain of 1,500, and one of 200 each of which names the one below twice: 2 ** 200 ways."""
+    with Store._open(str(tmp_path / "store"), create=True, fsync=False) as store:
+        leaf = chain = branching = store.blobs.put(b"leaf").hash
+        for _ in range(1_500):
+            chain = store.blobs.hash_seq([chain]).hash
+        for _ in range(200):
+            branching = store.blobs.hash_seq([branching, branching, leaf]).hash
+    with Store._open(str(tmp_path / "store"), fsync=False) as store:
+        store.tags.set("chain", chain, "hash_seq")
+        store.tags.set("branching", branching, "hash_seq")
+        assert store.gc(min_age_seconds=0).dropped_blobs == 0
+        assert len(store.why(leaf)) >= 2
+        assert {one.root for one in store.why(leaf)} == {"tag 'chain'", "tag 'branching'"}
+        assert sum(1 for _ in islice(store.blobs.children(branching, depth=16), 1_000)) == 1_000
+        assert len(list(store.blobs.children(chain, depth=16))) == 16
+        store.tags.delete("branching")
+        assert store.gc(min_age_seconds=0).dropped_blobs == 200
+        store.tags.delete("chain")
+        store.gc(min_age_seconds=0)
+        assert not store.exists(leaf)
+
+
+def test_why_finds_the_one_holder_among_many_dead_ones(tmp_path: Path) -> None:
+    """Of 300 sequences that name a blob one is named, by a sequence that a tag names."""
+    with Store._open(str(tmp_path / "store"), create=True, fsync=False) as store:
+        leaf = store.blobs.put(b"leaf").hash
+        dead = [store.blobs.hash_seq([leaf, Hash(_native.blake3(b"%d" % i))]).hash for i in range(300)]
+        above = [store.blobs.hash_seq([one]).hash for one in (min(dead), max(dead))]
+    with Store._open(str(tmp_path / "store"), fsync=False) as store:  # without the leases
+        for one in above:
+            store.tags.set("above", one, "hash_seq")
+            assert [chain.root for chain in store.why(leaf)] == ["tag 'above'"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
@@ -35,6 +36,8 @@ from holdfast.uploads import iter_held as iter_held_by
 from holdfast.wire.upload import parse_upload
 
 MAX_CHAINS = 100
+MAX_WAYS = 10
+"""How many ways to one blob are gone on with."""
 
 
 def dry_run(core: LogCore, min_age_seconds: float, progress: ProgressCallback | None) -> GcReport:
@@ -170,17 +173,24 @@ def _parents(core: LogCore, catalog: Catalog, tracer: Tracer, target: bytes) -> 
                     parents[target].add(hash_)
                     parents.setdefault(hash_, set())
     roots = [hash_ for hash_, format_ in chain(iter_leases(core), books.iter_names(catalog)) if format_]
-    grown = bool(roots)
-    while grown:
-        grown = False
-        sequences = DigestSet()
-        sequences.add(roots)
-        for hash_, words in tracer.iter_sequences(sequences):
-            for word in parents.keys() & words:
-                if hash_ not in parents[word]:
-                    parents[word].add(hash_)
-                    grown = grown or hash_ not in parents
-                    parents.setdefault(hash_, set())
+    if not roots:
+        return parents
+    sequences = DigestSet()
+    sequences.add(roots)
+    every = {hash_ for hash_, _ in tracer.iter_sequences(sequences)}
+    above: dict[bytes, set[bytes]] = {}
+    for hash_, words in tracer.iter_sequences(sequences):
+        for word in words:
+            if word in every or word in parents:
+                above.setdefault(word, set()).add(hash_)
+    found = list(parents)
+    while found:
+        word = found.pop()
+        for hash_ in above.get(word, ()):
+            parents[word].add(hash_)
+            if hash_ not in parents:
+                parents[hash_] = set()
+                found.append(hash_)
     return parents
 
 
@@ -227,18 +237,20 @@ def _chains(
     target: bytes,
 ) -> Iterator[Chain]:
     """Walk up from the target; shortest chains first. A hash seq counts as a parent only where it is followed."""
-    waiting: list[tuple[bytes, ...]] = [(target,)]
+    waiting: deque[tuple[bytes, ...]] = deque([(target,)])
+    ways: Counter[bytes] = Counter()
     given = 0
     while waiting:
-        path = waiting.pop(0)
+        path = waiting.popleft()
         names = ((named_text(named), ()) for named in iter_direct(core, path[0]))
         for name, above in chain(names, holders.get(path[0], ())):
             if given == MAX_CHAINS:
                 return
             given += 1
             yield Chain(root=name, path=(*above, *map(Hash, path)))
-        if len(waiting) < MAX_CHAINS:
-            waiting += [(up, *path) for up in sorted(parents[path[0]]) if up not in path]
+        ways[path[0]] += 1
+        if ways[path[0]] <= MAX_WAYS:  # there may be more ways than anybody can walk
+            waiting.extend((up, *path) for up in sorted(parents[path[0]]) if up not in path)
 
 
 def _tracer(core: LogCore, catalog: Catalog, progress: ProgressCallback | None) -> Tracer:
