@@ -193,8 +193,8 @@ class LocalServer:
         assert process.stdout is not None
         process.stdin.close()
         try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+            process.wait(1)
+        except subprocess.TimeoutExpired:  # some wait for connections to end
             os.kill(self._pid, signal.SIGKILL)
             process.wait(STOP_SECONDS)
         process.stdout.close()

@@ -37,6 +37,8 @@ DELETE_KEYS: Final = 1_000
 BULK_PATIENCE: Final = 4
 """How many times longer a request with a large body may take."""
 BULK_BYTES: Final = 1 << 20
+_ANY_KEY: Final = "store.json"
+"""obstore takes a web page for an empty listing. So one is believed when the answer about an object is none."""
 MAX_COPY_BYTES: Final = 5 << 30
 """What S3 copies in one request."""
 
@@ -175,7 +177,7 @@ class RemoteBucket:
             pieces = again
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Meta]:
-        tries = self._tries()
+        tries, begun = self._tries(), after
         while True:
             try:
                 pages = self._obstore.list(
@@ -190,6 +192,8 @@ class RemoteBucket:
                             after = key
                             yield self._meta(found)
                     if page is None or len(page) < PAGE_KEYS:
+                        if after == begun and self._tells_e_tags:
+                            self.head(_ANY_KEY)
                         return
                     tries = self._tries()
             except self._failures as error:
