@@ -23,6 +23,7 @@ def config_group() -> None:
 def show(state: State) -> None:
     """Show every setting that counts, as TOML. Secrets are not shown."""
     from holdfast.config import Config
+    from holdfast.secret import MASK
 
     config = state.config()
     document, defaults = _plain(config), _plain(Config())
@@ -34,6 +35,8 @@ def show(state: State) -> None:
             for key, value in values.items():
                 if value is None:
                     out(f"# {key} is not set")
+                elif value == MASK:  # stars would become the secret of whoever uses this as a file
+                    out(f"# {key} is set, and not shown")
                 else:
                     changed = "" if value == defaults[section].get(key, value) else "  # set"
                     out(f"{key} = {_toml(value)}{changed}")
