@@ -158,9 +158,7 @@ def test_the_shown_configuration_has_no_secret(text: str, capsys: pytest.Capture
     assert SECRET not in f"{load()!r}{load()}"
 
 
-def test_nor_one_of_a_variable(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nor_one_of_a_variable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     write(
         '[blob_store]\ntype = "s3"\nbucket = "photos"\naccess_key = "key"\nendpoint = "http://127.0.0.1:1"\n'
     )

@@ -49,7 +49,7 @@ def show(state: State) -> None:
 def check(state: State, offline: bool) -> int:
     """Check the configuration, that its secrets can be read, and what works of an object store.
 
-    A bucket is tried with keys of its own below `check/`, about 30 requests and 8 MiB, which are removed again. The
+    A bucket is tried with keys of its own below `check/`, about 40 requests and 8 MiB, which are removed again. The
     exit code is that of the first error.
     """
     from holdfast.config import SECRET_KEYS
@@ -111,7 +111,9 @@ def _try_bucket(place: BucketPlace) -> BucketReport:
     from holdfast.backend.objects.check import check_bucket
     from holdfast.backend.objects.opening import open_bucket
 
-    bucket = open_bucket(replace(place, retry_seconds=min(place.retry_seconds, PATIENCE_SECONDS)))
+    patience = min(place.retry_seconds, PATIENCE_SECONDS)
+    # a limit that is reached midway would leave behind what was made
+    bucket = open_bucket(replace(place, retry_seconds=patience, max_requests=None))
     try:
         return check_bucket(bucket)
     finally:
