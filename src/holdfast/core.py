@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, runtime_checkable
+from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, Self, TypeGuard, TypeVar
 
 from holdfast.arguments import check_callable
 from holdfast.backend.log.payloads import StaleIndex
@@ -77,7 +77,6 @@ class Reader(Protocol):
         """Give a range in verified pieces of about 1 MiB."""
 
 
-@runtime_checkable
 class TreeReader(Reader, Protocol):
     """Reads a blob that has an outboard, also as it lies there: for who verifies it."""
 
@@ -100,12 +99,21 @@ class Partial(Protocol):
     def missing(self) -> ChunkRanges: ...
 
 
-@runtime_checkable
 class PartialTreeReader(TreeReader, Protocol):
     """Reads what is here of a partial blob."""
 
     def require(self, ranges: ChunkRanges) -> None:
         """Raise `RangeNotAvailable` where not all of these is here."""
+
+
+def has_tree(reader: Reader) -> TypeGuard[TreeReader]:
+    """Whether a reader gives pairs of an outboard. (`isinstance` with a protocol takes 20 µs.)"""
+    return hasattr(reader, "read_pairs")
+
+
+def is_partial(reader: Reader) -> TypeGuard[PartialTreeReader]:
+    """Whether a reader is of a blob of which not all is here."""
+    return hasattr(reader, "require")
 
 
 class Stream(Protocol):

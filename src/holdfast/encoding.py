@@ -12,7 +12,7 @@ from typing import IO, Final
 from holdfast import _native, bao_stream
 from holdfast.bao import OutboardBuilder
 from holdfast.bao_stream import ReadAt
-from holdfast.core import MENDABLE, Core, PartialTreeReader, Reader, TreeReader
+from holdfast.core import MENDABLE, Core, Reader, TreeReader, has_tree, is_partial
 from holdfast.errors import BlobNotFound, CorruptBlob, IntegrityError
 from holdfast.ranges import ChunkRanges
 from holdfast.types import BLOCK_BYTES, BytesLike, Hash
@@ -37,7 +37,7 @@ class Encoding:
             row = core.claim(hash)
         except BlobNotFound:
             reader = core.reader(hash)
-            if isinstance(reader, PartialTreeReader):
+            if is_partial(reader):
                 reader.require(ChunkRanges.all() if ranges is None else ranges)
             return reader
         if row.size <= BLOCK_BYTES:
@@ -108,10 +108,10 @@ class BaoStream(Iterator[bytes]):
     def _encode(self) -> Iterator[bytes]:
         reader = self._reader
         data: ReadAt = reader.read_at
-        if isinstance(reader, TreeReader):
+        if has_tree(reader):
             if not self._is_careful:
                 data = reader.read_data
-            if not isinstance(reader, PartialTreeReader) and (self._ranges is None or self._ranges.is_open):
+            if not is_partial(reader) and (self._ranges is None or self._ranges.is_open):
                 data = _Ahead(data, self.size_bytes, self._core.pool).read
             self._pairs.read = reader.read_pairs if self._outboard is None else self._outboard.read
         return bao_stream.encode(reader.size_bytes, self._hash.digest, data, self._pairs, self._ranges)
@@ -131,7 +131,7 @@ class BaoStream(Iterator[bytes]):
     def _go_round(self, error: IntegrityError) -> None:
         """Read otherwise what was wrong; the error itself where that is done already."""
         reader = self._reader
-        if not isinstance(reader, TreeReader) or isinstance(reader, PartialTreeReader):
+        if not has_tree(reader) or is_partial(reader):
             raise error
         if error is self._pairs.error or error.evidence.get("part") == "outboard":
             if self._outboard is not None:
