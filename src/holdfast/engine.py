@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from typing import IO
 
     from holdfast.artifacts import Artifacts
@@ -59,8 +59,8 @@ class Engine(Protocol):
     ) -> None:
         """Take in the BAO stream of a blob; what verified is kept, whatever becomes of the rest."""
 
-    def retire_partial(self, digest: bytes) -> None:
-        """Remove what was kept of a blob that is complete by now."""
+    def retire_partials(self, digests: Collection[bytes]) -> None:
+        """Remove what was kept of blobs that are complete by now."""
 
     # -- uploads
 

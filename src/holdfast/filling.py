@@ -8,7 +8,6 @@ partial blob's lock and a pin, so that chunks that were found here already stay 
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from holdfast.backend.log.partial_reader import read_verified
 from holdfast.backend.log.partial_state import PartialState
 from holdfast.bao import OutboardBuilder, OutboardReader, block_count, outboard_bytes
 from holdfast.errors import CorruptBlob, IntegrityError, NoSpace
+from holdfast.intake import Batch, Run, runs_ranges, without
 from holdfast.log_core import LogCore
 from holdfast.ranges import BLOCK_LEAVES, LEAF_BYTES, ChunkRanges
 from holdfast.types import BLOCK_BYTES, HASH_BYTES, BytesLike, now_ms
@@ -32,20 +32,6 @@ STEP_BYTES: Final = 8 << 20
 CARRY_BYTES: Final = 1 << 20
 """How much of the end of what came in order may wait in memory for the next checkpoint to end its chunk."""
 CVS_AT_ONCE: Final = 4_096
-
-Run = tuple[int, BytesLike]
-"""Whole verified blocks: (offset in the blob, bytes)."""
-
-
-class Batch(NamedTuple):
-    """What a stream brought since its last checkpoint."""
-
-    runs: list[Run]
-    pairs: list[tuple[int, bytes]]
-    size_bytes: int
-    is_size_proven: bool
-    highest_byte: int
-    """Up to where in the blob the stream has verified anything; 0 for nothing."""
 
 
 class _Ahead(NamedTuple):
@@ -95,7 +81,7 @@ class Filling:
     def store(self, partial: Partial, batch: Batch, *, last: bool) -> None:
         """Make a batch durable; `last`: all of it, else a little may be carried over."""
         state = partial.state.claimed(batch.size_bytes, batch.is_size_proven, batch.highest_byte)
-        runs = _without([*self._carry, *batch.runs], state.have)
+        runs = without([*self._carry, *batch.runs], state.have)
         self._carry = []
         partial.write_pairs(batch.pairs)
         ahead, apart = _split(runs, state)
@@ -132,7 +118,7 @@ class Filling:
                 self._idle = (state.logged_bytes, found.stop)
                 break
             state = self._append(partial, state, cut)
-            ahead = _without(ahead, ChunkRanges.leaves(0, state.logged_blocks * BLOCK_LEAVES))
+            ahead = without(ahead, ChunkRanges.leaves(0, state.logged_blocks * BLOCK_LEAVES))
             before = partial.state
             self._save(partial, state)
             self._punch(partial, before, state)
@@ -354,32 +340,6 @@ class _BadBlocks(Exception):
     def __init__(self, ranges: ChunkRanges) -> None:
         super().__init__(ranges)
         self.ranges = ranges
-
-
-def runs_ranges(runs: Iterable[Run]) -> ChunkRanges:
-    """Give the leaves of runs, in whole blocks."""
-    return ChunkRanges.union(
-        ChunkRanges.bytes(start, start + -(-len(data) // BLOCK_BYTES) * BLOCK_BYTES) for start, data in runs
-    )
-
-
-def _without(runs: Iterable[Run], have: ChunkRanges) -> list[Run]:
-    """Give what of the runs is not in `have`, which consists of whole blocks."""
-    left: list[Run] = []
-    bounds = have.boundaries
-    for start, data in runs:
-        stop = start + len(data)
-        first, last = start // LEAF_BYTES, -(-stop // LEAF_BYTES)
-        at = bisect_right(bounds, first)
-        if at == len(bounds) or bounds[at] >= last:
-            if not at % 2:
-                left.append((start, data))
-            continue
-        view = memoryview(data)
-        for begin, end in ChunkRanges.leaves(first, last) - have:
-            assert end is not None
-            left.append((begin * LEAF_BYTES, view[begin * LEAF_BYTES - start : end * LEAF_BYTES - start]))
-    return left
 
 
 def _split(runs: list[Run], state: PartialState) -> tuple[list[Run], list[Run]]:

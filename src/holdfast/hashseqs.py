@@ -269,8 +269,7 @@ class _Taking:
             if kind is not None:
                 for digest in small:
                     self._blobs._hold(digest, kind)
-        for digest in small:
-            self._blobs._engine.retire_partial(digest)
+        self._blobs._engine.retire_partials(small)
 
     def _gather(self, digest: bytes) -> None:
         decoder = Decoder(digest, None)

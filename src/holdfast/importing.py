@@ -1,36 +1,35 @@
 """Bringing a BAO stream into the store: what is verified is kept, whatever becomes of the rest.
 
-While a stream runs, a checkpoint every few megabytes, or once a second, makes durable what came: see `filling`. No
-lock and no pin is held while the stream is waited for, so that several can fill one blob, and collections go on.
+While a stream runs (`intake`), a checkpoint every few megabytes, or once a second, makes durable what came: see
+`filling`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, Final
+from typing import Final
 
 from holdfast.backend.log.partial import Partial
 from holdfast.backend.log.session import LEASE_RAW
-from holdfast.bao_stream import Decoder, iter_verified
-from holdfast.errors import CorruptBlob, TooLarge
-from holdfast.filling import Batch, Filling, Run
+from holdfast.errors import CorruptBlob
+from holdfast.filling import Filling
+from holdfast.intake import Batch, Intake
 from holdfast.log_core import LogCore
 from holdfast.ranges import ChunkRanges
-from holdfast.types import BLOCK_BYTES, BytesLike, now_ms
+from holdfast.types import now_ms
 
 log = logging.getLogger("holdfast")
 
 ROOT_TRIES: Final = 5
 CHECKPOINT_BYTES: Final = 7 << 20
 """One checkpoint is written while the next is gathered: two of them, and the end of a chunk, are below 16 MiB."""
-CHECKPOINT_SECONDS: Final = 1.0
 
 
-class Import:
-    """One stream on its way into the store. Memory: about ten times `CHECKPOINT_BYTES`."""
+class Import(Intake):
+    """One stream on its way into the log. Memory: about ten times `CHECKPOINT_BYTES`."""
 
     def __init__(self, core: LogCore, hash_: bytes, ranges: ChunkRanges | None) -> None:
         self._core = core
@@ -38,78 +37,31 @@ class Import:
         self._is_complete = False
         with core.backend.operation():
             self._look()
-        self._decoder = Decoder(hash_, ranges, keep_pairs=not self._is_complete)
+        super().__init__(core, hash_, ranges, is_complete=self._is_complete)
         self._filling = Filling(core, hash_, self._look)
         self._partial: Partial | None = None
-        self._runs: list[Run] = []
-        self._waiting_bytes = 0
-        self._waiting_since = 0.0
-        self._highest_byte = 0
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="holdfast-import")
         self._under_way: Future[None] | None = None
-        self._has_failed = False
 
-    def run(self, source: IO[bytes] | Iterable[BytesLike], watch: Callable[[int, int | None], None]) -> None:
-        """Take the stream in. An error of the stream, or of its source, is raised after what came is durable."""
-        fault: BaseException | None = None
-        try:
-            try:
-                for offset, data in iter_verified(self._decoder, source):
-                    self._take(offset, data)
-                    watch(len(data), self._decoder.size_bytes)
-            except BaseException as error:  # raised below
-                if self._has_failed:
-                    raise
-                fault = error
-            try:
-                self._wait()
-                if not self._is_complete:
-                    self._checkpoint(self._take_batch(), last=True)
-            except BaseException as error:
-                raise error from fault
-        finally:
-            self._worker.shutdown()
-            self._filling.close()
-            if self._partial is not None:
-                self._partial.close()
-        if fault is not None:
-            raise fault
+    @property
+    def checkpoint_bytes(self) -> int:
+        return CHECKPOINT_BYTES
 
-    def _take(self, offset: int, data: bytes) -> None:
-        """Keep the whole blocks among verified bytes. Fragments of blocks prove the size, and are dropped."""
-        stop = offset + len(data)
-        size = self._decoder.size_bytes
-        assert size is not None
-        if size > (limit := self._core.options.max_artifact_bytes or size):
-            raise TooLarge(
-                f"the stream is of a blob of {size} bytes, more than the {limit} that max_artifact_bytes allows",
-                limit_bytes=limit,
-            )
-        self._highest_byte = max(self._highest_byte, stop)
-        if self._is_complete:
-            return
-        first = -(-offset // BLOCK_BYTES) * BLOCK_BYTES
-        end = stop if stop == size else stop - stop % BLOCK_BYTES
-        if first >= end:
-            return
-        if not self._runs:
-            self._waiting_since = time.monotonic()
-        self._runs.append((first, data if end - first == len(data) else data[first - offset : end - offset]))
-        self._waiting_bytes += end - first
-        if (
-            self._waiting_bytes >= CHECKPOINT_BYTES
-            or time.monotonic() - self._waiting_since >= CHECKPOINT_SECONDS
-        ):
-            self._wait()
-            if not self._is_complete:
-                self._under_way = self._worker.submit(self._checkpoint, self._take_batch())
+    def _checkpoint(self) -> None:
+        self._wait()
+        if not self._is_complete:
+            self._under_way = self._worker.submit(self._store, self._take_batch())
 
-    def _take_batch(self) -> Batch:
-        decoder = self._decoder
-        runs, self._runs, self._waiting_bytes = self._runs, [], 0
-        return Batch(
-            runs, decoder.take_pairs(), decoder.size_bytes or 0, decoder.is_size_proven, self._highest_byte
-        )
+    def _finish(self) -> None:
+        self._wait()
+        if not self._is_complete:
+            self._store(self._take_batch(), last=True)
+
+    def _close(self) -> None:
+        self._worker.shutdown()
+        self._filling.close()
+        if self._partial is not None:
+            self._partial.close()
 
     def _wait(self) -> None:
         under_way, self._under_way = self._under_way, None
@@ -120,11 +72,11 @@ class Import:
                 self._has_failed = True
                 raise
 
-    def _checkpoint(self, batch: Batch, *, last: bool = False) -> None:
+    def _store(self, batch: Batch, *, last: bool = False) -> None:
         """Make a batch durable, in the partial blob, or, of one that came whole, as a blob at once."""
         core = self._core
         with core.backend.operation():
-            if last and self._partial is None and self._is_whole(batch):
+            if last and self._partial is None and batch.is_whole:
                 self._put(batch)
                 return
             if not batch.runs and not self._filling.carry and not batch.is_size_proven:
@@ -149,14 +101,6 @@ class Import:
         if self._core.catalog.claim(self._hash) is not None:
             self._is_complete = True
             self._core.keep(self._hash, LEASE_RAW)  # until it is named
-
-    def _is_whole(self, batch: Batch) -> bool:
-        at = 0
-        for start, data in batch.runs:
-            if start != at:
-                return False
-            at += len(data)
-        return batch.is_size_proven and at == batch.size_bytes
 
     def _put(self, batch: Batch) -> None:
         """Store a blob of which all came before the first checkpoint was due."""

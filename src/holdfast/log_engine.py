@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -79,20 +79,21 @@ class LogEngine:
     ) -> None:
         Import(self.core, digest, ranges).run(source, watch)
 
-    def retire_partial(self, digest: bytes) -> None:
-        retire_leftover(self.core, digest)
+    def retire_partials(self, digests: Collection[bytes]) -> None:
+        for digest in digests:
+            retire_leftover(self.core, digest)
 
     # -- uploads; those who do not write that way do not load it
 
     def begin_upload(self, artifacts: Artifacts, words: Words) -> ResumableWriter:
-        from holdfast.resumable import ResumableWriter
+        from holdfast.log_resumable import LogResumableWriter
 
-        return ResumableWriter.begin(self.core, artifacts, words)
+        return LogResumableWriter.begin(self.core, artifacts, words)
 
     def resume_upload(self, artifacts: Artifacts, token: str) -> ResumableWriter:
-        from holdfast.resumable import ResumableWriter
+        from holdfast.log_resumable import LogResumableWriter
 
-        return ResumableWriter.resume(self.core, artifacts, token)
+        return LogResumableWriter.resume(self.core, artifacts, token)
 
     def uploads(self) -> Iterator[Upload]:
         from holdfast.uploads import iter_uploads

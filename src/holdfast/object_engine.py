@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, NoReturn
 
 from holdfast import _native
@@ -78,7 +78,7 @@ class ObjectEngine:
     ) -> None:
         _later("taking in streams")
 
-    def retire_partial(self, digest: bytes) -> None:
+    def retire_partials(self, digests: Collection[bytes]) -> None:
         """There are none yet."""
 
     # -- uploads

@@ -1,6 +1,6 @@
 """Uploads: puts of unknown length that go on after a crash. Their states, their tokens, what they hold, their end.
 
-An upload is a name of its own: each state is a record with a revision, the highest counts. `resumable` writes them.
+An upload is a name of its own: each state is a record with a revision, the highest counts. `log_resumable` writes them.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from holdfast import _native
 from holdfast.backend.memory import MemoryDisk
 from holdfast.chunking import Chunking
 from holdfast.errors import CorruptBlob, FormatError
+from holdfast.log_resumable import LogResumableWriter
 from holdfast.store import Store
 from holdfast.testing.inside import log_core
 from holdfast.uploads import iter_held
@@ -47,6 +48,7 @@ def test_broken_anywhere_it_is_the_same(chunking: Chunking, size: int, breaks: l
                     store.rebuild()
                 writer = store.writer(resume=writer.token)
                 assert writer.offset_bytes == stop
+            assert isinstance(writer, LogResumableWriter)
             held = set(iter_held(writer._document, log_core(store).backend.payloads.load))
             assert log_core(store).catalog.find_data(list(held)).keys() == held
         writer.write(content[writer.written_bytes :])
