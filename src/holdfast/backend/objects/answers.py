@@ -164,7 +164,7 @@ _PASSING: Final = frozenset({
     "RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
     "InternalError", "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "OperationAborted",
     "ConditionalRequestConflict", "ServerBusy", "OperationTimedOut", "Md5Mismatch", "RequestTimeoutException",
-    "InvalidDigest", "NoSuchUpload",
+    "InvalidDigest", "NoSuchUpload", "MalformedXML", "InvalidPart", "InvalidPartOrder",
 })  # fmt: skip
 """Codes that may be gone at the next try: the service is busy, or the bytes were damaged on the way to it."""
 _BUSY: Final = frozenset({429, 503})

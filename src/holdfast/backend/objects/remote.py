@@ -44,9 +44,9 @@ MAX_COPY_BYTES: Final = 5 << 30
 
 
 class MakeStore(Protocol):
-    """Gives a store of obstore: how long a request may take, and for how long obstore itself may try again."""
+    """Gives a store of obstore: how long a request may take, for how long obstore may try again, for large bodies."""
 
-    def __call__(self, timeout_seconds: float, retry_seconds: float, /) -> ObjectStore: ...
+    def __call__(self, timeout_seconds: float, retry_seconds: float, large: bool, /) -> ObjectStore: ...
 
 
 class _Odd(Exception):
@@ -78,9 +78,9 @@ class RemoteBucket:
         self.timeout_seconds = timeout_seconds
         self.retry_seconds = retry_seconds
         self._obstore = obstore
-        self._store = store = make(timeout_seconds, 0)
-        self._bulk = make(timeout_seconds * BULK_PATIENCE, 0)
-        self._parts = make(timeout_seconds * BULK_PATIENCE, retry_seconds)
+        self._store = store = make(timeout_seconds, 0, False)
+        self._bulk = make(timeout_seconds * BULK_PATIENCE, 0, True)
+        self._parts = make(timeout_seconds * BULK_PATIENCE, retry_seconds, True)
         self._failures = (BaseError, FileNotFoundError, _Odd)
         self._taken = (AlreadyExistsError, PreconditionError)
         self._needs_version = isinstance(store, GCSStore)
