@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from holdfast.errors import BlobNotFound as BlobNotFound
     from holdfast.errors import Conflict as Conflict
     from holdfast.errors import CorruptBlob as CorruptBlob
+    from holdfast.errors import CorruptObject as CorruptObject
     from holdfast.errors import CorruptSegment as CorruptSegment
     from holdfast.errors import CorruptStream as CorruptStream
     from holdfast.errors import EmptyData as EmptyData
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from holdfast.types import Progress as Progress
     from holdfast.types import PutItem as PutItem
     from holdfast.types import RecoveryStats as RecoveryStats
+    from holdfast.types import RefreshStats as RefreshStats
     from holdfast.types import RepairReport as RepairReport
     from holdfast.types import ScrubReport as ScrubReport
     from holdfast.types import SegmentShare as SegmentShare
@@ -121,6 +123,7 @@ _VALUES: Final = (
     "Progress",
     "PutItem",
     "RecoveryStats",
+    "RefreshStats",
     "SharedWith",
     "ScrubReport",
     "RepairReport",
@@ -143,6 +146,7 @@ _ERRORS: Final = (
     "BlobNotFound",
     "Conflict",
     "CorruptBlob",
+    "CorruptObject",
     "CorruptSegment",
     "CorruptStream",
     "EmptyData",

@@ -472,6 +472,7 @@ _REPEATABLE: Final = frozenset(
         "_stats",
         "_artifact_stats",
         "health",
+        "refresh",
         "status",
         "bitfield",
         "missing_ranges",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ProgressCallback,
         RecoveryStats,
         Ref,
+        RefreshStats,
         RepairReport,
         ScrubReport,
         Stats,
@@ -41,6 +42,7 @@ class Engine(Protocol):
     def core(self) -> Core: ...
 
     def rebuild(self, progress: ProgressCallback | None) -> RecoveryStats: ...
+    def refresh(self, progress: ProgressCallback | None) -> RefreshStats: ...
     def sync(self) -> None: ...
     def stop_work(self) -> None:
         """End the background work and write down what waits for it, as the first step of `close`."""

@@ -160,6 +160,12 @@ class CorruptSegment(IntegrityError):
     kind = "corrupt_segment"
 
 
+class CorruptObject(IntegrityError):
+    """An object of a bucket that holds names is damaged."""
+
+    kind = "corrupt_object"
+
+
 class MissingChunk(IntegrityError):
     """A blob is named, and a piece of it is not here."""
 

@@ -32,6 +32,7 @@ from holdfast.types import (
     ProgressCallback,
     RecoveryStats,
     Ref,
+    RefreshStats,
     RepairReport,
     ScrubReport,
     Stats,
@@ -55,6 +56,10 @@ class LogEngine:
 
     def rebuild(self, progress: ProgressCallback | None) -> RecoveryStats:
         return self.core.keeper.rebuild(progress)
+
+    def refresh(self, progress: ProgressCallback | None) -> RefreshStats:
+        """There is one catalog for all, and it is never behind."""
+        return RefreshStats()
 
     def sync(self) -> None:
         self.core.backend.sync()

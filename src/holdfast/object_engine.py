@@ -27,6 +27,7 @@ from holdfast.types import (
     ProgressCallback,
     RecoveryStats,
     Ref,
+    RefreshStats,
     RepairReport,
     ScrubReport,
     Stats,
@@ -54,6 +55,9 @@ class ObjectEngine:
 
     def rebuild(self, progress: ProgressCallback | None) -> RecoveryStats:
         return self.core.keeper.rebuild(progress)
+
+    def refresh(self, progress: ProgressCallback | None) -> RefreshStats:
+        return self.core.keeper.refresh(progress)
 
     def sync(self) -> None:
         """Nothing waits: what was acknowledged is stored."""

@@ -135,16 +135,18 @@ class ObjectGroup:
         if new:
             (id_,) = new_ids(1, now_ms())
             key = commit_key(id_)
-            if self._backend.bucket.create(key, encode_bundle(new)) is None:
+            made = self._backend.bucket.create(key, encode_bundle(new, key))
+            if made is None:
                 raise Conflict(
                     f"there is another object {key}: the random numbers of this machine repeat", key=key
                 )
-            facts_of(new, facts)
+            facts_of(new, facts, key)
+            facts.seen.append((key, made.e_tag or ""))
         known = set(map(id, new))
         changes = [self._prepare(one) for one in self._documents if id(one) not in known]
         for done, change in enumerate(changes):
             try:
-                self._change(change)
+                e_tag = self._change(change)
             except Stale as error:
                 if not done:
                     raise
@@ -153,7 +155,8 @@ class ObjectGroup:
                     f"{error.message}; {done} of {len(changes)} changes of this call were made before",
                     done=done,
                 ) from error
-            facts_of(change.documents, facts)
+            facts_of(change.documents, facts, change.key)
+            facts.seen.append((change.key, e_tag))
 
     def _prepare(self, document: Document) -> _Change:
         """Read the name that is to be changed; `Stale` when it is further than the catalog knew."""
@@ -175,8 +178,9 @@ class ObjectGroup:
             documents.insert(0, self._last_state(parse_tombstone(payload).id, before))
         return _Change(key, documents, before)
 
-    def _change(self, change: _Change) -> None:
-        bucket, data = self._backend.bucket, encode_bundle(change.documents)
+    def _change(self, change: _Change) -> str:
+        """Write the next state of a name; gives the e_tag that it has then."""
+        bucket, data = self._backend.bucket, encode_bundle(change.documents, change.key)
         before = change.before
         made = (
             bucket.create(change.key, data)
@@ -185,12 +189,14 @@ class ObjectGroup:
         )
         if made is None:
             raise self._stale(read_named(bucket, change.key), change.key)
+        return made.e_tag or ""
 
     def _stale(self, found: Named | None, key: str) -> Stale:
         """Tell the catalog what stands there, and give the error."""
         facts = Facts()
         if found is not None:
-            facts_of(found.documents, facts)
+            facts_of(found.documents, facts, key)
+            facts.seen.append((key, found.e_tag))
             self._catalog().apply(facts)
         return Stale(f"{key} was changed meanwhile by somebody else: try again", key=key)
 

@@ -24,17 +24,15 @@ from holdfast.backend.objects.layout import (
 )
 from holdfast.backend.objects.probe import honours_conditions
 from holdfast.core import Options
-from holdfast.errors import Conflict, FormatError, InvalidConfig, StoreNotFound
+from holdfast.errors import Conflict, CorruptObject, FormatError, InvalidConfig, StoreNotFound
 from holdfast.object_core import ObjectCore
-from holdfast.object_recovery import ObjectKeeper
+from holdfast.object_recovery import CONDITIONS, ObjectKeeper
 from holdfast.types import Durability, now_ms
 
 log = logging.getLogger("holdfast")
 
 OURS: Final = (ARTIFACTS, BLOBS, COMMITS, DAMAGED, TAGS, "parts/", "check/", "catalog.db", IDENTITY_KEY)
 LOOKED_AT: Final = 1_000
-CONDITIONS: Final = "conditions"
-"""In `meta`: the bucket was seen to honour conditional writes."""
 
 
 def open_object_core(
@@ -65,6 +63,12 @@ def open_object_core(
                     path=bucket.location,
                 )
             identity = _make_identity(bucket)
+        if not identity.is_writable and not read_only:
+            raise FormatError(
+                f"a newer Holdfast alone may write to the store at {bucket.location}: use that one, or open it"
+                " read_only",
+                path=bucket.location,
+            )
         backend = ObjectBackend(bucket, read_only=read_only)
         keeper = ObjectKeeper(backend, identity.id, catalog_path)
         try:
@@ -83,7 +87,11 @@ def open_object_core(
 
 def _find_identity(bucket: Bucket) -> Identity | None:
     found = bucket.get(IDENTITY_KEY, max_bytes=MAX_IDENTITY_BYTES)
-    return None if found is None else parse_identity(found[0], bucket.location)
+    try:
+        return None if found is None else parse_identity(found[0], bucket.location)
+    except CorruptObject:  # wrong bytes are asked for once more
+        found = bucket.get(IDENTITY_KEY, max_bytes=MAX_IDENTITY_BYTES)
+        return None if found is None else parse_identity(found[0], bucket.location)
 
 
 def _make_identity(bucket: Bucket) -> Identity:

@@ -1,56 +1,74 @@
-"""The catalog of a store in a bucket: opened, rebuilt from a listing, brought up to date with what others did.
-
-A listing gives sizes and names without a request for each blob; what names them is read. Others' changes are
-found by listing names again: those not seen before, or with another e_tag, are read.
-"""
+"""The catalog of a store in a bucket: opened, rebuilt from a listing, brought up to date with what others did."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from holdfast.backend.objects.backend import ObjectBackend
 from holdfast.backend.objects.bucket import Meta
-from holdfast.backend.objects.layout import (
-    ARTIFACTS,
-    BLOBS,
-    COMMITS,
-    DATA,
-    GONE,
-    OUTBOARD,
-    TAGS,
-    parse_blob_key,
-)
-from holdfast.backend.objects.names import Named, facts_of, read_named
 from holdfast.catalog import Catalog, CatalogUnusable
-from holdfast.errors import IntegrityError
+from holdfast.catalog.objects import (
+    HIDDEN_COUNT,
+    SIZES,
+    Bad,
+    drop_blobs,
+    hide,
+    iter_lacking,
+    iter_seen,
+    known_bad,
+    note_bad,
+    show_again,
+)
+from holdfast.errors import CorruptBlob, Unavailable
 from holdfast.facts import Facts
-from holdfast.object_group import stored_bytes
-from holdfast.types import BLOCK_BYTES, Problem, Progress, ProgressCallback, RecoveryStats
+from holdfast.object_listing import (
+    BATCH_ROWS,
+    MAX_PROBLEMS,
+    NAMES,
+    Listed,
+    Tally,
+    blob_facts,
+    iter_blobs,
+    name_facts,
+)
+from holdfast.types import (
+    Hash,
+    Problem,
+    Progress,
+    ProgressCallback,
+    RecoveryStats,
+    RefreshStats,
+    now_ms,
+)
 
 log = logging.getLogger("holdfast")
 
-BATCH_ROWS: Final = 10_000
-FLYING: Final = 64
-"""How many objects of documents are on their way at once."""
-MAX_PROBLEMS: Final = 10_000
-NAMES: Final = (COMMITS, ARTIFACTS, TAGS)
+WHOLE: Final = "whole"
+"""In `meta`: the catalog was filled from the bucket to its end, or began with an empty one."""
+CONDITIONS: Final = "conditions"
+"""In `meta`: the bucket was seen to honour conditional writes."""
+LISTED: Final = "listed"
+"""In `meta`: what the last whole listing found beside the facts (`Listing`)."""
+KEPT: Final = (CONDITIONS, "scrub_position", "scrub_done", "collected_ms")
+"""What a rebuild takes over from the catalog that it replaces, where that can still be read: hints."""
+MAX_LOOKS: Final = 1_000
 
 
-class Tally:
-    """What a look through a bucket found."""
+class Listing(msgspec.Struct):
+    """What a listing found beside the facts."""
 
-    def __init__(self) -> None:
-        self.foreign = 0
-        """Objects under `blobs/` that are not ours."""
-        self.without_outboard: int = 0
-        self.problems: list[Problem] = []
+    listed_ms: int = 0
+    foreign: int = 0
+    without_outboard: int = 0
+    base32: int = 0
 
 
 class ObjectKeeper:
@@ -63,7 +81,6 @@ class ObjectKeeper:
         self._catalog: Catalog | None = None
         self._old: list[Catalog] = []
         self._mutex = threading.RLock()
-        self.tally = Tally()
 
     def open(self) -> None:
         """Open the catalog, or rebuild it from the bucket."""
@@ -109,6 +126,27 @@ class ObjectKeeper:
             self._old.append(self._catalog)  # another thread may be asking it something
         self._catalog = None
 
+    def refresh(self, progress: ProgressCallback | None) -> RefreshStats:
+        """Bring the catalog up to date with what others did; a store that was opened to read gets it in memory."""
+        with self._mutex:
+            catalog = self.current()
+            if self._backend.read_only and self._path is not None:
+                self._path = None
+                stats = self._rebuild("a store opened read-only is read anew", progress)
+                return RefreshStats(is_rebuilt=True, requests=stats.requests, seconds=stats.seconds)
+            refresh = Refresh(self._backend, catalog, progress)
+            if not refresh.run():
+                log.info(
+                    "objects of names are gone from %s: all are read anew", self._backend.bucket.location
+                )
+                self._rebuild(None, progress)
+            return refresh.report()
+
+    def listing(self) -> Listing:
+        """Give what the last whole listing found beside the facts."""
+        raw = self.current().get_meta(LISTED)
+        return msgspec.json.decode(raw, type=Listing) if isinstance(raw, bytes) else Listing()
+
     def _open_existing(self) -> Catalog:
         if self._path is None or not self._path.exists():
             raise CatalogUnusable("it is not there", path=str(self._path))
@@ -116,6 +154,9 @@ class ObjectKeeper:
         if catalog.get_meta(WHOLE) is None:
             catalog.close()
             raise CatalogUnusable("it was never filled to its end", path=str(self._path))
+        raw = catalog.get_meta(LISTED)
+        if isinstance(raw, bytes):
+            self._backend.has_base32 = bool(msgspec.json.decode(raw, type=Listing).base32)
         return catalog
 
     def _rebuild(self, reason: str | None, progress: ProgressCallback | None) -> RecoveryStats:
@@ -124,7 +165,8 @@ class ObjectKeeper:
         requests = backend.bucket.requests.snapshot()
         if reason is not None:
             log.info("the catalog of %s is rebuilt from the bucket: %s", backend.bucket.location, reason)
-        self.tally = tally = Tally()
+        tally = Tally()
+        hints, known = self._hints()
         facts = _watched(read_bucket(backend, tally), progress)
         if self._path is None or backend.read_only:
             fresh = Catalog.open(None, self._store_id)
@@ -145,6 +187,10 @@ class ObjectKeeper:
             fresh = Catalog.open(self._path, self._store_id)
         self._retire()
         self._catalog = fresh
+        for key, value in hints.items():
+            fresh.set_meta(key, value)
+        _settle(backend, fresh, tally)
+        note_bad(fresh, [*known, *tally.bad])
         counts = fresh.counts()
         for problem in tally.problems[:10]:
             log.warning("%s", problem.message)
@@ -157,72 +203,147 @@ class ObjectKeeper:
             seconds=time.monotonic() - started,
             foreign_objects=tally.foreign,
             missing_outboards=tally.without_outboard,
+            unacknowledged=fresh.ask(HIDDEN_COUNT)[0][0],
             requests=backend.bucket.requests.since(requests, backend.bucket.requests.snapshot()),
         )
 
-
-WHOLE: Final = "whole"
-"""In `meta`: the catalog was filled from the bucket to its end, or began with an empty one."""
+    def _hints(self) -> tuple[dict[str, int | bytes], list[Bad]]:
+        """Give what the catalog that is replaced says and storage does not."""
+        if self._catalog is None:
+            return {}, []
+        try:
+            values = {key: self._catalog.get_meta(key) for key in KEPT}
+            return {key: value for key, value in values.items() if value is not None}, known_bad(
+                self._catalog
+            )
+        except (CatalogUnusable, Unavailable):
+            return {}, []
 
 
 def read_bucket(backend: ObjectBackend, tally: Tally) -> Iterator[Facts]:
     """Give the facts of all that the bucket holds."""
-    yield from _blobs(backend, tally)
     for prefix in NAMES:
-        facts = Facts()
-        for named in _read_all(backend, backend.bucket.list(prefix), tally):
-            facts_of(named.documents, facts)
-            if len(facts.artifacts) + len(facts.tags) >= BATCH_ROWS:
+        yield from name_facts(backend, backend.bucket.list(prefix), tally)
+    yield from blob_facts(backend, tally)
+
+
+def _settle(backend: ObjectBackend, catalog: Catalog, tally: Tally) -> None:
+    """See to what the listings do not say by themselves, once all of it is in the catalog."""
+    lacking: list[bytes] = []
+    unacknowledged: list[bytes] = []
+    for first, hashes in groupby(iter_lacking(catalog), key=lambda hash_: hash_[0]):
+        collected = tally.collected.bucket(first)
+        for hash_ in hashes:
+            if hash_ in collected:
+                unacknowledged.append(hash_)
+            elif len(lacking) < MAX_LOOKS:
+                lacking.append(hash_)
+    found = Facts()
+    for hash_, there in zip(lacking, backend.pool.map(backend.look, lacking), strict=True):
+        if there.best is not None:  # it was put while we listed
+            found.blobs.append(Listed(hash_, there, "").row())
+    catalog.apply(found)
+    hide(catalog, unacknowledged)
+    show_again(catalog)
+    for hash_, said, size in catalog.ask(SIZES):
+        message = f"the object of blob {hash_.hex()} has {size} bytes, and {said} were stored"
+        tally.problems.append(Problem(kind=CorruptBlob.kind, message=message, hash=Hash(hash_)))
+        tally.bad.append(Bad(backend.data_key(hash_), hash_, message))
+    listing = Listing(now_ms(), tally.foreign, tally.without_outboard, tally.base32)
+    catalog.set_meta(LISTED, msgspec.json.encode(listing))
+    tally.collected.close()
+
+
+class Refresh:
+    """Compares what the bucket lists with what the catalog has seen, and reads what is new."""
+
+    def __init__(self, backend: ObjectBackend, catalog: Catalog, progress: ProgressCallback | None) -> None:
+        self._backend = backend
+        self._catalog = catalog
+        self._progress = progress
+        self._started = time.monotonic()
+        self._requests = backend.bucket.requests.snapshot()
+        self._tally = Tally()
+        self._new_blobs = self._gone_blobs = 0
+        self._is_rebuilt = False
+
+    def run(self) -> bool:
+        """Do it; False when objects of names are gone, so that only reading all of them tells what is left."""
+        catalog, backend, tally = self._catalog, self._backend, self._tally
+        gone: list[str] = []
+        for prefix in NAMES:
+            for facts in _watched(name_facts(backend, self._changed(prefix, gone), tally), self._progress):
+                catalog.apply(facts)
+        for facts in _watched(self._blobs(), self._progress):
+            catalog.apply(facts)
+        _settle(backend, catalog, tally)
+        note_bad(catalog, tally.bad)
+        # one that was made here while we listed is not gone
+        self._is_rebuilt = any(one is None for one in backend.pool.map(backend.bucket.head, gone[:MAX_LOOKS]))
+        self._is_rebuilt |= len(gone) > MAX_LOOKS
+        return not self._is_rebuilt
+
+    def report(self) -> RefreshStats:
+        requests = self._backend.bucket.requests
+        return RefreshStats(
+            names_read=self._tally.names,
+            blobs_found=self._new_blobs,
+            blobs_gone=self._gone_blobs,
+            is_rebuilt=self._is_rebuilt,
+            damaged=len(self._tally.problems),
+            problems=tuple(self._tally.problems[:MAX_PROBLEMS]),
+            requests=requests.since(self._requests, requests.snapshot()),
+            seconds=time.monotonic() - self._started,
+        )
+
+    def _changed(self, prefix: str, gone: list[str]) -> Iterator[Meta]:
+        """Give what is listed and was not seen like that; `gone` gets what was seen and is not listed."""
+        seen = iter_seen(self._catalog, prefix)
+        known = next(seen, None)
+        for meta in self._backend.bucket.list(prefix):
+            while known is not None and known[0] < meta.key:
+                gone.append(known[0])
+                known = next(seen, None)
+            if known is None or known[0] != meta.key:
+                yield meta
+                continue
+            if known[1] != meta.e_tag or not meta.e_tag:
+                yield meta
+            known = next(seen, None)
+        if known is not None:
+            gone += [known[0], *(key for key, _ in seen)]
+
+    def _blobs(self) -> Iterator[Facts]:
+        """Give the rows that are new or other ones, and forget those of which there is nothing any more."""
+        catalog = self._catalog
+        rows = catalog.iter_blobs()
+        known = next(rows, None)
+        facts, gone = Facts(), list[bytes]()
+        odd: set[bytes] = set()
+        for listed in iter_blobs(self._backend, self._tally):
+            if listed.found.name:  # base32 sorts in another order
+                odd.add(listed.hash)
+                facts.blobs.append(listed.row())
+                continue
+            while known is not None and known.hash < listed.hash:
+                gone.append(known.hash)
+                known = next(rows, None)
+            is_known = known is not None and known.hash == listed.hash
+            if not is_known or (known is not None and known.size != listed.size_bytes):
+                self._new_blobs += not is_known
+                facts.blobs.append(listed.row())
+            if is_known:
+                known = next(rows, None)
+            if len(facts.blobs) >= BATCH_ROWS:
                 yield facts
                 facts = Facts()
+        while known is not None:
+            gone.append(known.hash)
+            known = next(rows, None)
+        gone = [hash_ for hash_ in gone if hash_ not in odd]
+        self._gone_blobs = len(gone)
+        drop_blobs(catalog, gone)
         yield facts
-
-
-def _blobs(backend: ObjectBackend, tally: Tally) -> Iterator[Facts]:
-    facts = Facts()
-    keyed = ((parse_blob_key(meta.key), meta) for meta in backend.bucket.list(BLOBS))
-    for name, group in groupby(keyed, lambda one: one[0].name if one[0] is not None else None):
-        if name is None:
-            tally.foreign += sum(1 for _ in group)
-            continue
-        found = {key: meta for key, meta in group if key is not None}
-        data = [(key, meta) for key, meta in found.items() if key.part == DATA]
-        if not data:
-            continue
-        gone = {key.generation for key in found if key.part == GONE}
-        key, meta = max(data, key=lambda one: (one[0].generation not in gone, one[0].generation))
-        if meta.size_bytes > BLOCK_BYTES and (OUTBOARD, key.generation) not in {
-            (k.part, k.generation) for k in found
-        }:
-            tally.without_outboard += 1
-        size = meta.size_bytes
-        facts.blobs.append((key.hash, size, meta.modified_ms, 0, stored_bytes(size), 1))
-        if len(facts.blobs) >= BATCH_ROWS:
-            yield facts
-            facts = Facts()
-    yield facts
-
-
-def _read_all(backend: ObjectBackend, metas: Iterable[Meta], tally: Tally) -> Iterator[Named]:
-    """Read objects of documents, many at a time. One that is damaged is a problem, and the others are taken."""
-    flying: list[tuple[str, Future[Named | None]]] = []
-
-    def land() -> Iterator[Named]:
-        key, future = flying.pop(0)
-        try:
-            named = future.result()
-        except IntegrityError as error:
-            tally.problems.append(Problem(kind=error.kind, message=str(error), path=key))
-            return
-        if named is not None:
-            yield named
-
-    for meta in metas:
-        flying.append((meta.key, backend.pool.submit(read_named, backend.bucket, meta.key)))
-        if len(flying) >= FLYING:
-            yield from land()
-    while flying:
-        yield from land()
 
 
 def _watched(batches: Iterator[Facts], progress: ProgressCallback | None) -> Iterator[Facts]:

@@ -37,6 +37,7 @@ from holdfast.types import (
     PutItem,
     RecoveryStats,
     Ref,
+    RefreshStats,
     Scalar,
     Source,
     TreeReport,
@@ -381,6 +382,15 @@ class Store(Care, Collecting):
     def rebuild(self, *, progress: ProgressCallback | None = None) -> RecoveryStats:
         """Make the catalog anew from storage; the others who have the store open notice by themselves."""
         return self._engine.rebuild(progress)
+
+    @entered
+    def refresh(self, *, progress: ProgressCallback | None = None) -> RefreshStats:
+        """Learn what other machines did to a store in a bucket since the catalog was filled, deletions included.
+
+        Lists the bucket (a request for 1,000 objects) and reads the names that are new or were changed. What others
+        put is found without it when it is asked for by its hash; their artifacts and tags are known after it.
+        """
+        return self._engine.refresh(progress)
 
     @entered
     def sync(self) -> None:

@@ -326,6 +326,14 @@ class Health(Value, frozen=True, kw_only=True):
     free_bytes: int = 0
     reserve_bytes: int = 0
     bad_outboards: int = 0
+    missing_outboards: int = 0
+    """Of a bucket, as the next two: blobs whose outboard is computed when they are read, at the last whole listing."""
+    foreign_objects: int = 0
+    """Objects among ours that are not of our making; they are left alone."""
+    unacknowledged: int = 0
+    """Names whose blob was collected before they were acknowledged; they are in no answer."""
+    listed_at: datetime | None = None
+    """When the bucket was last listed as a whole: by a rebuild, a refresh or a scrub."""
 
 
 class SharedWith(Value, frozen=True, kw_only=True):
@@ -368,9 +376,28 @@ class RecoveryStats(Value, frozen=True, kw_only=True):
     foreign_objects: int = 0
     """Of a bucket: objects among ours that are not of our making; they are left alone."""
     missing_outboards: int = 0
-    """Of a bucket: blobs whose outboard is computed when they are read."""
+    """Of a bucket: blobs whose outboard is computed when they are read, or by `deep`."""
+    unacknowledged: int = 0
+    """Of a bucket: names whose blob was collected before they were acknowledged. They are in no answer."""
     requests: Mapping[str, int] = {}
     """Of a bucket: what it was asked, by kind, with the bytes that came and went."""
+
+
+class RefreshStats(Value, frozen=True, kw_only=True):
+    """What a refresh of the catalog brought.
+
+    `names_read`: objects of names that were new or other ones. `is_rebuilt`: some were gone, and all were read anew.
+    `blobs_gone` were collected by others. A local store has one catalog, which is never behind: all are 0.
+    """
+
+    names_read: int = 0
+    blobs_found: int = 0
+    blobs_gone: int = 0
+    is_rebuilt: bool = False
+    damaged: int = 0
+    problems: tuple[Problem, ...] = ()
+    requests: Mapping[str, int] = {}
+    seconds: float = 0.0
 
 
 class SegmentShare(Value, frozen=True, kw_only=True):

@@ -115,7 +115,9 @@ def test_a_catalog_whose_rows_do_not_say_where_documents_lie_is_rebuilt(path: Pa
             lambda cursor: cursor.execute(
                 "ALTER TABLE artifacts DROP COLUMN location; ALTER TABLE tombstones DROP COLUMN location;"
                 "ALTER TABLE tags DROP COLUMN location; ALTER TABLE segments DROP COLUMN content;"
-                "DROP TABLE spilled; DROP TABLE retired; DROP TABLE repaired; PRAGMA user_version=4"
+                "DROP TABLE spilled; DROP TABLE retired; DROP TABLE repaired;"
+                "DROP TABLE seen; DROP TABLE bad; DROP TABLE hidden_artifacts; DROP TABLE hidden_tags;"
+                "PRAGMA user_version=4"
             ).fetchall()
         )
         catalog.close()

@@ -122,6 +122,7 @@ ON CONFLICT(id) DO UPDATE SET applied = max(applied, excluded.applied), state = 
 _SPILLED: Final = """
 INSERT INTO spilled SELECT ?1 WHERE NOT EXISTS(SELECT 1 FROM retired WHERE first <= ?1 AND stop > ?1)
 ON CONFLICT DO NOTHING"""
+_SEEN: Final = "INSERT INTO seen VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET e_tag = excluded.e_tag"
 _NO_QUARANTINE: Final = """
 DELETE FROM quarantine
 WHERE EXISTS(SELECT 1 FROM retired WHERE first <= location >> 32 AND stop > location >> 32) RETURNING location"""
@@ -159,6 +160,8 @@ def apply_names(cursor: apsw.Cursor, facts: Facts) -> list[int]:
         cursor.executemany(_TAG, damage.without_repaired(cursor, facts.tags, 6))
     if facts.uploads:
         cursor.executemany(_UPLOAD, damage.without_repaired(cursor, facts.uploads, 5))
+    if facts.seen:
+        cursor.executemany(_SEEN, facts.seen)
     if facts.segments:
         cursor.executemany(_SEGMENT, [(id, *row) for id, row in facts.segments.items()])
     if facts.spilled:

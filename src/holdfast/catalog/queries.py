@@ -88,6 +88,10 @@ _KEYS: Final = {
     "spilled": "segment",
     "retired": "first",
     "uploads": "token",
+    "seen": "key",
+    "bad": "key",
+    "hidden_artifacts": "id",
+    "hidden_tags": "name",
 }
 
 LOWEST: Final = b""
@@ -213,7 +217,10 @@ class Reader:
 
     def look_at_ends(self) -> None:
         """Read the first and the last row of each table: finds a cut file and most kinds of rubbish, cheaply."""
+        there = {name for (name,) in self.all("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for table, key in _KEYS.items():
+            if table not in there:  # of an older schema
+                continue
             for order in ("", "DESC"):
                 self.all(f"SELECT * FROM {table} ORDER BY {key} {order} LIMIT 1")
 

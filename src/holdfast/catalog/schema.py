@@ -69,6 +69,19 @@ CREATE TABLE uploads(
 _NO_HOLDS: Final = "DROP TABLE IF EXISTS holds"
 """Nothing ever wrote one: partial blobs and uploads say themselves what they keep."""
 
+_OBJECTS: Final = """
+CREATE TABLE seen(key TEXT PRIMARY KEY NOT NULL, e_tag TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE bad(key TEXT PRIMARY KEY NOT NULL, hash BLOB NOT NULL, reason TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE hidden_artifacts(
+  id BLOB PRIMARY KEY NOT NULL, revision INTEGER NOT NULL, hash BLOB NOT NULL, size INTEGER NOT NULL,
+  format INTEGER NOT NULL, created_ms INTEGER NOT NULL, modified_ms INTEGER NOT NULL, chunks INTEGER NOT NULL,
+  doc BLOB NOT NULL, location INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE hidden_tags(
+  name TEXT PRIMARY KEY NOT NULL, hash BLOB NOT NULL, format INTEGER NOT NULL, revision INTEGER NOT NULL,
+  modified_ms INTEGER NOT NULL, deleted INTEGER NOT NULL, location INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+"""
+"""Hints of a store in a bucket: see `objects.py`."""
+
 Migration: TypeAlias = "str | Callable[[apsw.Connection], None]"
 
 
@@ -96,6 +109,7 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _migrate_places,
     damage.TABLE,
     _NO_HOLDS,
+    _OBJECTS,
 )
 """Number n (from 1) takes a catalog of schema n - 1 to schema n. Never edited once released, only added to."""
 

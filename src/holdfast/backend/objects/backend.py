@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 from holdfast import _native
-from holdfast.backend.objects.bucket import Bucket
+from holdfast.backend.objects.bucket import Bucket, Meta
 from holdfast.backend.objects.layout import (
     DAMAGED,
     DATA,
     GONE,
     OUTBOARD,
+    base32_name,
     blob_prefix,
     data_key,
     gone_key,
@@ -47,6 +48,8 @@ class Generations(NamedTuple):
     outboards: frozenset[int]
     gone: frozenset[int]
     modified_ms: int
+    name: str = ""
+    """How the hash is written in the keys, where not in hex."""
 
     @property
     def best(self) -> int | None:
@@ -67,6 +70,8 @@ class Waiting(NamedTuple):
     size_bytes: int
     start: int
     outboard_start: int
+    heals: bool = False
+    """What the bucket has is known to be damaged: it is replaced."""
 
 
 class ObjectBackend:
@@ -78,8 +83,11 @@ class ObjectBackend:
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-objects")
         self.remade_outboards = 0
         self._mutex = threading.Lock()
-        self._known: OrderedDict[bytes, int] = OrderedDict()
-        """Generations other than 0, as they were seen last."""
+        self._known: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
+        """Generation and name of blobs, as they were seen last, where they are not 0 and hex."""
+        self.has_base32 = False
+        """Whether some keys have hashes in base32; then a blob that is missed is looked for so as well."""
+        self._damage: dict[str, tuple[bytes, str]] = {}
 
     # -- reading
 
@@ -93,17 +101,19 @@ class ObjectBackend:
         """Give bytes of a blob as the bucket has them; `MissingChunk` when it has no generation of it."""
         if start == stop:
             return b""
-        return self._any_generation(hash_, lambda number: data_key(hash_, number), start, stop)
+        return self._any_generation(hash_, data_key, start, stop)
 
     def fetch_outboard(self, hash_: bytes, start: int, stop: int) -> bytes:
         """Give bytes of a blob's outboard; `MissingChunk` when there is none."""
-        return self._any_generation(hash_, lambda number: outboard_key(hash_, number), start, stop)
+        return self._any_generation(hash_, outboard_key, start, stop)
 
-    def _any_generation(self, hash_: bytes, key: Callable[[int], str], start: int, stop: int) -> bytes:
-        number = self.generation(hash_)
+    def _any_generation(
+        self, hash_: bytes, key: Callable[[bytes, int, str], str], start: int, stop: int
+    ) -> bytes:
+        place = self._place(hash_)
         for _ in range(2):
             try:
-                data = self.bucket.get_range(key(number), start, stop)
+                data = self.bucket.get_range(key(hash_, *place), start, stop)
             except FormatError as error:
                 raise CorruptBlob(
                     f"an object of blob {hash_.hex()} is shorter than the blob",
@@ -112,38 +122,56 @@ class ObjectBackend:
                 ) from error
             if data is not None:
                 return data
-            found = self.look(hash_).best
-            if found is None or found == number:
+            if self.look(hash_).best is None or self._place(hash_) == place:
                 break
-            number = found
-        raise MissingChunk(f"the bucket has no object {key(number)}", hash=Hash(hash_))
+            place = self._place(hash_)
+        raise MissingChunk(f"the bucket has no object {key(hash_, *place)}", hash=Hash(hash_))
 
     def generation(self, hash_: bytes) -> int:
         """Give the generation that a blob was last seen in."""
-        return self._known.get(hash_, 0)
+        return self._place(hash_)[0]
+
+    def _place(self, hash_: bytes) -> tuple[int, str]:
+        return self._known.get(hash_, (0, ""))
+
+    def data_key(self, hash_: bytes) -> str:
+        """Give the key from which a blob is read."""
+        return data_key(hash_, *self._place(hash_))
+
+    def outboard_key(self, hash_: bytes) -> str:
+        """Give the key from which the outboard of a blob is read."""
+        return outboard_key(hash_, *self._place(hash_))
 
     def look(self, hash_: bytes) -> Generations:
-        """List what there is of a blob: one request."""
-        data: dict[int, int] = {}
-        parts: dict[str, set[int]] = {OUTBOARD: set(), GONE: set()}
-        modified = 0
-        for meta in self.bucket.list(blob_prefix(hash_)):
-            key = parse_blob_key(meta.key)
-            if key is None:
-                continue
-            if key.part == DATA:
-                data[key.generation] = meta.size_bytes
-                modified = max(modified, meta.modified_ms)
-            else:
-                parts[key.part].add(key.generation)
-        found = Generations(data, frozenset(parts[OUTBOARD]), frozenset(parts[GONE]), modified)
-        self._remember(hash_, found.best or 0)
+        """List what there is of a blob: one request, or two where some hashes are written in base32."""
+        found = generations_of(self.bucket.list(blob_prefix(hash_)))
+        if self.has_base32 and not found.data:
+            name = base32_name(hash_)
+            other = generations_of(self.bucket.list(blob_prefix(hash_, name)))
+            if other.data:
+                found = other._replace(name=name)
+        self.remember(hash_, found)
         return found
 
-    def _remember(self, hash_: bytes, number: int) -> None:
+    def remember(self, hash_: bytes, found: Generations) -> None:
+        """Read a blob from where it was seen just now."""
+        self._remember(hash_, found.best or 0, found.name)
+
+    def note_damage(self, key: str, hash_: bytes, reason: str) -> None:
+        """Remember that an object was read twice, and was wrong both times."""
         with self._mutex:
-            if number:
-                self._known[hash_] = number
+            self._damage[key] = (hash_, reason)
+
+    def take_damage(self) -> dict[str, tuple[bytes, str]]:
+        """Give what was met since the last time: (hash, reason) by key."""
+        with self._mutex:
+            found, self._damage = self._damage, {}
+        return found
+
+    def _remember(self, hash_: bytes, number: int, name: str = "") -> None:
+        with self._mutex:
+            if number or name:
+                self._known[hash_] = (number, name)
                 if len(self._known) > MAX_KNOWN:
                     self._known.popitem(last=False)
             else:
@@ -154,6 +182,8 @@ class ObjectBackend:
     def put(self, blob: Waiting, spool: Spool) -> None:
         """Put a blob and its outboard, unless they are there; `settle` comes after its name."""
         number = self.generation(blob.hash)
+        if blob.heals and self._heal(blob, spool):
+            return
         if blob.size_bytes > SINGLE_PUT_BYTES:
             found = self.look(blob.hash)
             number = found.next if found.best is None else found.best
@@ -175,11 +205,45 @@ class ObjectBackend:
             self._put_outboard(blob, spool, number)
         self._remember(blob.hash, number)
 
+    def _heal(self, blob: Waiting, spool: Spool) -> bool:
+        """Replace what is damaged of a blob that was brought again; False when nothing is there any more."""
+        found = self.look(blob.hash)
+        if found.best is None:
+            return False
+        self.replace_damaged(blob, spool, found.best)
+        if blob.size_bytes > BLOCK_BYTES:
+            length = outboard_bytes(blob.size_bytes)
+            key = self.outboard_key(blob.hash)
+            self.keep_damaged(key)
+            self.bucket.upload(key, spool.iter(blob.outboard_start, length), length)
+        return True
+
     def replace_damaged(self, blob: Waiting, spool: Spool, number: int) -> None:
-        """Put right bytes in the place of wrong ones, which are kept under `damaged/`."""
-        key = data_key(blob.hash, number)
-        self.bucket.copy(key, f"{DAMAGED}{key}")
-        self.bucket.upload(key, verified(blob, spool), blob.size_bytes)
+        """Put right bytes in the place of wrong ones, which are kept under `damaged/`.
+
+        Where it is one request, on the condition that the wrong ones are still there. Else whoever is quicker puts
+        the same bytes: the key is their hash, and they were verified before the last of them goes up.
+        """
+        key = data_key(blob.hash, number, self._place(blob.hash)[1])
+        meta = self.keep_damaged(key)
+        if blob.size_bytes > SINGLE_PUT_BYTES or meta is None or meta.e_tag is None:
+            self.bucket.upload(key, verified(blob, spool), blob.size_bytes)
+        else:
+            data = b"".join(verified(blob, spool))
+            self.bucket.replace(key, data, meta.e_tag)  # None: somebody else has put it right
+
+    def keep_damaged(self, key: str) -> Meta | None:
+        """Copy a damaged object aside; gives what it was, None where there is none."""
+        meta = self.bucket.head(key)
+        if meta is not None:
+            self.bucket.copy(key, f"{DAMAGED}{key}")
+        return meta
+
+    def put_outboard(self, hash_: bytes, spool: Spool) -> None:
+        """Put a computed outboard where the blob's belongs; a damaged one is kept under `damaged/`."""
+        key = self.outboard_key(hash_)
+        self.keep_damaged(key)
+        self.bucket.upload(key, spool.iter(0, spool.size_bytes), spool.size_bytes)
 
     def _put_outboard(self, blob: Waiting, spool: Spool, number: int) -> None:
         length = outboard_bytes(blob.size_bytes)
@@ -216,10 +280,10 @@ class ObjectBackend:
     def _copy(self, hash_: bytes, source: int, found: Generations) -> bool:
         """Give a blob its next generation from another; False when that has gone meanwhile."""
         number = found.next
-        if self.bucket.copy(data_key(hash_, source), data_key(hash_, number)) is None:
+        if self.bucket.copy(data_key(hash_, source, found.name), data_key(hash_, number)) is None:
             return False
         if found.data[source] > BLOCK_BYTES and source in found.outboards:
-            self.bucket.copy(outboard_key(hash_, source), outboard_key(hash_, number))
+            self.bucket.copy(outboard_key(hash_, source, found.name), outboard_key(hash_, number))
         self._remember(hash_, number)
         return True
 
@@ -243,17 +307,30 @@ class ObjectBackend:
         self.remade_outboards += 1
         if not self.read_only:
             with suppress(HoldfastError):  # it serves this reader all the same
-                self.bucket.upload(
-                    outboard_key(hash_, self.generation(hash_)),
-                    spool.iter(0, spool.size_bytes),
-                    spool.size_bytes,
-                )
+                self.put_outboard(hash_, spool)
         return spool
 
     def close(self) -> None:
         """Let go of the bucket; what is under way ends first."""
         self.pool.shutdown()
         self.bucket.close()
+
+
+def generations_of(metas: Iterable[Meta]) -> Generations:
+    """Say what the objects of one blob make up."""
+    data: dict[int, int] = {}
+    parts: dict[str, set[int]] = {OUTBOARD: set(), GONE: set()}
+    modified = 0
+    for meta in metas:
+        key = parse_blob_key(meta.key)
+        if key is None:
+            continue
+        if key.part == DATA:
+            data[key.generation] = meta.size_bytes
+            modified = max(modified, meta.modified_ms)
+        else:
+            parts[key.part].add(key.generation)
+    return Generations(data, frozenset(parts[OUTBOARD]), frozenset(parts[GONE]), modified)
 
 
 def verified(blob: Waiting, spool: Spool) -> Iterator[BytesLike]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from base64 import b32decode
+from base64 import b32decode, b32encode
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from holdfast import _native
-from holdfast.errors import FormatError
+from holdfast.errors import CorruptObject, FormatError
 from holdfast.types import id_text
 
 IDENTITY_KEY: Final = "store.json"
@@ -40,14 +40,14 @@ class BlobKey(NamedTuple):
     name: str
 
 
-def data_key(hash_: bytes, generation: int = 0) -> str:
-    """Give the key of a blob's bytes."""
-    return f"{BLOBS}{hash_.hex()}/{_numbered(DATA, generation)}"
+def data_key(hash_: bytes, generation: int = 0, name: str = "") -> str:
+    """Give the key of a blob's bytes. `name`: how the hash is written, where not in hex."""
+    return f"{BLOBS}{name or hash_.hex()}/{_numbered(DATA, generation)}"
 
 
-def outboard_key(hash_: bytes, generation: int = 0) -> str:
+def outboard_key(hash_: bytes, generation: int = 0, name: str = "") -> str:
     """Give the key of a blob's outboard: pairs of 64 bytes, in pre-order, nothing else."""
-    return f"{BLOBS}{hash_.hex()}/{_numbered(OUTBOARD, generation)}"
+    return f"{BLOBS}{name or hash_.hex()}/{_numbered(OUTBOARD, generation)}"
 
 
 def gone_key(hash_: bytes, generation: int) -> str:
@@ -55,9 +55,14 @@ def gone_key(hash_: bytes, generation: int) -> str:
     return f"{BLOBS}{hash_.hex()}/{GONE}.{generation}"
 
 
-def blob_prefix(hash_: bytes) -> str:
+def blob_prefix(hash_: bytes, name: str = "") -> str:
     """Give what all keys of a blob begin with."""
-    return f"{BLOBS}{hash_.hex()}/"
+    return f"{BLOBS}{name or hash_.hex()}/"
+
+
+def base32_name(hash_: bytes) -> str:
+    """Write a hash as older buckets do: 52 letters and digits."""
+    return b32encode(hash_).decode().lower().rstrip("=")
 
 
 def commit_key(id_: bytes) -> str:
@@ -99,36 +104,38 @@ def _numbered(part: str, generation: int) -> str:
 
 
 class Identity(NamedTuple):
-    """What a store in a bucket says of itself."""
+    """What a store in a bucket says of itself. `is_writable`: no newer version alone may write there."""
 
     id: bytes
     created_ms: int
+    is_writable: bool = True
 
 
 def encode_identity(identity: Identity) -> bytes:
-    """Give the bytes of `store.json`."""
-    return msgspec.json.encode(
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "id": identity.id.hex(),
-            "features": [],
-            "created_ms": identity.created_ms,
-        }
-    )
+    """Give the bytes of `store.json`, with a checksum of the same JSON in which that is 0."""
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "id": identity.id.hex(),
+        "created_ms": identity.created_ms,
+        "features": [],
+        "write_features": [],
+        "crc32c": 0,
+    }
+    return msgspec.json.encode({**document, "crc32c": _checksum(document)})
 
 
 def parse_identity(data: bytes, location: str) -> Identity:
-    """Read `store.json`; `FormatError` for a newer one, one with features that we do not know, or another's."""
+    """Read `store.json`; `CorruptObject` for a damaged one, `FormatError` for another's, or a newer version's."""
     try:
         found: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
     except msgspec.MsgspecError as error:
-        raise FormatError(
-            f"{IDENTITY_KEY} in {location} cannot be read: {error}", location=location
-        ) from error
-    if found.get("format") != FORMAT:
+        raise _damaged(location, str(error)) from error
+    if not str(found.get("format")).startswith(FORMAT):
         raise FormatError(f"{location} holds something else than a Holdfast store", location=location)
-    if found.get("version") != VERSION or found.get("features"):
+    if _checksum(found) != found.get("crc32c"):
+        raise _damaged(location, "its checksum does not match")
+    if found["format"] != FORMAT or found.get("version") != VERSION or found.get("features"):
         raise FormatError(
             f"the store in {location} was made by a newer Holdfast (version {found.get('version')}, features"
             f" {found.get('features')}): use that one",
@@ -137,7 +144,18 @@ def parse_identity(data: bytes, location: str) -> Identity:
     try:
         id_ = bytes.fromhex(found["id"])
         if len(id_) != 16:
-            raise ValueError
-        return Identity(id_, int(found["created_ms"]))
+            raise ValueError("an id has 16 bytes")
+        return Identity(id_, int(found["created_ms"]), not found.get("write_features"))
     except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{IDENTITY_KEY} in {location} is damaged", location=location) from error
+        raise _damaged(location, str(error)) from error
+
+
+def _checksum(document: dict[str, Any]) -> int:
+    return _native.crc32c(msgspec.json.encode({**document, "crc32c": 0}))
+
+
+def _damaged(location: str, why: str) -> CorruptObject:
+    return CorruptObject(
+        f"{IDENTITY_KEY} in {location} is damaged ({why}): put a copy of it back; no other object says the same",
+        location=location,
+    )

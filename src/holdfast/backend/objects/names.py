@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from holdfast.backend.objects.bucket import Bucket
-from holdfast.errors import FormatError, IntegrityError
+from holdfast import _native
+from holdfast.backend.objects.bucket import Bucket, Meta
+from holdfast.errors import CorruptObject
 from holdfast.facts import ArtifactRow, Facts
 from holdfast.wire.bundle import MAX_BUNDLE_BYTES, Document, parse_bundle
 from holdfast.wire.document import parse_artifact, parse_tag, parse_tombstone
@@ -14,25 +15,37 @@ from holdfast.wire.record import Kind
 
 
 class Named(NamedTuple):
-    """An object of documents as it was read."""
+    """An object of documents as it was read. `skipped`: documents of a newer version that need not be understood."""
 
+    key: str
     documents: Sequence[Document]
     e_tag: str
+    skipped: int = 0
 
 
 def read_named(bucket: Bucket, key: str) -> Named | None:
-    """Read an object of documents; None when there is none. One that cannot be read is asked for once more."""
-    for attempt in range(2):
-        found = bucket.get(key, max_bytes=MAX_BUNDLE_BYTES)
-        if found is None:
-            return None
-        data, meta = found
-        try:
-            return Named(parse_bundle(data), meta.e_tag or "")
-        except FormatError as error:
-            if attempt:
-                raise IntegrityError(f"{key}: {error}", key=key) from error
-    raise AssertionError
+    """Read an object of documents; None when there is none.
+
+    One that is damaged is asked for once more, then it is `CorruptObject`; a newer version's is `FormatError`.
+    """
+    found = bucket.get(key, max_bytes=MAX_BUNDLE_BYTES)
+    try:
+        return _parse(key, found)
+    except CorruptObject:
+        return _parse(key, bucket.get(key, max_bytes=MAX_BUNDLE_BYTES))
+
+
+def _parse(key: str, found: tuple[bytes, Meta] | None) -> Named | None:
+    if found is None:
+        return None
+    data, meta = found
+    documents, skipped = parse_bundle(data, key)
+    return Named(key, documents, meta.e_tag or "", skipped)
+
+
+def place_of(key: str) -> int:
+    """Give the number that stands in a row for the object that it was read from: 62 bits of the key's hash."""
+    return int.from_bytes(_native.blake3(key.encode())[:8], "little") >> 2
 
 
 def newest(named: Named | None) -> int:
@@ -48,14 +61,15 @@ def revision_of(document: Document) -> int:
     return parse_tombstone(payload).revision if kind == Kind.TOMBSTONE else parse_artifact(payload).revision
 
 
-def facts_of(documents: Iterable[Document], facts: Facts) -> None:
-    """Add what documents say. They have no place in a log: every location is 0."""
+def facts_of(documents: Iterable[Document], facts: Facts, key: str) -> None:
+    """Add what the documents of an object say; the location of a row is the object's number."""
+    location = place_of(key)
     for kind, payload in documents:
         if kind == Kind.ARTIFACT:
-            facts.artifacts.append(ArtifactRow._make((*parse_artifact(payload), 0)))
+            facts.artifacts.append(ArtifactRow._make((*parse_artifact(payload), location)))
         elif kind == Kind.TOMBSTONE:
-            facts.tombstones.append((*parse_tombstone(payload), 0))
+            facts.tombstones.append((*parse_tombstone(payload), location))
         elif kind == Kind.TAG:
             tag = parse_tag(payload)
-            row = (tag.name, tag.hash, tag.format, tag.revision, tag.modified_ms, int(tag.deleted), 0)
+            row = (tag.name, tag.hash, tag.format, tag.revision, tag.modified_ms, int(tag.deleted), location)
             facts.tags.append(row)

@@ -1,0 +1,156 @@
+"""What a bucket holds, as it is listed: blobs by their keys alone, names by reading what is new.
+
+Names are listed before blobs: a blob is put before it is named, so whatever a name that was seen needs is there to be
+listed. Memory is bounded: pages are streamed, and what is on its way is limited in number and bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from itertools import groupby
+from typing import Final, NamedTuple, TypeVar
+
+from holdfast.backend.objects.backend import Generations, ObjectBackend, generations_of
+from holdfast.backend.objects.bucket import Meta
+from holdfast.backend.objects.layout import ARTIFACTS, BLOBS, COMMITS, TAGS, parse_blob_key
+from holdfast.backend.objects.names import Named, facts_of, read_named
+from holdfast.catalog.objects import Bad
+from holdfast.digests import DigestSet
+from holdfast.errors import CorruptObject
+from holdfast.facts import Facts
+from holdfast.object_group import stored_bytes
+from holdfast.types import BLOCK_BYTES, Problem
+
+BATCH_ROWS: Final = 10_000
+FLYING: Final = 64
+FLYING_BYTES: Final = 128 << 20
+"""How many objects, and bytes of them, are on their way at once."""
+MAX_PROBLEMS: Final = 10_000
+NAMES: Final = (ARTIFACTS, COMMITS, TAGS)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Tally:
+    """What a look through a bucket found, beside the facts."""
+
+    def __init__(self) -> None:
+        self.foreign = 0
+        """Objects among ours that are not of our making."""
+        self.without_outboard = 0
+        self.problems: list[Problem] = []
+        self.bad: list[Bad] = []
+        self.base32 = 0
+        self.collected = DigestSet()
+        """Blobs that have markers and no data."""
+        self.names = 0
+        """Objects of names that were read."""
+
+
+class Listed(NamedTuple):
+    """One blob as it is listed. `last_key`: what a listing that goes on behind it begins after."""
+
+    hash: bytes
+    found: Generations
+    last_key: str
+
+    @property
+    def size_bytes(self) -> int:
+        best = self.found.best
+        return 0 if best is None else self.found.data[best]
+
+    @property
+    def lacks_outboard(self) -> bool:
+        return self.size_bytes > BLOCK_BYTES and self.found.best not in self.found.outboards
+
+    def row(self) -> tuple[bytes, int, int, int, int, int]:
+        """Give the row of the catalog."""
+        return (self.hash, self.size_bytes, self.found.modified_ms, 0, stored_bytes(self.size_bytes), 1)
+
+
+def iter_blobs(backend: ObjectBackend, tally: Tally, after: str = "") -> Iterator[Listed]:
+    """Give the blobs of which there is data, in the order of their keys."""
+    keyed = ((parse_blob_key(meta.key), meta) for meta in backend.bucket.list(BLOBS, after=after))
+    for name, group in groupby(keyed, lambda one: one[0].name if one[0] is not None else None):
+        pairs = list(group) if name is not None else None
+        if pairs is None:
+            tally.foreign += sum(1 for _ in group)
+            continue
+        first = pairs[0][0]
+        assert first is not None
+        assert name is not None
+        found = generations_of(meta for _, meta in pairs)
+        if name != first.hash.hex():
+            tally.base32 += 1
+            backend.has_base32 = True
+            found = found._replace(name=name)
+        if not found.data:
+            if found.gone:
+                tally.collected.add((first.hash,))
+            continue
+        listed = Listed(first.hash, found, pairs[-1][1].key)
+        tally.without_outboard += listed.lacks_outboard
+        backend.remember(listed.hash, found)
+        yield listed
+
+
+def blob_facts(backend: ObjectBackend, tally: Tally) -> Iterator[Facts]:
+    """Give the rows of all blobs, in batches."""
+    facts = Facts()
+    for listed in iter_blobs(backend, tally):
+        facts.blobs.append(listed.row())
+        if len(facts.blobs) >= BATCH_ROWS:
+            yield facts
+            facts = Facts()
+    yield facts
+
+
+def name_facts(backend: ObjectBackend, metas: Iterable[Meta], tally: Tally) -> Iterator[Facts]:
+    """Read objects of names, and give what they say, in batches. One that is damaged is noted, and passed over."""
+
+    def read(meta: Meta) -> Named | CorruptObject | None:
+        try:
+            return read_named(backend.bucket, meta.key)
+        except CorruptObject as error:
+            return error
+
+    facts = Facts()
+    for meta, named in in_flight(backend, metas, read, lambda meta: meta.size_bytes):
+        if isinstance(named, CorruptObject):
+            tally.problems.append(Problem(kind=named.kind, message=named.message, path=meta.key))
+            tally.bad.append(Bad(meta.key, b"", named.message))
+        elif named is not None:
+            tally.names += 1
+            facts_of(named.documents, facts, meta.key)
+            facts.seen.append((meta.key, named.e_tag))
+        if len(facts.artifacts) + len(facts.tags) >= BATCH_ROWS:
+            yield facts
+            facts = Facts()
+    yield facts
+
+
+def in_flight(
+    backend: ObjectBackend, items: Iterable[T], work: Callable[[T], R], weight: Callable[[T], int]
+) -> Iterator[tuple[T, R]]:
+    """Do work for each, many at once, and give the results in order; bounded in number and in bytes."""
+    flying: deque[tuple[T, int, Future[R]]] = deque()
+    held = 0
+    try:
+        for item in items:
+            size = weight(item)
+            while flying and (len(flying) >= FLYING or held + size > FLYING_BYTES):
+                done, freed, future = flying.popleft()
+                held -= freed
+                yield done, future.result()
+            flying.append((item, size, backend.pool.submit(work, item)))
+            held += size
+        while flying:
+            done, _, future = flying.popleft()
+            yield done, future.result()
+    finally:
+        for _, _, future in flying:
+            if not future.cancel():
+                future.exception()
