@@ -25,6 +25,7 @@ from holdfast.errors import (
     HoldfastError,
     InvalidConfig,
     NeedsReopen,
+    PermissionDenied,
     StoreNotFound,
     Unavailable,
 )
@@ -350,16 +351,20 @@ class DirectoryBucket:
             pass
 
     def _make_root(self, path: str) -> None:
-        """Make the root and what is missing above it, durably."""
-        if self._disk.stat(path) is not None:
-            return
+        """Make the root and what is missing above it. What is there may be so without being durable."""
         parent = os.path.dirname(path)
+        if parent == path:
+            return
         self._make_root(parent)
+        if self._disk.stat(path) is None:
+            try:
+                self._disk.mkdir(path)
+            except FileExistsError:
+                pass
         try:
-            self._disk.mkdir(path)
-        except FileExistsError:
-            pass
-        self._disk.fsync_dir(parent)
+            self._disk.fsync_dir(parent)
+        except PermissionDenied:
+            pass  # others made it, and nobody may look into it
 
     def _clear(self, directory: str) -> None:
         """Make removals durable; directories below the first level go when they are empty."""
