@@ -174,11 +174,12 @@ def _local_path(text: str) -> str:
 
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost"):
-            raise InvalidInput(f"{text} names another host; only local paths are opened")
+            # what stands before the path may hold a secret, and is not repeated
+            raise InvalidInput(f"file://…{parts.path} names another host; only local paths are opened")
         return unquote(parts.path)
     raise InvalidInput(
-        f"{text}: unknown kind of location; a path, file://, dir://, s3://, gs://, az:// and memory:// can be opened",
-        location=text,
+        f"{scheme}://…: unknown kind of location; a path, file://, dir://, s3://, gs://, az:// and memory:// can be"
+        " opened"
     )
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+import holdfast
 from holdfast.backend.objects.credentials import AccountKey, Keys, Process, SasToken
 from holdfast.backend.objects.place import BucketPlace
 from holdfast.config import BlobStore, Config, Limits, load
 from holdfast.config.places import catalog_of, place_of
-from holdfast.errors import InvalidConfig
+from holdfast.errors import InvalidConfig, InvalidInput
 from holdfast.secret import Secret
 
 SECRET = "hunter2"
@@ -534,3 +535,12 @@ def test_gcs_is_asked_with_what_was_decided(
     ask(found)
     assert not others.asked
     assert [path for path, _ in ours.asked] == ["/photos/x"]
+
+
+@pytest.mark.parametrize(
+    "location", ["https://key:hunter2@host/p", "file://key:hunter2@host/x", "sftp://k:hunter2@h"]
+)
+def test_a_location_that_is_not_ours_is_refused_without_what_may_be_a_secret(location: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        holdfast.open(location)
+    assert "hunter2" not in repr(caught.value) + str(caught.value.evidence)
