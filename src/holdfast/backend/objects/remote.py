@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from holdfast.backend.objects.answers import Failure, explain, no_object_store
+from holdfast.backend.objects.answers import Failure, explain, no_object_store, parse_answer
 from holdfast.backend.objects.bucket import Kind, Meta, Requests, exactly
 from holdfast.backend.objects.tries import Tries
-from holdfast.errors import FormatError, NeedsReopen
+from holdfast.errors import FormatError, InvalidConfig, NeedsReopen
 from holdfast.types import BytesLike
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class RemoteBucket:
         self._parts = make(timeout_seconds * BULK_PATIENCE, retry_seconds, True)
         self._failures = (BaseError, FileNotFoundError, _Odd)
         self._taken = (AlreadyExistsError, PreconditionError)
+        self._refused = (FileNotFoundError, *self._taken)
         self._needs_version = isinstance(store, GCSStore)
         self._tells_e_tags = not isinstance(store, MemoryStore)
         self._closed = threading.Event()
@@ -179,6 +180,7 @@ class RemoteBucket:
     def list(self, prefix: str, *, after: str = "") -> Iterator[Meta]:
         tries, begun = self._tries(), after
         while True:
+            floor = after
             try:
                 pages = self._obstore.list(
                     self._store, prefix.rstrip("/") or None, offset=after or None, chunk_size=PAGE_KEYS
@@ -188,8 +190,12 @@ class RemoteBucket:
                     page = next(pages, None)
                     for found in page or ():
                         key = found["path"]
-                        if key > after and key.startswith(prefix):
-                            after = key
+                        if key > floor and key.startswith(prefix):
+                            if (
+                                f"{key}/" < after
+                            ):  # a slash at the end, which obstore takes off, counts in the order
+                                raise _Odd(self._unordered())
+                            after = max(after, key)
                             yield self._meta(found)
                     if page is None or len(page) < PAGE_KEYS:
                         if after == begun and self._tells_e_tags:
@@ -230,9 +236,9 @@ class RemoteBucket:
                 return self._put_meta(key, len(data), result.get("e_tag"))
             except self._failures as error:
                 failure = self._explain(error, "write")
-                if isinstance(error, self._taken) and failure.answer.status != 409:
-                    return None if clear else self._made(key, data)
-                if e_tag is not None and _is_missing(error, failure):
+                taken = isinstance(error, self._taken) and _is_taken(failure)
+                gone = e_tag is not None and isinstance(error, self._refused) and _is_missing(failure)
+                if taken or gone:
                     return None if clear else self._made(key, data)
                 tries.again(failure)
             clear = False
@@ -368,7 +374,7 @@ class RemoteBucket:
                 return action()
             except self._failures as error:
                 failure = self._explain(error, doing)
-                if absent and _is_missing(error, failure):
+                if absent and isinstance(error, FileNotFoundError) and _is_missing(failure):
                     raise FileNotFoundError from None
                 tries.again(failure)
 
@@ -393,6 +399,14 @@ class RemoteBucket:
     def _put_meta(self, key: str, size_bytes: int, e_tag: str | None) -> Meta:
         return Meta(key, size_bytes, e_tag, int(time.time() * 1000))
 
+    def _unordered(self) -> Failure:
+        error = InvalidConfig(
+            f"{self.location}: this service does not list in order of keys, which a store relies on; use another kind "
+            "of bucket (a directory bucket of S3 is one that does not)",
+            location=self.location,
+        )
+        return Failure(error, False, parse_answer(error))
+
     def _too_short(self, key: str, size_bytes: int, stop: int) -> FormatError:
         return FormatError(
             f"{self.location}: {key} has {size_bytes} bytes, and {stop} were expected",
@@ -401,11 +415,17 @@ class RemoteBucket:
         )
 
 
-def _is_missing(error: BaseException, failure: Failure) -> bool:
-    """Whether there is no such object, and the answer is that of an object store."""
-    absent = ("", "NoSuchKey", "BlobNotFound", "NoSuchVersion")
+def _is_taken(failure: Failure) -> bool:
+    """Whether a condition was not met. A 409 says on S3 that somebody is at it just now, on Azure that it is taken."""
+    return failure.answer.status in (0, 412) or failure.answer.code == "BlobAlreadyExists"
+
+
+def _is_missing(failure: Failure) -> bool:
+    """Whether there is no such object, in the words of an object store. obstore's memory has no status."""
+    answer = failure.answer
+    said = answer.code in ("", "NoSuchKey", "BlobNotFound", "NoSuchVersion")
     return (
-        isinstance(error, FileNotFoundError) and failure.answer.code in absent and not failure.answer.foreign
+        said and answer.status in (0, 404) and not (answer.foreign or answer.transport or answer.credentials)
     )
 
 
