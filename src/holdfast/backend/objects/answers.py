@@ -77,9 +77,13 @@ def parse_answer(error: BaseException) -> Answer:
     if transport == "connect" and re.search(r"InvalidContentType|[Cc]ertificate|UnknownIssuer", text):
         transport = "tls"
     bare = "BareRedirect" in text or "redirect without LOCATION" in text
+    word = code[1] if code else ""
+    number = int(status[1]) if status else 301 if bare else 0
+    if word.isdigit():  # of one object of a batch, on Azure
+        word, number = "", int(word)
     return Answer(
-        status=int(status[1]) if status else 301 if bare else 0,
-        code=code[1] if code else "",
+        status=number,
+        code=word,
         transport=transport,
         foreign=bool(_FOREIGN.search(text))
         or (

@@ -258,7 +258,7 @@ class RemoteBucket:
             return {"e_tag": e_tag}
         self.requests.count("head")
         found = self._read(None, lambda: self._obstore.head(self._store, key))
-        if found is None or found["e_tag"] != e_tag:
+        if found is None or _quoted(found["e_tag"]) != e_tag:
             return None
         return {"e_tag": e_tag, "version": str(found["version"])}
 
@@ -374,7 +374,11 @@ class RemoteBucket:
                 return action()
             except self._failures as error:
                 failure = self._explain(error, doing)
-                if absent and isinstance(error, FileNotFoundError) and _is_missing(failure):
+                if (
+                    absent
+                    and _is_missing(failure)
+                    and (failure.answer.status or isinstance(error, FileNotFoundError))
+                ):
                     raise FileNotFoundError from None
                 tries.again(failure)
 
@@ -391,13 +395,17 @@ class RemoteBucket:
         return error.failure if isinstance(error, _Odd) else explain(error, doing, self.location)
 
     def _meta(self, found: Any) -> Meta:
-        e_tag = found["e_tag"]
-        if e_tag is None and self._tells_e_tags:
+        if found["e_tag"] is None and self._tells_e_tags:
             raise _Odd(no_object_store(self.location))
-        return Meta(found["path"], found["size"], e_tag, int(found["last_modified"].timestamp() * 1000))
+        return Meta(
+            found["path"],
+            found["size"],
+            _quoted(found["e_tag"]),
+            int(found["last_modified"].timestamp() * 1000),
+        )
 
     def _put_meta(self, key: str, size_bytes: int, e_tag: str | None) -> Meta:
-        return Meta(key, size_bytes, e_tag, int(time.time() * 1000))
+        return Meta(key, size_bytes, _quoted(e_tag), int(time.time() * 1000))
 
     def _unordered(self) -> Failure:
         error = InvalidConfig(
@@ -413,6 +421,11 @@ class RemoteBucket:
             key=key,
             size_bytes=size_bytes,
         )
+
+
+def _quoted(e_tag: str | None) -> str | None:
+    """Give an ETag as HTTP has it: listings of Azure leave the quotes out."""
+    return e_tag if e_tag is None or e_tag.endswith('"') else f'"{e_tag}"'
 
 
 def _is_taken(failure: Failure) -> bool:
