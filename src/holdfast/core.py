@@ -388,6 +388,10 @@ class Core(ABC):
             raise self.missing_blob(digest)
         return row
 
+    def find_row(self, digest: bytes) -> BlobRow | None:
+        """Give the complete blob of a hash, wherever the backend knows it from; None where it is not here."""
+        return self.catalog.find_blob(digest)
+
     def resolve(self, ref: Ref, *, claim: bool = False) -> BlobRow:
         """Give the blob that a reference names: a hash, an artifact or its id. `claim`: as that method does."""
         find = self.claim if claim else self.blob

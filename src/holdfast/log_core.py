@@ -17,13 +17,13 @@ from typing import Final
 
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.commit import Group
-from holdfast.backend.log.partial_reader import PartialReader
+from holdfast.backend.log.partial_reader import PartialReader, no_blob, not_whole, nothing_here
 from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.log.payloads import Place, StaleIndex
 from holdfast.backend.log.reader import BlobReader, LargeReader
 from holdfast.catalog import ArtifactBlob, ArtifactEntry, BlobRow, Catalog, Reusable
 from holdfast.core import MENDABLE, Core, Options
-from holdfast.errors import BlobNotFound, HoldfastError, MissingChunk, RangeNotAvailable
+from holdfast.errors import BlobNotFound, HoldfastError, MissingChunk
 from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.ingest import Ingest
 from holdfast.recovery import CatalogKeeper, WouldForget
@@ -197,17 +197,8 @@ class LogCore(Core):
 
     def missing_blob(self, digest: bytes) -> BlobNotFound:
         """Give the error for a blob that is not complete; of a partial one it says what is here."""
-        hex_ = digest.hex()
         state = self.backend.partials.find(digest)
-        if state is None:
-            return BlobNotFound(f"there is no blob {hex_}", hash=Hash(digest))
-        return BlobNotFound(
-            f"blob {hex_} is partial, and all of it is needed: of its {state.size_bytes} bytes these leaves (of 1,024"
-            f" bytes) are here: {str(state.ranges) or 'none':.100}; `blobs.missing_ranges` says what to ask for",
-            hash=Hash(digest),
-            here=state.ranges,
-            size_bytes=state.size_bytes,
-        )
+        return no_blob(digest) if state is None else not_whole(digest, state)
 
     def dangling(self, entry: ArtifactEntry, error: BlobNotFound) -> HoldfastError:
         missing = MissingChunk(
@@ -253,12 +244,7 @@ class LogCore(Core):
         if (
             not state.size_bytes
         ):  # no blob of no bytes is ever partial: it was begun, and nothing of it has come
-            raise RangeNotAvailable(
-                f"of the partial blob {digest.hex()} nothing is here yet, not even its size",
-                hash=Hash(digest),
-                here=state.ranges,
-                size_bytes=0,
-            )
+            raise nothing_here(digest)
         return PartialReader(backend.partials, backend.payloads, digest, state, whole)
 
 

@@ -12,10 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final, TypeVar
 
+from holdfast.backend.log.partial_reader import no_blob, not_whole, nothing_here
+from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.objects.backend import ObjectBackend
+from holdfast.backend.objects.part_reader import PartsReader
 from holdfast.backend.objects.reader import LargeObjectReader, SmallObjectReader
 from holdfast.catalog import ArtifactBlob, ArtifactEntry, BlobRow, Catalog
-from holdfast.core import Core, Options, Partial
+from holdfast.core import Core, Options
 from holdfast.digests import DigestSet
 from holdfast.errors import BlobNotFound, HoldfastError, MissingChunk, PermissionDenied
 from holdfast.facts import KIND_BLOB, Facts
@@ -51,6 +54,8 @@ class ObjectCore(Core):
         self.backend = backend
         self.keeper = keeper
         self.directory = directory
+        self.importing: list[bytes] = []
+        """Hashes of blobs of which this process is taking in streams."""
         self._durability = durability
         self._changes = threading.RLock()
         self._here = threading.local()
@@ -156,12 +161,13 @@ class ObjectCore(Core):
     def blob(self, hash: Hash | bytes) -> BlobRow:
         """Give the complete blob of a hash; one that the catalog does not know is looked for in the bucket."""
         digest = hash.digest if isinstance(hash, Hash) else hash
-        row = self.catalog.find_blob(digest)
-        if row is None:
-            row = self._find_in_bucket(digest)
+        row = self.find_row(digest)
         if row is None:
             raise self.missing_blob(digest)
         return row
+
+    def find_row(self, digest: bytes) -> BlobRow | None:
+        return self.catalog.find_blob(digest) or self._find_in_bucket(digest)
 
     def _find_in_bucket(self, digest: bytes) -> BlobRow | None:
         found = self.backend.look(digest)
@@ -194,8 +200,16 @@ class ObjectCore(Core):
         """Open a blob that the catalog has."""
         return self.backend.reader(row.hash, row.size)
 
-    def reader(self, ref: Ref) -> SmallObjectReader | LargeObjectReader:
-        return self.open_row(self.resolve(ref))
+    def reader(self, ref: Ref) -> SmallObjectReader | LargeObjectReader | PartsReader:
+        """Open the blob that a reference names; by its hash, also one that is partial."""
+        try:
+            return self.open_row(self.resolve(ref))
+        except BlobNotFound:
+            if not isinstance(ref, Hash):
+                raise
+            partial = self.partial_reader(ref.digest)
+        # It may have been completed between two looks.
+        return partial or self.open_row(self.resolve(ref))
 
     def tree_reader(self, row: BlobRow) -> LargeObjectReader:
         assert row.size > BLOCK_BYTES, "a blob of one block has no tree"
@@ -211,7 +225,8 @@ class ObjectCore(Core):
         raise AssertionError("no blob of a bucket has a place in a log")
 
     def missing_blob(self, digest: bytes) -> BlobNotFound:
-        return BlobNotFound(f"there is no blob {digest.hex()}", hash=Hash(digest))
+        state = self.partial(digest)
+        return no_blob(digest) if state is None else not_whole(digest, state)
 
     def dangling(self, entry: ArtifactEntry, error: BlobNotFound) -> HoldfastError:
         return MissingChunk(
@@ -243,14 +258,24 @@ class ObjectCore(Core):
     def let_go(self, digest: bytes) -> None:
         """Naming ends nothing here: a lease costs nobody anything."""
 
-    def partial(self, digest: bytes) -> Partial | None:
-        return None
+    def partial(self, digest: bytes) -> PartialState | None:
+        here = self.backend.parts.find(digest)
+        return None if here is None else here.state
 
     def partial_hashes(self) -> Iterable[bytes]:
-        return ()
+        return (digest for digest, _ in self.backend.parts.iter_all())
 
-    def partial_reader(self, digest: bytes) -> None:
-        return None
+    def partial_reader(self, digest: bytes) -> PartsReader | None:
+        def whole() -> SmallObjectReader | LargeObjectReader | None:
+            row = self.find_row(digest)
+            return None if row is None else self.open_row(row)
+
+        here = self.backend.parts.find(digest)
+        if here is None:
+            return None
+        if not here.state.size_bytes:
+            raise nothing_here(digest)
+        return PartsReader(self.backend.parts, here, whole)
 
     def mend(self, error: HoldfastError) -> None:
         self.keeper.replace(str(error))

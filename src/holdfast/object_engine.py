@@ -80,10 +80,14 @@ class ObjectEngine:
         source: IO[bytes] | Iterable[BytesLike],
         watch: Callable[[int, int | None], None],
     ) -> None:
-        _later("taking in streams")
+        from holdfast.object_partials import ObjectImport
+
+        ObjectImport(self.core, digest, ranges).run(source, watch)
 
     def retire_partials(self, digests: Collection[bytes]) -> None:
-        """There are none yet."""
+        from holdfast.object_partials import retire_partials
+
+        retire_partials(self.core, set(digests))
 
     # -- uploads
 

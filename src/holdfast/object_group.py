@@ -15,7 +15,7 @@ from holdfast import _native
 from holdfast.backend.objects.backend import ObjectBackend, Waiting
 from holdfast.backend.objects.layout import artifact_key, commit_key, tag_key
 from holdfast.backend.objects.names import Named, facts_of, newest, read_named
-from holdfast.backend.objects.spool import Spool
+from holdfast.backend.objects.spool import Spool, Stock
 from holdfast.bao import OutboardBuilder, outboard_bytes
 from holdfast.catalog import Catalog
 from holdfast.errors import Conflict, PermissionDenied, TooLarge
@@ -64,6 +64,9 @@ class ObjectGroup:
         self.spool = Spool()
         self.blobs: dict[bytes, Waiting] = {}
         """Blobs whose bytes came with this group and are to be in the bucket."""
+        self._stocks: dict[bytes, Stock] = {}
+        self.commit_id: bytes | None = None
+        """The id of the object that makes it so, where it was promised before."""
         self.relied_on: set[bytes] = set()
         """Blobs that were there already, and that this group names or requires."""
         self._backend = backend
@@ -86,11 +89,16 @@ class ObjectGroup:
         """Add documents of one kind."""
         self._documents += [(kind, document) for document in documents]
 
-    def send(self, blob: Waiting) -> None:
-        """Begin to put a blob; waits while much is on its way. An error of an earlier one is raised."""
+    def send(self, blob: Waiting, stock: Stock | None = None) -> None:
+        """Begin to put a blob; waits while much is on its way. An error of an earlier one is raised.
+
+        `stock`: where its bytes are, if not in the spool.
+        """
+        stock = self.spool if stock is None else stock
         self.blobs[blob.hash] = blob
+        self._stocks[blob.hash] = stock
         self._land(MAX_FLYING_BYTES - min(blob.size_bytes, MAX_FLYING_BYTES))
-        future = self._backend.pool.submit(self._backend.put, blob, self.spool)
+        future = self._backend.pool.submit(self._backend.put, blob, stock)
         self._flying[future] = blob.size_bytes
         self._flying_bytes += blob.size_bytes
 
@@ -133,8 +141,7 @@ class ObjectGroup:
             one for one in self._documents if one[0] == Kind.ARTIFACT and parse_artifact(one[1]).revision == 1
         ]
         if new:
-            (id_,) = new_ids(1, now_ms())
-            key = commit_key(id_)
+            key = commit_key(self.commit_id or new_ids(1, now_ms())[0])
             made = self._backend.bucket.create(key, encode_bundle(new, key))
             if made is None:
                 raise Conflict(
@@ -214,7 +221,9 @@ class ObjectGroup:
         backend = self._backend
         futures = [
             backend.pool.submit(
-                backend.settle, hash_, (self.blobs[hash_], self.spool) if hash_ in self.blobs else None
+                backend.settle,
+                hash_,
+                (self.blobs[hash_], self._stocks[hash_]) if hash_ in self.blobs else None,
             )
             for hash_ in {*self.blobs, *self.relied_on}
         ]

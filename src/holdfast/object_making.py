@@ -17,7 +17,9 @@ from holdfast.backend.objects.layout import (
     DAMAGED,
     IDENTITY_KEY,
     MAX_IDENTITY_BYTES,
+    PARTS,
     TAGS,
+    UPLOADS,
     Identity,
     encode_identity,
     parse_identity,
@@ -31,7 +33,7 @@ from holdfast.types import Durability, now_ms
 
 log = logging.getLogger("holdfast")
 
-OURS: Final = (ARTIFACTS, BLOBS, COMMITS, DAMAGED, TAGS, "parts/", "check/", "catalog.db", IDENTITY_KEY)
+OURS: Final = (ARTIFACTS, BLOBS, COMMITS, DAMAGED, PARTS, TAGS, UPLOADS, "check/", "catalog.db", IDENTITY_KEY)
 LOOKED_AT: Final = 1_000
 
 

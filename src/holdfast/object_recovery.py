@@ -196,6 +196,7 @@ class ObjectKeeper:
             log.warning("%s", problem.message)
         return RecoveryStats(
             complete_blobs=counts.blobs,
+            partial_blobs=sum(fresh.find_blob(hash_) is None for hash_, _ in backend.parts.iter_all()),
             artifacts=counts.artifacts,
             tags=counts.tags,
             damaged=len(tally.problems),

@@ -121,7 +121,7 @@ class PartialBlobs:
 def look(core: Core, digest: bytes) -> BlobRow | Partial | None:
     """Give what is here of a blob: its row if it is complete, its state if it is partial."""
     for _ in range(2):  # it may be completed between two looks
-        row = core.catalog.find_blob(digest)
+        row = core.find_row(digest)
         if row is not None:
             return row
         state = core.partial(digest)

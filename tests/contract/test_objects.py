@@ -16,14 +16,24 @@ from holdfast.store import Store
 from holdfast.testing.contract import MakeStore
 from holdfast.testing.contract_changing import ChangingContract
 from holdfast.testing.contract_finding import FindingContract
+from holdfast.testing.contract_partial import PartialContract
 from holdfast.testing.contract_putting import PuttingContract
 from holdfast.testing.contract_reading import ReadingContract
+from holdfast.testing.contract_streams import StreamsContract
 from holdfast.testing.contract_tags import TagsContract
 from holdfast.testing.inside import object_core
 from holdfast.types import Durability, Hash
 
 
-class ObjectContract(PuttingContract, ReadingContract, ChangingContract, FindingContract, TagsContract):
+class ObjectContract(
+    PuttingContract,
+    ReadingContract,
+    ChangingContract,
+    FindingContract,
+    TagsContract,
+    PartialContract,
+    StreamsContract,
+):
     """The contract as far as buckets keep it."""
 
     durability = Durability.STORED

@@ -92,11 +92,7 @@ class PartialReader:
         state = self._partials.find(self.hash)
         if state is None:
             return
-        wanted = ranges.select(state.size_bytes)
-        if not state.is_size_proven and not wanted <= ranges:
-            wanted = ranges  # the last leaf is asked for, and nobody knows which it is
-        if not wanted <= state.have:
-            raise _not_available(self.hash, state, wanted - state.have)
+        require(self.hash, state, ranges)
 
     def _state(self, start: int, stop: int) -> PartialState:
         state = self._partials.find(self.hash)
@@ -108,7 +104,7 @@ class PartialReader:
     def _require(self, state: PartialState, start: int, stop: int) -> None:
         wanted = ChunkRanges.bytes(start, stop)
         if not wanted <= state.have:
-            raise _not_available(self.hash, state, wanted - state.have)
+            raise not_available(self.hash, state, wanted - state.have)
 
     def _blocks(self, start: int, stop: int) -> bytes:
         """Read and verify whole blocks; again, as long as they move under us."""
@@ -141,7 +137,43 @@ class PartialReader:
             return b"".join(pieces)
 
 
-def _not_available(hash_: bytes, state: PartialState, missing: ChunkRanges) -> RangeNotAvailable:
+def no_blob(hash_: bytes) -> BlobNotFound:
+    """Give the error for a blob of which nothing is here."""
+    return BlobNotFound(f"there is no blob {hash_.hex()}", hash=Hash(hash_))
+
+
+def not_whole(hash_: bytes, state: PartialState) -> BlobNotFound:
+    """Give the error for a blob that is partial where all of it is needed."""
+    return BlobNotFound(
+        f"blob {hash_.hex()} is partial, and all of it is needed: of its {state.size_bytes} bytes these leaves (of"
+        f" 1,024 bytes) are here: {str(state.ranges) or 'none':.100}; `blobs.missing_ranges` says what to ask for",
+        hash=Hash(hash_),
+        here=state.ranges,
+        size_bytes=state.size_bytes,
+    )
+
+
+def nothing_here(hash_: bytes) -> RangeNotAvailable:
+    """Give the error for a partial blob that was begun, and of which nothing has come."""
+    return RangeNotAvailable(
+        f"of the partial blob {hash_.hex()} nothing is here yet, not even its size",
+        hash=Hash(hash_),
+        here=ChunkRanges.empty(),
+        size_bytes=0,
+    )
+
+
+def require(hash_: bytes, state: PartialState, ranges: ChunkRanges) -> None:
+    """Raise `RangeNotAvailable` unless all these leaves (clipped to the blob) are here."""
+    wanted = ranges.select(state.size_bytes)
+    if not state.is_size_proven and not wanted <= ranges:
+        wanted = ranges  # the last leaf is asked for, and nobody knows which it is
+    if not wanted <= state.have:
+        raise not_available(hash_, state, wanted - state.have)
+
+
+def not_available(hash_: bytes, state: PartialState, missing: ChunkRanges) -> RangeNotAvailable:
+    """Give the error that says what of a partial blob is not here, and what is."""
     here = (
         str(state.ranges) if len(state.have.boundaries) <= 20 else f"{len(state.have.boundaries) // 2} ranges"
     )

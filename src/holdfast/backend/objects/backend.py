@@ -28,8 +28,9 @@ from holdfast.backend.objects.layout import (
     outboard_key,
     parse_blob_key,
 )
+from holdfast.backend.objects.parts import Parts
 from holdfast.backend.objects.reader import LargeObjectReader, SmallObjectReader
-from holdfast.backend.objects.spool import PIECE_BYTES, Spool
+from holdfast.backend.objects.spool import PIECE_BYTES, Spool, Stock
 from holdfast.bao import OutboardBuilder, outboard_bytes
 from holdfast.errors import BlobNotFound, CorruptBlob, FormatError, HoldfastError, MissingChunk, Unavailable
 from holdfast.types import BLOCK_BYTES, BytesLike, Hash
@@ -82,6 +83,7 @@ class ObjectBackend:
         self.read_only = read_only
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-objects")
         self.remade_outboards = 0
+        self.parts = Parts(bucket, self.pool)
         self._mutex = threading.Lock()
         self._known: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
         """Generation and name of blobs, as they were seen last, where they are not 0 and hex."""
@@ -179,7 +181,7 @@ class ObjectBackend:
 
     # -- putting
 
-    def put(self, blob: Waiting, spool: Spool) -> None:
+    def put(self, blob: Waiting, spool: Stock) -> None:
         """Put a blob and its outboard, unless they are there; `settle` comes after its name."""
         number = self.generation(blob.hash)
         if blob.heals and self._heal(blob, spool):
@@ -193,7 +195,7 @@ class ObjectBackend:
                 return
         self._put_at(blob, spool, number)
 
-    def _put_at(self, blob: Waiting, spool: Spool, number: int) -> None:
+    def _put_at(self, blob: Waiting, spool: Stock, number: int) -> None:
         key = data_key(blob.hash, number)
         if blob.size_bytes > SINGLE_PUT_BYTES:
             self.bucket.upload(key, verified(blob, spool), blob.size_bytes)
@@ -205,7 +207,7 @@ class ObjectBackend:
             self._put_outboard(blob, spool, number)
         self._remember(blob.hash, number)
 
-    def _heal(self, blob: Waiting, spool: Spool) -> bool:
+    def _heal(self, blob: Waiting, spool: Stock) -> bool:
         """Replace what is damaged of a blob that was brought again; False when nothing is there any more."""
         found = self.look(blob.hash)
         if found.best is None:
@@ -218,7 +220,7 @@ class ObjectBackend:
             self.bucket.upload(key, spool.iter(blob.outboard_start, length), length)
         return True
 
-    def replace_damaged(self, blob: Waiting, spool: Spool, number: int) -> None:
+    def replace_damaged(self, blob: Waiting, spool: Stock, number: int) -> None:
         """Put right bytes in the place of wrong ones, which are kept under `damaged/`.
 
         Where it is one request, on the condition that the wrong ones are still there. Else whoever is quicker puts
@@ -245,7 +247,7 @@ class ObjectBackend:
         self.keep_damaged(key)
         self.bucket.upload(key, spool.iter(0, spool.size_bytes), spool.size_bytes)
 
-    def _put_outboard(self, blob: Waiting, spool: Spool, number: int) -> None:
+    def _put_outboard(self, blob: Waiting, spool: Stock, number: int) -> None:
         length = outboard_bytes(blob.size_bytes)
         key = outboard_key(blob.hash, number)
         if length > SINGLE_PUT_BYTES:
@@ -255,7 +257,7 @@ class ObjectBackend:
                 key, spool.read(blob.outboard_start, length)
             )  # a wrong one is noticed by who reads it
 
-    def settle(self, hash_: bytes, again: tuple[Waiting, Spool] | None) -> None:
+    def settle(self, hash_: bytes, again: tuple[Waiting, Stock] | None) -> None:
         """Look whether the generation that is relied on is marked; the blob is named already.
 
         If so it goes up again as the next one: `again` has its bytes, or it is copied from a generation that is
@@ -333,7 +335,7 @@ def generations_of(metas: Iterable[Meta]) -> Generations:
     return Generations(data, frozenset(parts[OUTBOARD]), frozenset(parts[GONE]), modified)
 
 
-def verified(blob: Waiting, spool: Spool) -> Iterator[BytesLike]:
+def verified(blob: Waiting, spool: Stock) -> Iterator[BytesLike]:
     """Give the bytes of a blob, and fail before the last of them where they are not what was hashed."""
     hasher = _native.BlobHasher()
     held: BytesLike = b""
@@ -344,8 +346,5 @@ def verified(blob: Waiting, spool: Spool) -> Iterator[BytesLike]:
         hasher.take_groups()
         held = piece
     if hasher.finish()[0] != blob.hash:
-        raise Unavailable(
-            f"the temporary file of blob {blob.hash.hex()} gave other bytes than were written to it: nothing was"
-            " stored; look at that disk"
-        )
+        raise spool.wrong(blob.hash)
     yield held

@@ -17,6 +17,10 @@ BLOBS: Final = "blobs/"
 COMMITS: Final = "commits/"
 ARTIFACTS: Final = "artifacts/"
 TAGS: Final = "tags/"
+PARTS: Final = "parts/"
+"""Blocks of partial blobs."""
+UPLOADS: Final = "uploads/"
+"""What came of puts of unknown hash that can go on."""
 DAMAGED: Final = "damaged/"
 """Wrong bytes that were replaced, under the key that they had."""
 FORMAT: Final = "holdfast objects"
@@ -28,6 +32,8 @@ OUTBOARD: Final = "outboard"
 GONE: Final = "gone"
 _PART: Final = re.compile(r"(data|outboard|gone)(?:\.(0|[1-9][0-9]{0,8}))?")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
+_PART_KEY: Final = re.compile(rf"{PARTS}([0-9a-f]{{64}})/[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}")
+_UPLOAD_KEY: Final = re.compile(rf"{UPLOADS}([0-9a-f]{{32}})/([0-9a-f]{{8}})")
 _BASE32: Final = re.compile(r"[a-z2-7]{52}")
 
 
@@ -78,6 +84,38 @@ def artifact_key(id_: bytes) -> str:
 def tag_key(name: str) -> str:
     """Give the key of the newest state of a tag."""
     return f"{TAGS}{_native.blake3(name.encode()).hex()}"
+
+
+def parts_prefix(hash_: bytes) -> str:
+    """Give what the keys of all parts of a partial blob begin with."""
+    return f"{PARTS}{hash_.hex()}/"
+
+
+def part_key(hash_: bytes, id_: bytes) -> str:
+    """Give the key of a part of a partial blob; nobody else makes one of the same id."""
+    return f"{PARTS}{hash_.hex()}/{id_text(id_)}"
+
+
+def parse_part_key(key: str) -> bytes | None:
+    """Read the hash in the key of a part; None for one that is not ours."""
+    found = _PART_KEY.fullmatch(key)
+    return None if found is None else bytes.fromhex(found[1])
+
+
+def upload_prefix(token: bytes) -> str:
+    """Give what the keys of all objects of an upload begin with."""
+    return f"{UPLOADS}{token.hex()}/"
+
+
+def upload_key(token: bytes, number: int) -> str:
+    """Give the key of an object of an upload: they are numbered without a gap, and whoever makes one has it."""
+    return f"{UPLOADS}{token.hex()}/{number:08x}"
+
+
+def parse_upload_key(key: str) -> tuple[bytes, int] | None:
+    """Read token and number in the key of an object of an upload; None for one that is not ours."""
+    found = _UPLOAD_KEY.fullmatch(key)
+    return None if found is None else (bytes.fromhex(found[1]), int(found[2], 16))
 
 
 def parse_blob_key(key: str) -> BlobKey | None:

@@ -7,13 +7,26 @@ import os
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
-from holdfast.errors import NoSpace, Unavailable
+from holdfast.errors import HoldfastError, NoSpace, Unavailable
 from holdfast.types import BytesLike
 
 MEMORY_BYTES: Final = 16 << 20
 PIECE_BYTES: Final = 4 << 20
+
+
+class Stock(Protocol):
+    """Holds the bytes of blobs on their way into a bucket, and of their outboards."""
+
+    def read(self, start: int, length: int) -> BytesLike:
+        """Give bytes."""
+
+    def iter(self, start: int, length: int) -> Iterator[BytesLike]:
+        """Give a stretch in pieces of a few MiB."""
+
+    def wrong(self, hash_: bytes) -> HoldfastError:
+        """Give the error for a blob that turned out to have other bytes than it should, when it was read back."""
 
 
 class Spool:
@@ -61,6 +74,13 @@ class Spool:
             piece = self._read_some(start, min(PIECE_BYTES, stop - start))
             yield piece
             start += len(piece)
+
+    def wrong(self, hash_: bytes) -> HoldfastError:
+        """Give the error for a blob that is not what was appended any more."""
+        return Unavailable(
+            f"the temporary file of blob {hash_.hex()} gave other bytes than were written to it: nothing was"
+            " stored; look at that disk"
+        )
 
     def close(self) -> None:
         """Give its room back."""
