@@ -1,4 +1,4 @@
-"""Real S3 servers on this machine, for tests and for `holdfast dev`: built once with Go, on the loopback only.
+"""Real servers on this machine, for tests and for `holdfast dev`: built once, on the loopback only.
 
 MinIO is no longer maintained by its makers: a server to develop and test with, not one to keep data in.
 """
@@ -17,6 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,8 +42,11 @@ class Kind(NamedTuple):
     ready_path: str
     arguments: Callable[[str, str], list[str]]
     """From the address and the directory of the data."""
-    variables: tuple[str, str]
-    """What name and secret of the first user are called."""
+    environ: Callable[[str, str], dict[str, str]]
+    """From name and secret of the first user."""
+    tool: str = "go"
+    """What it is built with."""
+    ready_status: int = 200
 
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -54,14 +58,28 @@ KINDS: Final[Mapping[str, Kind]] = {
             "server", data, "--address", address, "--console-address", "127.0.0.1:0", "--quiet",
             "--certs-dir", f"{data}/../certs",
         ],
-        ("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"),
+        lambda user, secret: {
+            "MINIO_ROOT_USER": user, "MINIO_ROOT_PASSWORD": secret, "MINIO_BROWSER": "off", "MINIO_UPDATE": "off",
+        },
     ),
     "versitygw": Kind(
         "github.com/versity/versitygw/cmd/versitygw",
         "v1.8.0",
         "/health",
         lambda address, data: ["--port", address, "--quiet", "--keep-alive", "--health", "/health", "posix", data],
-        ("ROOT_ACCESS_KEY", "ROOT_SECRET_KEY"),
+        lambda user, secret: {"ROOT_ACCESS_KEY": user, "ROOT_SECRET_KEY": secret},
+    ),
+    "azurite": Kind(  # Azure's; buckets are made by asking for them
+        "azurite",
+        "3.37.0",
+        "/",
+        lambda address, data: [
+            "--blobHost", address.partition(":")[0], "--blobPort", address.partition(":")[2], "--location", data,
+            "--silent", "--skipApiVersionCheck", "--disableTelemetry",
+        ],
+        lambda user, secret: {"AZURITE_ACCOUNTS": f"{user}:{b64encode(secret.encode()).decode()}"},
+        tool="npm",
+        ready_status=400,
     ),
 }  # fmt: skip
 
@@ -85,20 +103,23 @@ def find_binary(name: str, cache: Path | None = None) -> Path | None:
 
 def how_to_get(name: str) -> str:
     """Say how the program of a server is got."""
-    package = f"{KINDS[name].package}@{KINDS[name].version}"
-    return f"`make services`, or `go install {package}` (minutes), or {name} on the path"
+    kind = KINDS[name]
+    return f"`make services`, or `{kind.tool} install {kind.package}@{kind.version}` (minutes), and {name} on the path"
 
 
 def build_binary(name: str, cache: Path | None = None) -> Path:
     """Give the program of a server, and build it in the cache when it is nowhere: minutes, once for all processes.
 
-    `NotFound` when there is no Go; `Unavailable` when it fails.
+    `NotFound` when there is nothing to build it with; `Unavailable` when it fails.
     """
     if (found := find_binary(name, cache)) is not None:
         return found
-    go, kind = shutil.which("go"), KINDS[name]
-    if go is None:
-        raise NotFound(f"{name} is built with Go, which is not on the path: {how_to_get(name)}", name=name)
+    kind = KINDS[name]
+    tool = shutil.which(kind.tool)
+    if tool is None:
+        raise NotFound(
+            f"{name} is built with {kind.tool}, which is not on the path: {how_to_get(name)}", name=name
+        )
     directory = (cache or cache_directory()) / "bin"
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / f".{name}.lock", "w") as lock:
@@ -109,7 +130,16 @@ def build_binary(name: str, cache: Path | None = None) -> Path:
             environ = {key: value for key, value in os.environ.items() if key != "GOFLAGS"} | {
                 "GOBIN": scratch
             }
-            command = ["nice", "-n", "10", go, "install", f"{kind.package}@{kind.version}"]
+            command = ["nice", "-n", "10", tool, "install"]
+            if kind.tool == "npm":
+                command += [
+                    "--no-audit",
+                    "--no-fund",
+                    "--ignore-scripts",
+                    "--prefix",
+                    f"{directory}/../{name}",
+                ]
+            command.append(f"{kind.package}@{kind.version}")
             try:
                 done = subprocess.run(
                     command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -120,6 +150,8 @@ def build_binary(name: str, cache: Path | None = None) -> Path:
             if done.returncode != 0:
                 said = done.stderr.decode(errors="replace").strip()[-600:]
                 raise Unavailable(f"{name} could not be built: {said}", name=name)
+            if kind.tool == "npm":
+                os.symlink(f"../{name}/node_modules/.bin/{name}-blob", Path(scratch, name))
             os.replace(Path(scratch, name), directory / name)
     return directory / name
 
@@ -168,7 +200,7 @@ class LocalServer:
             )  # fmt: skip
         assert self._process.stdout is not None
         self._pid = int(self._process.stdout.readline())
-        if not wait_ready(self.access.endpoint + self._kind.ready_path, lambda: _is_running(self._pid)):
+        if not wait_ready(self.access.endpoint, self._kind, lambda: _is_running(self._pid)):
             raise Unavailable(f"{self.access.name} did not start: {_tail(self._directory / 'log')}")
 
     def kill(self) -> None:
@@ -258,7 +290,7 @@ def start_detached(name: str, directory: Path, binary: Path, port: int = 0) -> S
                 env=_environ(kind, access, directory),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True,
             )  # fmt: skip
-        if not wait_ready(access.endpoint + kind.ready_path, lambda: process.poll() is None):
+        if not wait_ready(access.endpoint, kind, lambda: process.poll() is None):
             process.kill()
             process.wait()
             raise Unavailable(f"{name} did not start at {access.endpoint}: {_tail(directory / 'log')}")
@@ -298,17 +330,20 @@ def free_port() -> int:
         return port
 
 
-def wait_ready(url: str, is_running: Callable[[], bool]) -> bool:
-    """Wait until a server answers with 200; False when it ends, or does not in time."""
+def wait_ready(endpoint: str, kind: Kind, is_running: Callable[[], bool]) -> bool:
+    """Wait until a server answers as it does when it is ready; False when it ends, or does not in time."""
     until = time.monotonic() + READY_SECONDS
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < until and is_running():
         try:
-            with opener.open(url, timeout=1) as answer:
-                if answer.status == 200:
-                    return is_running()
+            with opener.open(endpoint + kind.ready_path, timeout=1) as answer:
+                status = answer.status
+        except urllib.error.HTTPError as error:
+            status = error.code
         except (OSError, urllib.error.URLError):
-            pass
+            status = 0
+        if status == kind.ready_status:
+            return is_running()
         time.sleep(0.02)
     return False
 
@@ -318,15 +353,11 @@ def _command(binary: Path, kind: Kind, port: int, directory: Path) -> list[str]:
 
 
 def _environ(kind: Kind, access: Access, directory: Path) -> dict[str, str]:
-    user, secret = kind.variables
     return {
         "PATH": os.environ.get("PATH", ""),
         "HOME": str(directory),
         "TMPDIR": tempfile.gettempdir(),
-        "MINIO_BROWSER": "off",
-        "MINIO_UPDATE": "off",
-        user: access.access_key,
-        secret: access.secret_key,
+        **kind.environ(access.access_key, access.secret_key),
     }
 
 

@@ -15,7 +15,7 @@ from holdfast.backend.objects.opening import open_remote
 from holdfast.backend.objects.remote import RemoteBucket
 from holdfast.servers import LocalServer
 from holdfast.testing.contract_bucket import Another, BucketContract
-from tests.servers import place_in
+from tests.servers import azure_place, place_in
 
 
 class TestMemory(BucketContract):
@@ -55,3 +55,12 @@ class TestMinio(_RealServer):
 
 class TestVersitygw(_RealServer):
     name = "versitygw"
+
+
+class TestAzurite(BucketContract):
+    racers = 6
+
+    @pytest.fixture
+    def another(self, servers: Callable[[str], LocalServer], prefix: str) -> Another:
+        place = azure_place(servers("azurite").access, prefix)
+        return lambda limit=None: open_remote(replace(place, max_requests=limit))

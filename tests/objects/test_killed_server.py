@@ -11,16 +11,16 @@ import pytest
 from holdfast.backend.objects.opening import open_remote
 from holdfast.backend.objects.remote import PART_BYTES
 from holdfast.errors import Unavailable
-from holdfast.servers import KINDS, LocalServer
+from holdfast.servers import LocalServer
 from holdfast.testing.contract_base import sample
-from tests.servers import need, place_in
+from tests.servers import S3_SERVERS, need, place_in
 
 WRITERS = 6
 KILLS = 4
 LARGE = 2 * PART_BYTES + 1
 
 
-@pytest.mark.parametrize("name", sorted(KINDS))
+@pytest.mark.parametrize("name", S3_SERVERS)
 def test_acknowledged_objects_survive(name: str, tmp_path: Path) -> None:
     need(name)
     with LocalServer(name, tmp_path) as server:
