@@ -14,10 +14,11 @@ from typing import Final, TypeVar
 
 from holdfast.backend.log.partial_reader import no_blob, not_whole, nothing_here
 from holdfast.backend.log.partial_state import PartialState
-from holdfast.backend.objects.backend import ObjectBackend
+from holdfast.backend.objects.backend import MISSING, ObjectBackend
 from holdfast.backend.objects.part_reader import PartsReader
 from holdfast.backend.objects.reader import LargeObjectReader, SmallObjectReader
 from holdfast.catalog import ArtifactBlob, ArtifactEntry, BlobRow, Catalog
+from holdfast.catalog.objects import Bad, drop_blobs, note_bad
 from holdfast.core import Core, Options
 from holdfast.digests import DigestSet
 from holdfast.errors import BlobNotFound, HoldfastError, MissingChunk, PermissionDenied
@@ -279,6 +280,15 @@ class ObjectCore(Core):
 
     def mend(self, error: HoldfastError) -> None:
         self.keeper.replace(str(error))
+
+    def write_down_damage(self) -> int:
+        """Remember in the catalog the damage that reading has met; gives how much of it was new."""
+        if self.read_only:
+            return 0
+        found = self.backend.take_damage()
+        drop_blobs(self.catalog, [hash_ for hash_, reason in found.values() if reason == MISSING])
+        bad = (Bad(key, *what) for key, what in found.items() if what[1] != MISSING)
+        return note_bad(self.catalog, bad)
 
 
 def _let_go(backend: ObjectBackend, keeper: ObjectKeeper, pool: ThreadPoolExecutor, pid: int) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, NoReturn
+from contextlib import ExitStack, closing
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
-from holdfast import _native
 from holdfast.artifacts import Artifacts
-from holdfast.care.report import Report, problem_of
-from holdfast.core import MENDABLE
-from holdfast.errors import BackendError, CorruptBlob, HoldfastError, InvalidInput
+from holdfast.care.figures import MAX_SHARED, ORPHANS
+from holdfast.catalog.objects import BAD_COUNT
+from holdfast.errors import InvalidInput
+from holdfast.object_care import health, scrub, verify
 from holdfast.object_core import ObjectCore
 from holdfast.ranges import ChunkRanges
-from holdfast.reading import Reading
 from holdfast.types import (
-    Ailment,
     Artifact,
     ArtifactStats,
     BytesLike,
@@ -30,21 +29,16 @@ from holdfast.types import (
     RefreshStats,
     RepairReport,
     ScrubReport,
+    SharedWith,
     Stats,
     Upload,
     VerifyReport,
     id_text,
-    now_ms,
-    to_datetime,
 )
 from holdfast.words import Words
 
 if TYPE_CHECKING:
     from holdfast.resumable import ResumableWriter
-
-MISSING = """
-SELECT count(*) FROM artifacts WHERE deleted_ms IS NULL AND NOT EXISTS(
-  SELECT 1 FROM blobs WHERE blobs.hash = artifacts.hash)"""
 
 
 class ObjectEngine:
@@ -63,7 +57,8 @@ class ObjectEngine:
         """Nothing waits: what was acknowledged is stored."""
 
     def stop_work(self) -> None:
-        """There is none."""
+        """Write down what reading has met."""
+        self.core.write_down_damage()
 
     def close(self) -> None:
         try:
@@ -106,39 +101,9 @@ class ObjectEngine:
     # -- care
 
     def verify(self, ref: Ref, progress: ProgressCallback | None) -> VerifyReport:
-        core = self.core
-        report = Report("verify", progress)
-        hashes = [core.resolve(ref).hash]
-        if not isinstance(ref, Hash):
-            entry = core.artifact(ref)
-            if entry.format:
-                try:
-                    files = dict.fromkeys(hash_ for _, hash_ in Reading(core).iter_collection(entry.hash))
-                    hashes += [one for one in files if one != entry.hash]
-                except MENDABLE:
-                    raise
-                except HoldfastError as error:
-                    report.add(problem_of(error))
-        for hash_ in hashes:
-            self._verify_blob(hash_, report)
-        return report.finish()
-
-    def _verify_blob(self, hash_: bytes, report: Report) -> None:
-        """Read a blob, and say in the report what is wrong with it."""
-        try:
-            reader = self.core.open_row(self.core.blob(hash_))
-            hasher = _native.BlobHasher()
-            for piece in reader.iter_bytes(0, reader.size_bytes):
-                hasher.update(piece)
-                hasher.take_groups()
-                report.checked(len(piece))
-            if hasher.finish()[0] != hash_:
-                raise CorruptBlob(f"the object of blob {hash_.hex()} holds other bytes", hash=Hash(hash_))
-        except (BackendError, *MENDABLE):
-            raise
-        except HoldfastError as error:
-            report.add(problem_of(error, hash=Hash(hash_)))
-        report.blobs += 1
+        report = verify(self.core, ref, progress)
+        self.core.write_down_damage()
+        return report
 
     def scrub(
         self,
@@ -149,27 +114,24 @@ class ObjectEngine:
         max_bytes: int | None,
         bytes_per_second: float | None,
     ) -> ScrubReport:
-        if resume or max_bytes is not None or bytes_per_second is not None:
-            _later("a scrub in parts")
-        report = Report("scrub", progress)
-        for row in self.core.catalog.iter_blobs():
-            self._verify_blob(row.hash, report)
-        fields = report.fields()
-        return ScrubReport(
-            ok=not report.count,
-            pass_bytes=report.bytes,
-            pass_problems=report.count,
-            total_bytes=report.bytes,
-            **fields,
+        return scrub(
+            self.core, progress, resume=resume, max_bytes=max_bytes, bytes_per_second=bytes_per_second
         )
 
     def repair(
         self, sources: Sequence[object], progress: ProgressCallback | None, *, give_up: bool
     ) -> RepairReport:
-        _later("repair")
+        from holdfast.care.origins import open_origin
+        from holdfast.object_repair import repair
+
+        with ExitStack() as stack:
+            origins = [stack.enter_context(closing(open_origin(cast("Any", one)))) for one in sources]
+            return repair(self.core, origins, progress, give_up=give_up)
 
     def stats(self) -> Stats:
+        self.core.write_down_damage()
         counts = self.core.catalog.counts()
+        ((orphans, orphan_bytes),) = self.core.catalog.ask(ORPHANS)
         stored = self.core.catalog.ask("SELECT ifnull(sum(stored), 0), ifnull(sum(size), 0) FROM blobs")
         ((stored_bytes, unique_bytes),) = stored
         return Stats(
@@ -187,39 +149,33 @@ class ObjectEngine:
             deduplication_ratio=counts.logical_bytes / unique_bytes if unique_bytes else 1.0,
             compression_ratio=1.0,
             tree_bytes=stored_bytes - unique_bytes,
+            quarantined=self.core.catalog.ask(BAD_COUNT)[0][0],
+            orphan_blobs=orphans,
+            orphan_bytes=orphan_bytes,
             requests=self.core.backend.bucket.requests.snapshot(),
         )
 
     def artifact_stats(self, ref: Artifact | str) -> ArtifactStats:
+        """Blobs share no pieces here: an artifact shares all of its blob, or nothing."""
         entry = self.core.artifact(ref)
         row = self.core.blob(entry.hash)
+        same = (
+            "SELECT id FROM artifacts WHERE hash = ? AND id <> ? AND deleted_ms IS NULL ORDER BY id LIMIT ?"
+        )
+        others = [id_ for (id_,) in self.core.catalog.ask(same, (entry.hash, entry.id, MAX_SHARED))]
         return ArtifactStats(
             id=id_text(entry.id),
             hash=Hash(entry.hash),
-            size_bytes=entry.size,
+            size_bytes=row.size,
             chunks=1,
             stored_bytes=row.stored,
-            shared_bytes=0,
-            own_bytes=entry.size,
+            shared_bytes=row.size if others else 0,
+            own_bytes=0 if others else row.size,
+            shared_with=tuple(SharedWith(id=id_text(id_), shared_bytes=row.size) for id_ in others),
         )
 
     def health(self) -> Health:
-        ((missing,),) = self.core.catalog.ask(MISSING)
-        ailments = []
-        if missing:
-            ailments.append(
-                Ailment(
-                    what=f"{missing} artifacts name blobs that are not in the bucket",
-                    advice="put their bytes again, from wherever they are: the names find them",
-                )
-            )
-        return Health(
-            ok=not ailments,
-            ailments=tuple(ailments),
-            checked_at=to_datetime(now_ms()),
-            missing_blobs=missing,
-            bad_outboards=self.core.backend.remade_outboards,
-        )
+        return health(self.core)
 
     # -- collection
 

@@ -18,6 +18,7 @@ from holdfast.backend.objects.names import Named, facts_of, newest, read_named
 from holdfast.backend.objects.spool import Spool, Stock
 from holdfast.bao import OutboardBuilder, outboard_bytes
 from holdfast.catalog import Catalog
+from holdfast.catalog.objects import bad_among, release_blobs
 from holdfast.errors import Conflict, PermissionDenied, TooLarge
 from holdfast.facts import Facts
 from holdfast.ingest import Stored
@@ -81,6 +82,10 @@ class ObjectGroup:
     def is_empty(self) -> bool:
         return not self.blobs and not self._documents
 
+    def is_damaged(self, hash_: bytes) -> bool:
+        """Whether reading a blob has just failed."""
+        return self._backend.is_damaged(hash_)
+
     def add_one(self, kind: Kind, payload: bytes) -> None:
         """Add a document."""
         self._documents.append((kind, payload))
@@ -121,6 +126,7 @@ class ObjectGroup:
         self._publish(facts)
         self._settle()
         self._catalog().apply(facts)
+        release_blobs(self._catalog(), [one.hash for one in self.blobs.values() if one.heals])
         self.close()
         return self._durability
 
@@ -290,15 +296,23 @@ class ObjectIngest:
                 pairs = _outboard_of(groups, len(item))
             fresh.setdefault(hash_, (item, pairs))
             stored.append(Stored(hash_, len(item), 1, self._sha256(item)))
-        known = self._catalog().find_blobs(list(fresh))
+        known, damaged = self._known(list(fresh))
         group = self.group
         for hash_, (item, pairs) in fresh.items():
             if hash_ in known:
                 group.relied_on.add(hash_)
             elif hash_ not in group.blobs:
                 start = group.spool.append(item)
-                group.send(Waiting(hash_, len(item), start, self._append_outboard(pairs)))
+                outboard = self._append_outboard(pairs)
+                group.send(Waiting(hash_, len(item), start, outboard, hash_ in damaged))
         return stored
+
+    def _known(self, hashes: list[bytes]) -> tuple[set[bytes], set[bytes]]:
+        """Say which blobs need not be brought, and which are known to be damaged."""
+        catalog = self._catalog()
+        known = set(catalog.find_blobs(hashes))
+        damaged = bad_among(catalog, hashes) | set(filter(self.group.is_damaged, known))
+        return known - damaged, damaged
 
     def stream(self) -> ObjectStream:
         """Begin a blob that comes in windows."""
@@ -307,10 +321,12 @@ class ObjectIngest:
     def finish_stream(self, start: int, size_bytes: int, hash_: bytes, pairs: Iterable[bytes]) -> None:
         """Send up what lies in the spool, unless it is known."""
         group = self.group
-        if hash_ in self._catalog().find_blobs((hash_,)):
+        known, damaged = self._known([hash_])
+        if known:
             group.relied_on.add(hash_)
         elif hash_ not in group.blobs:
-            group.send(Waiting(hash_, size_bytes, start, self._append_outboard(pairs)))
+            outboard = self._append_outboard(pairs)
+            group.send(Waiting(hash_, size_bytes, start, outboard, bool(damaged)))
 
     def _append_outboard(self, pairs: Iterable[bytes]) -> int:
         start = self.group.spool.size_bytes

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -14,6 +17,7 @@ import msgspec
 
 from holdfast.backend.objects.backend import ObjectBackend
 from holdfast.backend.objects.bucket import Meta
+from holdfast.backend.objects.names import Named, facts_of
 from holdfast.catalog import Catalog, CatalogUnusable
 from holdfast.catalog.objects import (
     HIDDEN_COUNT,
@@ -25,6 +29,7 @@ from holdfast.catalog.objects import (
     iter_seen,
     known_bad,
     note_bad,
+    set_size,
     show_again,
 )
 from holdfast.errors import CorruptBlob, Unavailable
@@ -76,7 +81,7 @@ class ObjectKeeper:
 
     def __init__(self, backend: ObjectBackend, store_id: bytes, path: Path | None) -> None:
         self._backend = backend
-        self._store_id = store_id
+        self.store_id = store_id
         self._path = path
         self._catalog: Catalog | None = None
         self._old: list[Catalog] = []
@@ -84,11 +89,29 @@ class ObjectKeeper:
 
     def open(self) -> None:
         """Open the catalog, or rebuild it from the bucket."""
-        with self._mutex:
-            try:
-                self._catalog = self._open_existing()
-            except CatalogUnusable as error:
-                self._rebuild(str(error), None)
+        with self._mutex, self._alone():
+            self._open()
+
+    def _open(self) -> None:
+        try:
+            self._catalog = self._open_existing()
+        except CatalogUnusable as error:
+            self._rebuild(str(error), None)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from making the same catalog: whoever waited finds one that is whole."""
+        if self._path is None or self._backend.read_only:
+            yield
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        name = self._path.with_name(self._path.name + ".lock")
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def current(self) -> Catalog:
         """Give the catalog, after one look that it is still the one at its path."""
@@ -99,19 +122,20 @@ class ObjectKeeper:
             if self._catalog is None or not self._catalog.is_current():
                 log.warning("the catalog %s was replaced or removed: opening it anew", self._path)
                 self._retire()
-                self.open()
+                with self._alone():
+                    self._open()
             assert self._catalog is not None
             return self._catalog
 
     def replace(self, reason: str) -> None:
         """The catalog proved damaged: rebuild it, unless another thread has."""
-        with self._mutex:
+        with self._mutex, self._alone():
             if self._catalog is None or self._catalog.is_current():
                 self._rebuild(reason, None)
 
     def rebuild(self, progress: ProgressCallback | None) -> RecoveryStats:
         """Make the catalog anew from the bucket."""
-        with self._mutex:
+        with self._mutex, self._alone():
             return self._rebuild(None, progress)
 
     def close(self) -> None:
@@ -142,6 +166,12 @@ class ObjectKeeper:
                 self._rebuild(None, progress)
             return refresh.report()
 
+    def take_named(self, named: Named) -> None:
+        """Take in what an object of names says."""
+        facts = Facts(seen=[(named.key, named.e_tag)])
+        facts_of(named.documents, facts, named.key)
+        self.current().apply(facts)
+
     def listing(self) -> Listing:
         """Give what the last whole listing found beside the facts."""
         raw = self.current().get_meta(LISTED)
@@ -150,7 +180,7 @@ class ObjectKeeper:
     def _open_existing(self) -> Catalog:
         if self._path is None or not self._path.exists():
             raise CatalogUnusable("it is not there", path=str(self._path))
-        catalog = Catalog.open(self._path, self._store_id, read_only=self._backend.read_only)
+        catalog = Catalog.open(self._path, self.store_id, read_only=self._backend.read_only)
         if catalog.get_meta(WHOLE) is None:
             catalog.close()
             raise CatalogUnusable("it was never filled to its end", path=str(self._path))
@@ -169,13 +199,12 @@ class ObjectKeeper:
         hints, known = self._hints()
         facts = _watched(read_bucket(backend, tally), progress)
         if self._path is None or backend.read_only:
-            fresh = Catalog.open(None, self._store_id)
+            fresh = Catalog.open(None, self.store_id)
             for batch in facts:
                 fresh.apply(batch)
             self._path = None
         else:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            aside = Catalog.create_aside(self._path, self._store_id)
+            aside = Catalog.create_aside(self._path, self.store_id)
             try:
                 for batch in facts:
                     aside.apply(batch)
@@ -184,7 +213,7 @@ class ObjectKeeper:
             except BaseException:
                 aside.discard()
                 raise
-            fresh = Catalog.open(self._path, self._store_id)
+            fresh = Catalog.open(self._path, self.store_id)
         self._retire()
         self._catalog = fresh
         for key, value in hints.items():
@@ -330,9 +359,11 @@ class Refresh:
                 gone.append(known.hash)
                 known = next(rows, None)
             is_known = known is not None and known.hash == listed.hash
-            if not is_known or (known is not None and known.size != listed.size_bytes):
-                self._new_blobs += not is_known
+            if not is_known:
+                self._new_blobs += 1
                 facts.blobs.append(listed.row())
+            elif known is not None and known.size != listed.size_bytes:
+                set_size(catalog, listed.hash, listed.size_bytes, listed.row()[4])
             if is_known:
                 known = next(rows, None)
             if len(facts.blobs) >= BATCH_ROWS:

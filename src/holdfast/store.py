@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 from holdfast.artifacts import Artifacts, Writer
 from holdfast.blobs import Blobs
 from holdfast.care.calls import Care
+from holdfast.care.deep import rebuild_deep
 from holdfast.catalog.labels import LINK, TAG
 from holdfast.collecting import Collecting
 from holdfast.core import entered
@@ -379,9 +380,15 @@ class Store(Care, Collecting):
     # -- care
 
     @entered
-    def rebuild(self, *, progress: ProgressCallback | None = None) -> RecoveryStats:
-        """Make the catalog anew from storage; the others who have the store open notice by themselves."""
-        return self._engine.rebuild(progress)
+    def rebuild(
+        self, *, deep: bool = False, resume: bool = False, progress: ProgressCallback | None = None
+    ) -> RecoveryStats:
+        """Make the catalog anew from storage; the others who have the store open notice by themselves.
+
+        Sizes and names are taken from what storage lists, unless `deep`: then every byte is read and verified, and
+        outboards that are missing are computed. With `resume` that goes on where it was interrupted.
+        """
+        return rebuild_deep(self._engine, progress, resume=resume) if deep else self._engine.rebuild(progress)
 
     @entered
     def refresh(self, *, progress: ProgressCallback | None = None) -> RefreshStats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from holdfast.backend.objects.opening import memory_bucket
 from holdfast.core import Options
 from holdfast.store import Store
 from holdfast.testing.contract import MakeStore
+from holdfast.testing.contract_care import CareContract
 from holdfast.testing.contract_changing import ChangingContract
 from holdfast.testing.contract_finding import FindingContract
 from holdfast.testing.contract_partial import PartialContract
 from holdfast.testing.contract_putting import PuttingContract
 from holdfast.testing.contract_reading import ReadingContract
+from holdfast.testing.contract_repair import RepairContract
 from holdfast.testing.contract_streams import StreamsContract
 from holdfast.testing.contract_tags import TagsContract
 from holdfast.testing.inside import object_core
@@ -31,6 +34,8 @@ class ObjectContract(
     ChangingContract,
     FindingContract,
     TagsContract,
+    CareContract,
+    RepairContract,
     PartialContract,
     StreamsContract,
 ):
@@ -41,11 +46,21 @@ class ObjectContract(
     def new_bucket(self) -> Bucket:
         raise NotImplementedError
 
+    def catalog_path(self, bucket: Bucket) -> Path | None:
+        """Give where the catalog of a store is that is opened twice; None keeps it in memory."""
+        return None
+
     @pytest.fixture
     def make_store(self) -> MakeStore:
         def make(**options: Any) -> Store:
+            bucket = self.new_bucket()
             return Store._open_objects(
-                self.new_bucket(), create=True, options=Options(**options), durability=self.durability
+                bucket,
+                self.catalog_path(bucket),
+                create=True,
+                reopen={} if self.persistent else None,
+                options=Options(**options),
+                durability=self.durability,
             )
 
         return make
@@ -79,7 +94,9 @@ class TestDirectoryObjects(ObjectContract):
     def new_bucket(self) -> Bucket:
         return DirectoryBucket(str(self.root / f"{next(self.numbers)}"), create=True)
 
+    def catalog_path(self, bucket: Bucket) -> Path | None:
+        return Path(bucket.location.removeprefix("dir://"), "catalog.db")
+
     def reopen(self, store: Store) -> Store:
-        return Store._open_objects(
-            DirectoryBucket(store.location.removeprefix("dir://")), durability=self.durability
-        )
+        bucket = DirectoryBucket(store.location.removeprefix("dir://"))
+        return Store._open_objects(bucket, self.catalog_path(bucket), durability=self.durability)

@@ -117,6 +117,17 @@ class StoreOrigin:
         _, consumed, _ = _native.scan(data, segment, start, deep=True)
         return data if consumed == stop - start == len(data) else None
 
+    def object_at(self, store_id: bytes, key: str) -> bytes | None:
+        """Give the object at a key, where this is a copy of the very same store in a bucket."""
+        from holdfast.object_core import ObjectCore
+        from holdfast.wire.bundle import MAX_BUNDLE_BYTES
+
+        core = self._store._core
+        if not isinstance(core, ObjectCore) or core.keeper.store_id != store_id:
+            return None
+        found = core.backend.bucket.get(key, max_bytes=MAX_BUNDLE_BYTES)
+        return None if found is None else found[0]
+
     def close(self) -> None:
         if self._owned:
             self._store.close()

@@ -25,8 +25,10 @@ SELECT hash FROM (SELECT hash FROM artifacts WHERE deleted_ms IS NULL UNION SELE
 WHERE hash NOT IN (SELECT hash FROM blobs) ORDER BY hash"""
 LACKING_COUNT: Final = f"SELECT count(*) FROM ({_LACKING})"
 HIDDEN_COUNT: Final = "SELECT (SELECT count(*) FROM hidden_artifacts) + (SELECT count(*) FROM hidden_tags)"
+BAD_COUNT: Final = "SELECT count(*) FROM bad"
 SIZES: Final = """
-SELECT DISTINCT a.hash, a.size, b.size FROM artifacts AS a JOIN blobs AS b USING(hash) WHERE a.size <> b.size"""
+SELECT DISTINCT a.hash, a.size, b.size FROM artifacts AS a JOIN blobs AS b USING(hash)
+WHERE a.size <> b.size AND a.format = 0"""
 """Blobs whose object has another length than the artifacts that name them say."""
 
 
@@ -72,6 +74,13 @@ def release_bad(catalog: Catalog, keys: Iterable[str]) -> None:
     rows = [(key,) for key in keys]
     if rows:
         catalog._write(lambda cursor: cursor.executemany("DELETE FROM bad WHERE key = ?", rows))
+
+
+def release_blobs(catalog: Catalog, hashes: Iterable[bytes]) -> None:
+    """Forget the damage of blobs that were put right."""
+    rows = [(hash_,) for hash_ in hashes]
+    if rows:
+        catalog._write(lambda cursor: cursor.executemany("DELETE FROM bad WHERE hash = ?", rows))
 
 
 def known_bad(catalog: Catalog) -> list[Bad]:

@@ -40,6 +40,9 @@ MAX_KNOWN: Final = 100_000
 SINGLE_PUT_BYTES: Final = 8 << 20
 """Blobs up to here are one conditional PUT; larger ones go up in parts."""
 MAX_GENERATIONS: Final = 100
+MISSING: Final = "missing"
+"""The reason that is noted for a blob of which nothing is there."""
+SHORT: Final = "it is too short"
 
 
 class Generations(NamedTuple):
@@ -113,21 +116,42 @@ class ObjectBackend:
         self, hash_: bytes, key: Callable[[bytes, int, str], str], start: int, stop: int
     ) -> bytes:
         place = self._place(hash_)
-        for _ in range(2):
+        moved = short = False
+        while True:
             try:
                 data = self.bucket.get_range(key(hash_, *place), start, stop)
             except FormatError as error:
+                self.note_damage(key(hash_, *place), hash_, SHORT)
                 raise CorruptBlob(
                     f"an object of blob {hash_.hex()} is shorter than the blob",
                     hash=Hash(hash_),
                     offset_bytes=start,
                 ) from error
-            if data is not None:
+            if data is not None and len(data) == stop - start:
                 return data
-            if self.look(hash_).best is None or self._place(hash_) == place:
-                break
-            place = self._place(hash_)
-        raise MissingChunk(f"the bucket has no object {key(hash_, *place)}", hash=Hash(hash_))
+            if data is not None:  # a body that was cut off on the way is asked for once more
+                if short:
+                    self.note_damage(key(hash_, *place), hash_, SHORT)
+                    raise CorruptBlob(
+                        f"{self.bucket.location} gave {len(data)} of {stop - start} bytes of blob {hash_.hex()}, twice",
+                        hash=Hash(hash_),
+                        offset_bytes=start,
+                    )
+                short = True
+                continue
+            found = self.look(hash_)
+            if moved or found.best is None or self._place(hash_) == place:
+                raise self._absent(hash_, key(hash_, *place), found)
+            place, moved = self._place(hash_), True
+
+    def _absent(self, hash_: bytes, key: str, found: Generations) -> MissingChunk | BlobNotFound:
+        """Give the error for an object that is not there; that of a blob is noted."""
+        if found.best is not None:
+            return MissingChunk(f"the bucket has no object {key}", hash=Hash(hash_))
+        self.note_damage(key, hash_, MISSING)
+        if found.gone:
+            return BlobNotFound(f"blob {hash_.hex()} was collected by another machine", hash=Hash(hash_))
+        return MissingChunk(f"the bucket has nothing of blob {hash_.hex()}", hash=Hash(hash_))
 
     def generation(self, hash_: bytes) -> int:
         """Give the generation that a blob was last seen in."""
@@ -136,9 +160,10 @@ class ObjectBackend:
     def _place(self, hash_: bytes) -> tuple[int, str]:
         return self._known.get(hash_, (0, ""))
 
-    def data_key(self, hash_: bytes) -> str:
-        """Give the key from which a blob is read."""
-        return data_key(hash_, *self._place(hash_))
+    def data_key(self, hash_: bytes, number: int | None = None) -> str:
+        """Give the key from which a blob is read; `number`: that of another generation."""
+        place, name = self._place(hash_)
+        return data_key(hash_, place if number is None else number, name)
 
     def outboard_key(self, hash_: bytes) -> str:
         """Give the key from which the outboard of a blob is read."""
@@ -164,6 +189,11 @@ class ObjectBackend:
         with self._mutex:
             self._damage[key] = (hash_, reason)
 
+    def is_damaged(self, hash_: bytes) -> bool:
+        """Whether damage of a blob was met that nobody has taken note of yet."""
+        with self._mutex:
+            return any(one == hash_ for one, _ in self._damage.values())
+
     def take_damage(self) -> dict[str, tuple[bytes, str]]:
         """Give what was met since the last time: (hash, reason) by key."""
         with self._mutex:
@@ -184,7 +214,7 @@ class ObjectBackend:
     def put(self, blob: Waiting, spool: Stock) -> None:
         """Put a blob and its outboard, unless they are there; `settle` comes after its name."""
         number = self.generation(blob.hash)
-        if blob.heals and self._heal(blob, spool):
+        if blob.heals and self.heal(blob, spool):
             return
         if blob.size_bytes > SINGLE_PUT_BYTES:
             found = self.look(blob.hash)
@@ -193,9 +223,10 @@ class ObjectBackend:
                 if number not in found.outboards:
                     self._put_outboard(blob, spool, number)
                 return
-        self._put_at(blob, spool, number)
+        self.put_at(blob, spool, number)
 
-    def _put_at(self, blob: Waiting, spool: Stock, number: int) -> None:
+    def put_at(self, blob: Waiting, spool: Stock, number: int) -> None:
+        """Put a blob and its outboard as a generation; one that is there already has the same bytes."""
         key = data_key(blob.hash, number)
         if blob.size_bytes > SINGLE_PUT_BYTES:
             self.bucket.upload(key, verified(blob, spool), blob.size_bytes)
@@ -207,8 +238,8 @@ class ObjectBackend:
             self._put_outboard(blob, spool, number)
         self._remember(blob.hash, number)
 
-    def _heal(self, blob: Waiting, spool: Stock) -> bool:
-        """Replace what is damaged of a blob that was brought again; False when nothing is there any more."""
+    def heal(self, blob: Waiting, spool: Stock) -> bool:
+        """Replace what is damaged of a blob of which the bytes are at hand; False when nothing is there any more."""
         found = self.look(blob.hash)
         if found.best is None:
             return False
@@ -274,7 +305,7 @@ class ObjectBackend:
                     return
                 continue
             if again is not None:
-                self._put_at(again[0], again[1], found.next)
+                self.put_at(again[0], again[1], found.next)
             elif best is None or not self._copy(hash_, best, found):
                 raise BlobNotFound(f"blob {hash_.hex()} was collected before it was named", hash=Hash(hash_))
         raise Unavailable(f"blob {hash_.hex()} is collected faster than it can be put: try again")
@@ -302,6 +333,7 @@ class ObjectBackend:
                 builder.feed(hasher.take_groups())
             root, rest = hasher.finish()
             if root != hash_:
+                self.note_damage(self.data_key(hash_), hash_, "other bytes")
                 raise CorruptBlob(f"the object of blob {hash_.hex()} holds other bytes", hash=Hash(hash_))
             builder.feed(rest)
             for part in builder.finish(size_bytes):

@@ -46,6 +46,7 @@ class SmallObjectReader:
             data = self._backend.fetch(self._hash, 0, self.size_bytes)
             if _native.blake3(data) == self._hash:
                 return data
+        self._backend.note_damage(self._backend.data_key(self._hash), self._hash, "other bytes")
         raise CorruptBlob(
             f"the object of blob {self._hash.hex()} holds other bytes", hash=Hash(self._hash), offset_bytes=0
         )
@@ -121,6 +122,7 @@ class LargeObjectReader:
                 at = offset_bytes - start
                 return data if len(data) == length_bytes else data[at : at + length_bytes]
         offset = start + bad * BLOCK_BYTES
+        self._backend.note_damage(self._backend.data_key(self._hash), self._hash, "other bytes")
         raise CorruptBlob(
             f"the object of blob {self._hash.hex()} holds other bytes at {offset}",
             hash=Hash(self._hash),

@@ -7,7 +7,7 @@ import os
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import IO, Final, Protocol
+from typing import IO, Final, Protocol, Self
 
 from holdfast.errors import HoldfastError, NoSpace, Unavailable
 from holdfast.types import BytesLike
@@ -74,6 +74,18 @@ class Spool:
             piece = self._read_some(start, min(PIECE_BYTES, stop - start))
             yield piece
             start += len(piece)
+
+    def clear(self) -> None:
+        """Forget what it has, to be filled anew."""
+        self._parts.clear()
+        self._starts.clear()
+        self._memory_bytes = self.size_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def wrong(self, hash_: bytes) -> HoldfastError:
         """Give the error for a blob that is not what was appended any more."""
