@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,9 +12,11 @@ import pytest
 from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.directory import DirectoryBucket
 from holdfast.backend.objects.opening import open_remote
+from holdfast.backend.objects.place import BucketPlace
 from holdfast.backend.objects.remote import RemoteBucket
 from holdfast.servers import LocalServer
 from holdfast.testing.contract_bucket import Another, BucketContract
+from tests.objects.fake_gcs import FakeGcs
 from tests.servers import azure_place, place_in
 
 
@@ -64,3 +66,21 @@ class TestAzurite(BucketContract):
     def another(self, servers: Callable[[str], LocalServer], prefix: str) -> Another:
         place = azure_place(servers("azurite").access, prefix)
         return lambda limit=None: open_remote(replace(place, max_requests=limit))
+
+
+class TestFakeGcs(BucketContract):
+    """The conditions of GCS compare generations and not ETags."""
+
+    @pytest.fixture
+    def another(self, prefix: str) -> Iterator[Another]:
+        with FakeGcs() as gcs:
+            place = BucketPlace(
+                "gcs",
+                bucket="photos",
+                prefix=prefix,
+                options=(("base_url", gcs.endpoint),),
+                credentials=lambda: {"token": "of nobody", "expires_at": None},
+                allow_http=True,
+                retry_seconds=5,
+            )
+            yield lambda limit=None: open_remote(replace(place, max_requests=limit))
