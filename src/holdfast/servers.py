@@ -53,7 +53,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "minio": Kind(
         "github.com/minio/minio",
         "v0.0.0-20260212201848-7aac2a2c5b7c",
-        "/minio/health/ready",
+        "/minio/health/cluster",
         lambda address, data: [
             "server", data, "--address", address, "--console-address", "127.0.0.1:0", "--quiet",
             "--certs-dir", f"{data}/../certs",

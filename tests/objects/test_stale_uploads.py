@@ -1,0 +1,89 @@
+"""What broken-off uploads leave at a provider, removed by age."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from holdfast.backend.objects.credentials import Keys
+from holdfast.backend.objects.opening import open_remote
+from holdfast.backend.objects.remote import PART_BYTES
+from holdfast.backend.objects.stale import abort_stale_uploads
+from holdfast.errors import InvalidConfig, PermissionDenied, StoreNotFound, Unavailable
+from holdfast.secret import Secret
+from holdfast.servers import LocalServer
+from holdfast.testing.fault_proxy import FaultProxy, HttpFault, Request
+from tests.servers import place_in
+
+LARGE = PART_BYTES + 5
+
+
+def leave(servers: Callable[[str], LocalServer], prefix: str, key: str) -> None:
+    """Break off an upload, and its abort too."""
+    access = servers("versitygw").access
+    with FaultProxy(access.endpoint) as proxy:
+        bucket = open_remote(place_in(access, prefix, endpoint=proxy.endpoint, retry_seconds=0))
+        proxy.arm(HttpFault.S500, times=9, where=lambda request: "uploadId" in request.query)
+        with pytest.raises(Unavailable):
+            bucket.upload(key, [bytes(LARGE)], LARGE)
+
+
+def test_old_ones_are_aborted_and_others_left_alone(
+    servers: Callable[[str], LocalServer], prefix: str
+) -> None:
+    place = place_in(servers("versitygw").access, prefix)
+    for key in ("blobs/a b+c/data", "blobs/ü/data", "blobs/ü/data"):
+        leave(servers, prefix, key)
+    leave(servers, f"{prefix}-other", "blobs/x/data")
+    assert abort_stale_uploads(place, 3600) == []
+    aborted = abort_stale_uploads(place, -3600)
+    assert aborted is not None
+    assert sorted(upload.key for upload in aborted) == ["blobs/a b+c/data", "blobs/ü/data", "blobs/ü/data"]
+    assert abort_stale_uploads(place, -3600) == []
+    others = abort_stale_uploads(replace(place, prefix=f"{prefix}-other"), -3600)
+    assert others is not None
+    assert [upload.key for upload in others] == ["blobs/x/data"]
+
+
+def test_one_that_another_machine_aborts_meanwhile(
+    servers: Callable[[str], LocalServer], prefix: str
+) -> None:
+    access = servers("versitygw").access
+    leave(servers, prefix, "blobs/a/data")
+    with FaultProxy(access.endpoint) as proxy:
+        place = place_in(access, prefix, endpoint=proxy.endpoint)
+
+        def meanwhile(request: Request) -> None:
+            if request.method == "DELETE":
+                abort_stale_uploads(place_in(access, prefix), -3600)
+
+        proxy.on_request = meanwhile
+        aborted = abort_stale_uploads(place, -3600)
+    assert aborted is not None
+    assert len(aborted) == 1
+
+
+@pytest.mark.parametrize("name", ["minio", "versitygw"])
+def test_errors_are_those_of_a_bucket(name: str, servers: Callable[[str], LocalServer]) -> None:
+    place = place_in(servers(name).access, "p", retry_seconds=0.5)
+    assert abort_stale_uploads(place, 0) is not None
+    with pytest.raises(StoreNotFound):
+        abort_stale_uploads(replace(place, bucket="none-of-ours"), 0)
+    with pytest.raises(PermissionDenied, match="not accepted"):
+        abort_stale_uploads(replace(place, credentials=Keys(Secret("holdfast"), Secret("wrong"))), 0)
+    with pytest.raises(Unavailable, match="nothing can be reached"):
+        abort_stale_uploads(replace(place, endpoint="http://127.0.0.1:9"), 0)
+    with FaultProxy(place.endpoint) as proxy:
+        proxy.arm(HttpFault.S500, 1)
+        assert abort_stale_uploads(replace(place, endpoint=proxy.endpoint), 0) == []
+        proxy.arm(HttpFault.HTML, times=99)
+        with pytest.raises(InvalidConfig, match="no object store"):
+            abort_stale_uploads(replace(place, endpoint=proxy.endpoint), 0)
+
+
+def test_where_it_cannot_be_done(servers: Callable[[str], LocalServer]) -> None:
+    place = place_in(servers("versitygw").access, "p")
+    assert abort_stale_uploads(replace(place, credentials=None), 0) is None
+    assert abort_stale_uploads(replace(place, provider="azure"), 0) is None
