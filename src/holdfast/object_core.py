@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 from holdfast.backend.log.partial_reader import no_blob, not_whole, nothing_here
 from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.objects.backend import MISSING, ObjectBackend
+from holdfast.backend.objects.claims import LocalClaims
 from holdfast.backend.objects.part_reader import PartsReader
 from holdfast.backend.objects.reader import LargeObjectReader, SmallObjectReader
 from holdfast.catalog import ArtifactBlob, ArtifactEntry, BlobRow, Catalog
@@ -55,6 +56,7 @@ class ObjectCore(Core):
         self.backend = backend
         self.keeper = keeper
         self.directory = directory
+        self.claims = LocalClaims()
         self.importing: list[bytes] = []
         """Hashes of blobs of which this process is taking in streams."""
         self._durability = durability

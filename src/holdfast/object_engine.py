@@ -61,6 +61,7 @@ class ObjectEngine:
         self.core.write_down_damage()
 
     def close(self) -> None:
+        self.core.claims.close()
         try:
             self.core.backend.close()
         finally:
@@ -87,16 +88,24 @@ class ObjectEngine:
     # -- uploads
 
     def begin_upload(self, artifacts: Artifacts, words: Words) -> ResumableWriter:
-        _later("a resumable writer")
+        from holdfast.object_resumable import ObjectResumableWriter
+
+        return ObjectResumableWriter.begin(self.core, artifacts, words)
 
     def resume_upload(self, artifacts: Artifacts, token: str) -> ResumableWriter:
-        _later("a resumable writer")
+        from holdfast.object_resumable import ObjectResumableWriter
+
+        return ObjectResumableWriter.resume(self.core, artifacts, token)
 
     def uploads(self) -> Iterator[Upload]:
-        return iter(())
+        from holdfast.object_uploads import iter_uploads
+
+        return iter_uploads(self.core)
 
     def expire_uploads(self, time_ms: int) -> list[str]:
-        return []
+        from holdfast.object_uploads import expire_uploads
+
+        return expire_uploads(self.core, time_ms)
 
     # -- care
 

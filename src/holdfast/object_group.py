@@ -114,6 +114,10 @@ class ObjectGroup:
                 self._flying_bytes -= self._flying.pop(future)
                 future.result()
 
+    def arrive(self) -> None:
+        """Wait until all blobs are up."""
+        self._land(-1)
+
     def commit(self, *, alone: bool = False) -> Durability:
         """Wait for the blobs, publish the names, look for markers, tell the catalog."""
         self._land(-1)

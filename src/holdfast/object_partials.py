@@ -16,6 +16,7 @@ from typing import Final
 
 from holdfast.backend.log.session import LEASE_RAW
 from holdfast.backend.objects.parts import Here, spans
+from holdfast.backend.objects.pieces import Pieces
 from holdfast.backend.objects.stock import PartStock
 from holdfast.bao import OutboardBuilder, OutboardReader, block_count, left_count, parents_before
 from holdfast.bao_stream import encode
@@ -25,7 +26,7 @@ from holdfast.intake import Batch, Intake, Run, runs_ranges, without
 from holdfast.object_core import ObjectCore
 from holdfast.ranges import ChunkRanges
 from holdfast.types import BLOCK_BYTES, BytesLike, Hash, now_ms
-from holdfast.wire.part import PAIR_BYTES, BlocksHead
+from holdfast.wire.part import COMMITTING, PAIR_BYTES, BlocksHead
 
 log = logging.getLogger("holdfast")
 
@@ -236,6 +237,22 @@ def _complete(core: ObjectCore, here: Here) -> None:
 
 
 # -- what becomes of them
+
+
+def iter_held(core: ObjectCore) -> Iterator[bytes]:
+    """Give the hashes of blobs that partial blobs and uploads hold: roots of each collection. Two listings.
+
+    Parts and pieces lie outside of `blobs/` and rely on nothing there. But a blob of which there are parts may just be
+    completed, and one whose upload promises an artifact is about to be named. A piece that cannot be read holds
+    nothing: whoever keeps such a promise has the bytes, and looks for markers.
+    """
+    for hash_, _ in core.backend.parts.iter_all():
+        yield hash_
+    pieces = Pieces(core.backend.bucket, core.backend.pool)
+    for _, metas in pieces.iter_all():
+        last = pieces.try_read(metas[-1])
+        if last is not None and last.head.state == COMMITTING:
+            yield last.head.hash
 
 
 def retire_partials(core: ObjectCore, digests: set[bytes]) -> None:

@@ -61,6 +61,11 @@ class ResumableWriter(ABC):
     def _taken_bytes(self) -> int:
         """How much `_take` was given in all."""
 
+    @property
+    def _begun_bytes(self) -> int:
+        """How much is durable, or on its way to be."""
+        return self.offset_bytes
+
     @abstractmethod
     def _check_size(self, size_bytes: int) -> None:
         """Refuse more bytes than are allowed."""
@@ -116,7 +121,7 @@ class ResumableWriter(ABC):
             self._pending_bytes += len(piece)
             if self._pending_bytes >= WINDOW_BYTES:
                 self._push()
-            unsaved = self.written_bytes - self.offset_bytes
+            unsaved = self.written_bytes - self._begun_bytes
             is_time = time.monotonic() - self._last >= self.CHECKPOINT_SECONDS
             if unsaved >= self.CHECKPOINT_BYTES or (unsaved and is_time):
                 self._checkpoint(wait=False)

@@ -41,24 +41,35 @@ def parse_token(text: object) -> bytes:
 def find_open(core: LogCore, token: bytes, time_ms: int) -> UploadDocument:
     """Give the state of an upload that can go on; a typed error that says what became of any other."""
     raw = core.catalog.find_upload(token)
-    text = token.hex()
     if raw is None:
-        raise UploadNotFound(f"there is no upload {text}: begin a new one", token=text, state="unknown")
+        raise not_found(token, None, 0)
     document = parse_upload(raw)
-    state, artifact_id = UploadState(document.state), None
+    state = UploadState(document.state)
     if state == UploadState.OPEN and document.expires_ms <= time_ms:
         state = UploadState.EXPIRED
+    if state != UploadState.OPEN:
+        raise not_found(token, state, document.expires_ms, id_text(document.artifact))
+    return document
+
+
+def not_found(
+    token: bytes, state: UploadState | None, expires_ms: int, artifact_id: str = ""
+) -> UploadNotFound:
+    """Give the error for an upload that cannot go on. `state`: None for one that nobody knows."""
+    text = token.hex()
+    if state is None:
+        return UploadNotFound(f"there is no upload {text}: begin a new one", token=text, state="unknown")
     if state == UploadState.COMMITTED:
-        artifact_id = id_text(document.artifact)
         why = f"was committed already: it is artifact {artifact_id}"
     elif state == UploadState.ABORTED:
         why = "was given up: begin a new one"
-    elif state == UploadState.EXPIRED:
-        why = f"expired {to_datetime(document.expires_ms):%Y-%m-%d %H:%M} UTC: begin a new one"
     else:
-        return document
-    raise UploadNotFound(
-        f"the upload {text} {why}", token=text, state=state.name.lower(), artifact_id=artifact_id
+        why = f"expired {to_datetime(expires_ms):%Y-%m-%d %H:%M} UTC: begin a new one"
+    return UploadNotFound(
+        f"the upload {text} {why}",
+        token=text,
+        state=state.name.lower(),
+        artifact_id=artifact_id if state == UploadState.COMMITTED else None,
     )
 
 

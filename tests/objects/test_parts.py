@@ -57,8 +57,6 @@ def open_store(bucket: Bucket, **options: Any) -> Store:
 
 
 class _Lasting:
-    """A bucket that outlives the stores on it."""
-
     def __init__(self, inner: Bucket) -> None:
         self._inner = inner
 
@@ -68,10 +66,15 @@ class _Lasting:
     def close(self) -> None: ...
 
 
+def lasting(inner: Bucket) -> Bucket:
+    """Give a bucket that outlives the stores on it."""
+    bucket: Any = _Lasting(inner)
+    return bucket  # type: ignore[no-any-return]
+
+
 @pytest.fixture
 def bucket() -> Bucket:
-    lasting: Any = _Lasting(memory_bucket())
-    return lasting  # type: ignore[no-any-return]
+    return lasting(memory_bucket())
 
 
 @pytest.fixture
@@ -472,7 +475,7 @@ RUNS = (
 def test_a_crash_at_every_call(run: Run, fault: BucketFault) -> None:
     """The machine dies, or loses the bucket for good, at its n-th call; another one with no catalog goes on."""
     for number in range(1, 200):
-        inner: Any = _Lasting(memory_bucket())
+        inner = lasting(memory_bucket())
         with open_store(inner) as store:
             run.prepare(store)
         store = open_store(faulty := FaultyBucket(inner, for_good=True))
@@ -508,7 +511,7 @@ def test_a_crash_at_every_call(run: Run, fault: BucketFault) -> None:
 @pytest.mark.usefixtures("small_checkpoints")
 def test_a_failure_at_every_call_is_told_and_nothing_is_lost(fault: BucketFault) -> None:
     for number in range(1, 200):
-        inner: Any = _Lasting(memory_bucket())
+        inner = lasting(memory_bucket())
         with open_store(faulty := FaultyBucket(inner)) as store:
             _decode(blocks(3, 6))(store)
             faulty.arm(fault, number)

@@ -1,0 +1,206 @@
+"""Uploads in a bucket: what becomes of them, their promises, their end. `object_resumable` writes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from holdfast import _native
+from holdfast.backend.objects.bucket import Meta
+from holdfast.backend.objects.layout import commit_key
+from holdfast.backend.objects.names import facts_of, read_named
+from holdfast.backend.objects.pieces import Chain, Pieces
+from holdfast.backend.objects.stock import PartStock
+from holdfast.bao import OutboardBuilder
+from holdfast.errors import (
+    Conflict,
+    CorruptBlob,
+    CorruptObject,
+    HoldfastError,
+    IntegrityError,
+    UploadNotFound,
+)
+from holdfast.facts import Facts
+from holdfast.object_core import ObjectCore
+from holdfast.types import BLOCK_BYTES, HASH_BYTES, Upload, id_text, now_ms, to_datetime
+from holdfast.uploads import not_found
+from holdfast.wire.bundle import encode_bundle
+from holdfast.wire.part import ABORTED, COMMITTED, COMMITTING, EXPIRED, OPEN, PieceHead
+from holdfast.wire.upload import UploadState, groups_bytes
+
+log = logging.getLogger("holdfast")
+
+_STATES = {
+    OPEN: UploadState.OPEN,
+    COMMITTED: UploadState.COMMITTED,
+    ABORTED: UploadState.ABORTED,
+    EXPIRED: UploadState.EXPIRED,
+}
+NOTHING = _native.blake3(b"")
+
+
+class Told(suppress):
+    """Lets an error pass that changes nothing of what was acknowledged: whoever comes next does what is left."""
+
+    def __init__(self, what: str, token: str) -> None:
+        super().__init__(HoldfastError)
+        self._what = f"the upload {token} is {what}; its pieces stay until it expires"
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> bool:
+        if isinstance(error, HoldfastError):
+            log.warning("%s: %s", self._what, error)
+            return True
+        return False
+
+
+def expiry_ms(core: ObjectCore) -> int:
+    return int(core.options.upload_expiry_seconds * 1000)
+
+
+def stock_of(chain: Chain, root: bytes, builder: OutboardBuilder) -> PartStock:
+    """Give what an upload holds as a blob on its way."""
+    size = chain.size_bytes
+
+    def wrong() -> CorruptBlob:
+        return CorruptBlob(f"the pieces of upload {chain.last.head.token.hex()} do not make up its blob")
+
+    return PartStock(root, size, chain.stretches, chain.load, lambda: builder.finish(size), wrong)
+
+
+def go_on(chain: Chain, hasher: _native.BlobHasher, builder: OutboardBuilder) -> None:
+    """Bring a hasher to where an upload is: by chaining values, and the bytes of the last block."""
+    hashed = 0
+    for piece in chain.pieces:
+        if piece.head.groups:
+            hasher.resume(piece.head.groups)
+            builder.feed(piece.head.groups)
+            hashed += len(piece.head.groups) // HASH_BYTES * BLOCK_BYTES
+    if hashed == groups_bytes(chain.size_bytes) // HASH_BYTES * BLOCK_BYTES:
+        for rest in chain.iter_bytes(hashed):
+            hasher.update(rest)
+    if hasher.take_groups() or hasher.size_bytes != chain.size_bytes:
+        token = chain.last.head.token.hex()
+        raise CorruptObject(f"the pieces of upload {token} do not hold together", path=chain.last.key)
+
+
+def find_open(core: ObjectCore, pieces: Pieces, token: bytes) -> Chain:
+    """Give an upload that can go on; a typed error that says what became of any other."""
+    metas = pieces.find(token)
+    if not metas:
+        raise not_found(token, None, 0)
+    last = pieces.read(metas[-1])
+    if last.head.state == COMMITTING:
+        if settle_promise(core, pieces, metas, last.head):
+            raise not_found(token, UploadState.COMMITTED, 0, id_text(last.head.artifact))
+        return pieces.chain(metas)
+    state = _STATES[last.head.state]
+    if state == UploadState.OPEN and last.expires_ms > now_ms():
+        return pieces.chain(metas)
+    if state == UploadState.OPEN:
+        state = UploadState.EXPIRED
+    raise not_found(token, state, last.expires_ms, id_text(last.head.artifact))
+
+
+def settle_promise(core: ObjectCore, pieces: Pieces, metas: Sequence[Meta], head: PieceHead) -> bool:
+    """See whether a commit that was promised, and never heard of again, was made; if not, it never will be.
+
+    One that was made is acknowledged here, in place of whoever died: the look for markers included.
+    """
+    bucket, key = core.backend.bucket, commit_key(head.commit)
+    named = read_named(bucket, key)
+    if named is None and bucket.create(key, encode_bundle([], key)) is None:
+        named = read_named(bucket, key)
+    if named is None or not named.documents:
+        return False
+    _settle_blob(core, pieces, metas, head)
+    facts = Facts()
+    facts_of(named.documents, facts, key)
+    core.catalog.apply(facts)
+    with Told("committed", head.token.hex()):
+        pieces.end(
+            head._replace(number=head.number + 1, state=COMMITTED, commit=bytes(16), hash=bytes(HASH_BYTES))
+        )
+    return True
+
+
+def _settle_blob(core: ObjectCore, pieces: Pieces, metas: Sequence[Meta], head: PieceHead) -> None:
+    with OutboardBuilder() as builder:
+        try:
+            chain, hasher = pieces.chain(metas), _native.BlobHasher()
+            go_on(chain, hasher, builder)
+            root, rest = hasher.finish()
+            builder.feed(rest)
+            stock = stock_of(chain, root, builder)
+        except CorruptObject:  # it is named, and should be there
+            core.backend.settle(head.hash, None)
+            return
+        try:
+            core.backend.settle(head.hash, (stock.blob, stock) if root == head.hash else None)
+        finally:
+            stock.close()
+
+
+def iter_uploads(core: ObjectCore) -> Iterator[Upload]:
+    """Give the uploads that can go on, in the order of their tokens."""
+    pieces = Pieces(core.backend.bucket, core.backend.pool)
+    now = now_ms()
+    for token, metas in pieces.iter_all():
+        last = pieces.try_read(metas[-1])
+        if last is None or last.head.state not in (OPEN, COMMITTING) or last.expires_ms <= now:
+            continue
+        yield Upload(
+            token=token.hex(),
+            offset_bytes=last.head.stop_bytes,
+            created_at=to_datetime(last.head.created_ms),
+            modified_at=to_datetime(last.modified_ms),
+            expires_at=to_datetime(last.expires_ms),
+        )
+
+
+def expire_uploads(core: ObjectCore, time_ms: int) -> list[str]:
+    """End the uploads whose time is over, by the bucket's own times, and that nobody here is writing; gives tokens.
+
+    Whoever writes one elsewhere notices at the next piece. What is left of those that have ended goes too.
+    """
+    pieces = Pieces(core.backend.bucket, core.backend.pool)
+    ended: list[str] = []
+    for token, metas in pieces.iter_all():
+        last = pieces.try_read(metas[-1])
+        if last is None:
+            if metas[-1].modified_ms + expiry_ms(core) <= time_ms:
+                pieces.remove(metas)
+            continue
+        try:
+            if last.head.state in (OPEN, COMMITTING):
+                if (
+                    last.expires_ms <= time_ms
+                    and not core.claims.is_held(token)
+                    and _expire(core, pieces, metas)
+                ):
+                    ended.append(token.hex())
+            elif last.expires_ms <= time_ms:
+                pieces.remove(metas)
+            elif len(metas) > 1:
+                pieces.tidy(token)
+        except (Conflict, IntegrityError, UploadNotFound) as error:  # somebody goes on with it after all
+            log.warning("the upload %s does not expire yet: %s", token.hex(), error)
+    return ended
+
+
+def _expire(core: ObjectCore, pieces: Pieces, metas: list[Meta]) -> bool:
+    last = pieces.read(metas[-1]).head
+    if last.state == COMMITTING and settle_promise(core, pieces, metas, last):
+        return False
+    pieces.end(
+        last._replace(
+            number=last.number + 1,
+            state=EXPIRED,
+            offset_bytes=last.stop_bytes,
+            length_bytes=0,
+            digest=NOTHING,
+            groups=b"",
+            details=b"",
+        )
+    )
+    return True
