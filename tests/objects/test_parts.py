@@ -12,8 +12,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from holdfast import object_partials
 from holdfast.backend.objects.bucket import Bucket
@@ -626,3 +629,46 @@ def test_a_part_is_never_made_twice(bucket: Bucket, monkeypatch: pytest.MonkeyPa
         with pytest.raises(Unavailable, match="random"):
             store.blobs.decode(SENDER.hash, SENDER.stream(blocks(2, 4)), blocks(2, 4))
         assert check_kept(store, SENDER) == blocks(0, 2)
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_whatever_comes_from_wherever(data: st.DataObject) -> None:
+    """Machines take turns, each with what it knows; parts get lost and damaged. What is here is right, and it ends."""
+    inner = lasting(memory_bucket())
+    count = data.draw(st.integers(1, 12))
+    sender = Sender(sample(count * BLOCK_BYTES - data.draw(st.integers(0, BLOCK_BYTES - 1)), 2))
+    checkpoint = data.draw(st.sampled_from((1, 40_000, 1 << 20)))
+    with (
+        patch.object(object_partials, "CHECKPOINT_BYTES", checkpoint),
+        open_store(inner) as one,
+        open_store(inner) as two,
+    ):
+        stores = (one, two)
+        for _ in range(data.draw(st.integers(0, 8))):
+            store = stores[data.draw(st.integers(0, 1))]
+            start = data.draw(st.integers(0, count * 16))
+            ranges = ChunkRanges.leaves(start, start + data.draw(st.integers(1, 100)))
+            stream = sender.stream(ranges)
+            what = data.draw(st.sampled_from(("send", "send", "break", "lose", "damage")))
+            made = keys(inner)
+            if what == "lose" and made:
+                inner.delete([data.draw(st.sampled_from(made))])
+            elif what == "damage" and made:
+                key = data.draw(st.sampled_from(made))
+                meta = inner.head(key)
+                assert meta is not None
+                damage(inner, key, data.draw(st.integers(0, meta.size_bytes - 1)))
+            elif what == "break":
+                with suppress(HoldfastError):
+                    store.blobs.decode(sender.hash, stream[: len(stream) // 2], ranges)
+            else:
+                with suppress(CorruptBlob):
+                    store.blobs.decode(sender.hash, stream, ranges)
+        for store in stores:
+            for _ in range(10):
+                rest = store.blobs.missing_ranges(sender.hash)
+                with suppress(CorruptBlob):
+                    store.blobs.decode(sender.hash, sender.stream(rest), rest)
+            assert store.blobs.status(sender.hash) is BlobStatus.COMPLETE
+            assert store.blobs.read(sender.hash) == sender.content

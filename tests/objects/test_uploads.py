@@ -449,3 +449,18 @@ def test_several_write_at_once(bucket: Bucket) -> None:
         with suppress(IndexError):
             raise errors[0]
         assert store.count() == 6
+
+
+def test_what_a_newer_version_made_is_refused_and_left(bucket: Bucket) -> None:
+    with open_store(bucket) as store:
+        token = begin(store).suspend()
+        key = keys(bucket, UPLOADS)[-1]
+        found = bucket.get(key, max_bytes=1 << 20)
+        assert found is not None
+        newer = found[0][:4] + b"\2" + found[0][5:]
+        bucket.upload(key, [newer], len(newer))
+        assert list(store.uploads()) == []
+        with pytest.raises(FormatError, match="newer"):
+            store.writer(resume=token)
+        assert store._engine.expire_uploads(now_ms()) == []
+        assert key in keys(bucket, UPLOADS)

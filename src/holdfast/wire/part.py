@@ -198,7 +198,11 @@ def head_length(data: bytes, key: str) -> int:
         raise FormatError(f"{key} holds something else than a part", path=key)
     _, version, _, length = _FRAME.unpack_from(data)
     if version != VERSION:
-        raise FormatError(f"{key} was made by a newer version of Holdfast ({version})", path=key)
+        raise FormatError(
+            f"{key} was made by a newer version of Holdfast ({version}): use that one",
+            path=key,
+            version=version,
+        )
     if not _FRAME.size + HASH_BYTES <= length <= MAX_HEAD_BYTES:
         raise FormatError(f"{key} is damaged: a head of {length} bytes", path=key)
     return int(length)

@@ -129,7 +129,7 @@ class Pieces:
         return Chain(self._bucket, list(self._pool.map(self.read, metas)))
 
     def read(self, meta: Meta) -> Piece:
-        """Read what an object of an upload says; `CorruptObject` where it is damaged, or gone."""
+        """Read what an object of an upload says; `CorruptObject`, or `FormatError` where a newer version made it."""
         named = parse_upload_key(meta.key)
         wrong: FormatError | None = None
         for _ in range(2):
@@ -144,6 +144,8 @@ class Pieces:
                 if (head.token, head.number) == named and length + head.length_bytes == meta.size_bytes:
                     return Piece(meta.key, length, meta.modified_ms, head)
             except FormatError as error:
+                if "version" in error.evidence:
+                    raise
                 wrong = error
         raise CorruptObject(f"an object of an upload cannot be read: {wrong or meta.key}", path=meta.key)
 
@@ -151,7 +153,7 @@ class Pieces:
         """Read what an object of an upload says; None where that cannot be read."""
         try:
             return self.read(meta)
-        except CorruptObject as error:
+        except (CorruptObject, FormatError) as error:
             log.warning("%s", error)
             return None
 
