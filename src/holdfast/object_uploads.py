@@ -9,10 +9,11 @@ from contextlib import suppress
 from holdfast import _native
 from holdfast.backend.objects.bucket import Meta
 from holdfast.backend.objects.layout import commit_key
-from holdfast.backend.objects.names import facts_of, read_named
+from holdfast.backend.objects.names import read_named
 from holdfast.backend.objects.pieces import Chain, Pieces
 from holdfast.backend.objects.stock import PartStock
 from holdfast.bao import OutboardBuilder
+from holdfast.catalog.objects import is_known, show_again
 from holdfast.errors import (
     Conflict,
     CorruptBlob,
@@ -21,7 +22,6 @@ from holdfast.errors import (
     IntegrityError,
     UploadNotFound,
 )
-from holdfast.facts import Facts
 from holdfast.object_core import ObjectCore
 from holdfast.types import BLOCK_BYTES, HASH_BYTES, Upload, id_text, now_ms, to_datetime
 from holdfast.uploads import not_found
@@ -109,14 +109,19 @@ def settle_promise(core: ObjectCore, pieces: Pieces, metas: Sequence[Meta], head
     """
     bucket, key = core.backend.bucket, commit_key(head.commit)
     named = read_named(bucket, key)
-    if named is None and bucket.create(key, encode_bundle([], key)) is None:
-        named = read_named(bucket, key)
-    if named is None or not named.documents:
-        return False
+    if named is None:
+        core.keeper.refresh(None)  # it may have been gathered with others, under another key
+        if not is_known(core.catalog, head.artifact):
+            if bucket.create(key, encode_bundle([], key)) is not None:
+                return False
+            named = read_named(bucket, key)
+    if named is not None:
+        if not named.documents:
+            return False
+        core.keeper.take_named(named)
     _settle_blob(core, pieces, metas, head)
-    facts = Facts()
-    facts_of(named.documents, facts, key)
-    core.catalog.apply(facts)
+    if core.find_row(head.hash) is not None:
+        show_again(core.catalog)
     with Told("committed", head.token.hex()):
         pieces.end(
             head._replace(number=head.number + 1, state=COMMITTED, commit=bytes(16), hash=bytes(HASH_BYTES))

@@ -17,12 +17,14 @@ from holdfast.backend.objects.claims import LocalClaims
 from holdfast.backend.objects.layout import (
     COMMITS,
     UPLOADS,
+    commit_key,
     data_key,
     gone_key,
     outboard_key,
     parse_upload_key,
     upload_key,
 )
+from holdfast.backend.objects.names import read_named
 from holdfast.backend.objects.opening import memory_bucket
 from holdfast.errors import Conflict, CorruptObject, FormatError, HoldfastError, Locked, UploadNotFound
 from holdfast.object_partials import iter_held
@@ -34,6 +36,7 @@ from holdfast.testing.faults import SimulatedCrash
 from holdfast.testing.faulty_bucket import BucketFault, FaultyBucket
 from holdfast.testing.inside import object_core
 from holdfast.types import BLOCK_BYTES, now_ms
+from holdfast.wire.bundle import encode_bundle
 from holdfast.wire.part import COMMITTING, PieceHead, encode_piece, head_length, parse_piece
 from tests.objects.test_parts import MINUTE_MS, damage, keys, lasting, open_store
 
@@ -194,8 +197,9 @@ def test_a_commit_that_was_overtaken_publishes_nothing(bucket: Bucket) -> None:
             assert three.count() == 1
 
 
-def test_a_promise_that_was_kept_is_acknowledged_by_whoever_comes(bucket: Bucket) -> None:
-    """It died behind the object that names the artifact; a collector had marked the blob by then."""
+@pytest.mark.parametrize("is_gathered", [False, True])
+def test_a_promise_that_was_kept_is_acknowledged_by_whoever_comes(bucket: Bucket, is_gathered: bool) -> None:
+    """It died behind the object that names the artifact; a collector had marked the blob, and gathered names."""
     store = open_store(faulty := FaultyBucket(bucket))
     writer = begin(store, len(CONTENT))
 
@@ -211,6 +215,13 @@ def test_a_promise_that_was_kept_is_acknowledged_by_whoever_comes(bucket: Bucket
     bucket.create(gone_key(HASH, 0), b"")
     bucket.delete([data_key(HASH), outboard_key(HASH)])
     with open_store(bucket) as other:
+        if is_gathered:
+            (key,) = keys(bucket, COMMITS)
+            named = read_named(bucket, key)
+            assert named is not None
+            gathered = commit_key(bytes(16))
+            bucket.create(gathered, encode_bundle(list(named.documents), gathered))
+            bucket.delete([key])
         assert list(iter_held(object_core(other))) == [HASH]
         with pytest.raises(UploadNotFound) as raised:
             other.writer(resume=writer.token)

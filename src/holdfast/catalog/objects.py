@@ -144,6 +144,12 @@ def hide(catalog: Catalog, hashes: Sequence[bytes]) -> None:
         catalog._write(change)
 
 
+def is_known(catalog: Catalog, id_: bytes) -> bool:
+    """Whether an artifact was ever named, whatever became of it: also one that is hidden."""
+    sql = "SELECT 1 FROM artifacts WHERE id = ?1 UNION SELECT 1 FROM hidden_artifacts WHERE id = ?1"
+    return bool(catalog.ask(sql, (id_,)))
+
+
 def show_again(catalog: Catalog) -> int:
     """Bring back the names that are hidden and whose blobs are there by now; gives how many."""
     if catalog.ask(HIDDEN_COUNT) == [(0,)]:
