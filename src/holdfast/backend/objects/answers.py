@@ -177,7 +177,7 @@ _PASSING_STATUS: Final = frozenset(
 )
 _TRANSPORT_WORDS: Final = {
     "connect": "nothing can be reached there (name, port, network, or the service is not running)",
-    "timeout": "no answer in time",
+    "timeout": "no answer in time (on a slow line, raise timeout_seconds)",
     "dropped": "the connection broke",
     "garbage": "what answers does not speak HTTP",
 }

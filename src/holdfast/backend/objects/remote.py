@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PART_BYTES: Final = 8 << 20
-"""A part of a multipart upload. Grown for objects that would need more than `MAX_PARTS` of them."""
+"""A part of a multipart upload. Larger objects have larger ones, which cost the service less, and `MAX_PARTS` at most."""
+LARGE_BYTES: Final = 128 << 20
+LARGE_PART_BYTES: Final = 16 << 20
 MAX_PARTS: Final = 9_000
-PARTS_AT_ONCE: Final = 6
+IN_FLIGHT_BYTES: Final = 64 << 20
+"""How much of an upload is on its way at once, unless two parts are more."""
 PIECE_BYTES: Final = 1 << 20
 """How much of a stream is handed on at once."""
 PAGE_KEYS: Final = 1_000
@@ -294,8 +297,9 @@ class RemoteBucket:
         return self._write("put", put)
 
     def _upload_parts(self, key: str, pieces: Iterable[BytesLike], size_bytes: int) -> Meta:
-        part_bytes = max(PART_BYTES, -(-size_bytes // MAX_PARTS))
-        at_once = max(2, min(PARTS_AT_ONCE, PARTS_AT_ONCE * PART_BYTES // part_bytes))
+        usual = PART_BYTES if size_bytes < LARGE_BYTES else LARGE_PART_BYTES
+        part_bytes = max(usual, -(-size_bytes // MAX_PARTS))
+        at_once = max(2, IN_FLIGHT_BYTES // part_bytes)
         before = self.head(key)
         self.requests.count("put", 2 + -(-size_bytes // part_bytes))
         source = _Source(exactly(pieces, size_bytes), self.requests)
