@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PART_BYTES: Final = 8 << 20
-"""A part of a multipart upload. Larger objects have larger ones, which cost the service less, and `MAX_PARTS` at most."""
+"""A part of a multipart upload. Large objects have larger ones, which cost the service less: `MAX_PARTS` at most."""
 LARGE_BYTES: Final = 128 << 20
 LARGE_PART_BYTES: Final = 16 << 20
 MAX_PARTS: Final = 9_000
