@@ -84,6 +84,8 @@ class Facts:
     segments: dict[int, tuple[int, int]] = field(default_factory=dict)
     spilled: list[int] = field(default_factory=list)
     retired: list[tuple[int, int]] = field(default_factory=list)
+    forgotten: list[bytes] = field(default_factory=list)
+    """Artifacts of which only the tombstone is left: nothing can be restored of them."""
     seen: list[tuple[str, str]] = field(default_factory=list)
     """Objects of a bucket that were read for these facts: key and e_tag. A hint."""
 

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, TypedDict
 
 from holdfast.arguments import items_of, whole_number
 from holdfast.catalog import ArtifactEntry
-from holdfast.core import Core, Grouping
+from holdfast.core import Core, Grouping, id_of
 from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, InvalidInput
 from holdfast.finding import view
 from holdfast.types import KEEP, Artifact, Hash, Keep, Scalar, id_text, now_ms
@@ -133,7 +133,10 @@ class Naming:
             )
 
     def restore(self, ref: Artifact | str, *, force: bool = False) -> Artifact:
-        return self._core.repeat(lambda: self._restore(ref, force))
+        try:
+            return self._core.repeat(lambda: self._restore(ref, force))
+        except BlobNotFound as error:  # collected while it was named: it is as deleted as it was
+            raise ArtifactNotFound(f"the bytes of artifact {id_of(ref)} are gone", id=id_of(ref)) from error
 
     def _restore(self, ref: Artifact | str, force: bool) -> Artifact:
         core = self._core

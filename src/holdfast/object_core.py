@@ -9,11 +9,12 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, TypeVar
 
 from holdfast.backend.log.partial_reader import no_blob, not_whole, nothing_here
 from holdfast.backend.log.partial_state import PartialState
+from holdfast.backend.log.session import LEASE_RAW
 from holdfast.backend.objects.backend import MISSING, ObjectBackend
 from holdfast.backend.objects.claims import LocalClaims
 from holdfast.backend.objects.part_reader import PartsReader
@@ -63,7 +64,12 @@ class ObjectCore(Core):
         self._changes = threading.RLock()
         self._here = threading.local()
         self._leases: dict[int, tuple[bytes, int]] = {}
+        self._running: dict[int, set[bytes]] = {}
+        """What each operation that runs has looked up, by its number."""
+        self._groups: list[ObjectGroup] = []
         self._next_lease = 1
+        self.doomed: frozenset[bytes] = frozenset()
+        """What a collection of this process is about to delete: a look at the bucket does not make it known again."""
         self._let_go = weakref.finalize(self, _let_go, backend, keeper, self.pool, self._pid)
         self._let_go.atexit = False  # the end of the process lets go of everything anyway
 
@@ -93,9 +99,21 @@ class ObjectCore(Core):
             where = self.backend.bucket.location
             raise PermissionDenied(f"the store at {where} was opened read-only", path=where)
 
-    def operation(self) -> AbstractContextManager[None]:
-        """Nothing to note: a bucket has no sessions."""
-        return nullcontext()
+    @contextmanager
+    def operation(self) -> Iterator[None]:
+        """Keep what is looked up from collections of this process; others are not held up by anybody."""
+        looked_up: set[bytes] = set()
+        stack: list[set[bytes]] = self._here.__dict__.setdefault("operations", [])
+        with self._gate:
+            number, self._next_lease = self._next_lease, self._next_lease + 1
+            self._running[number] = looked_up
+        stack.append(looked_up)
+        try:
+            yield
+        finally:  # maybe in another thread
+            with self._gate:
+                self._running.pop(number, None)
+            stack[:] = [one for one in stack if one is not looked_up]
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other threads of this process from changing names; other machines are met by conditions."""
@@ -138,6 +156,8 @@ class ObjectCore(Core):
         """What this thread claims meanwhile is relied on by the group."""
         before = getattr(self._here, "group", None)
         self._here.group = group
+        with self._gate:
+            self._groups.append(group)
         try:
             yield
         except BaseException:
@@ -145,6 +165,8 @@ class ObjectCore(Core):
             raise
         finally:
             self._here.group = before
+            with self._gate:
+                self._groups.remove(group)
             group.close()
 
     def repeat(self, work: Callable[[], T]) -> T:
@@ -164,6 +186,9 @@ class ObjectCore(Core):
     def blob(self, hash: Hash | bytes) -> BlobRow:
         """Give the complete blob of a hash; one that the catalog does not know is looked for in the bucket."""
         digest = hash.digest if isinstance(hash, Hash) else hash
+        operations = self._here.__dict__.get("operations")
+        if operations:
+            operations[-1].add(digest)
         row = self.find_row(digest)
         if row is None:
             raise self.missing_blob(digest)
@@ -178,7 +203,7 @@ class ObjectCore(Core):
             return None
         size = found.data[found.best]
         row = (digest, size, found.modified_ms, 0, stored_bytes(size), 1)
-        if not self.read_only:
+        if not self.read_only and digest not in self.doomed:
             self.catalog.apply(Facts(blobs=[row]))
         return BlobRow(digest, size, found.modified_ms, 0, row[4], row[4], KIND_BLOB, 1)
 
@@ -186,18 +211,21 @@ class ObjectCore(Core):
         row = self.blob(hash)
         group: ObjectGroup | None = getattr(self._here, "group", None)
         if group is not None:
-            group.relied_on.add(row.hash)
-            if format:
+            group.relied_on[row.hash] = row.size
+            if format and not group.is_done:  # what was put to be leased keeps nothing from others
                 group.relied_on.update(self._children(row.hash))
         return row
 
-    def _children(self, digest: bytes) -> Iterator[bytes]:
-        """Give what a hash seq lists, nested ones too, as far as it is here."""
+    def _children(self, digest: bytes) -> Iterator[tuple[bytes, int]]:
+        """Give what a hash seq lists with its sizes, nested ones too, as far as it is here."""
         sequences = Sequences(lambda: self.catalog, self.open_row, as_far_as_possible=True)
         roots = DigestSet()
         roots.add([digest])
         for _, words in sequences.follow(roots):
-            yield from self.catalog.find_blobs(words)
+            rows = list(self.catalog.find_blobs(words).values())
+            missing = {*words}.difference(row.hash for row in rows)
+            rows += filter(None, self.backend.pool.map(self._find_in_bucket, missing))
+            yield from ((row.hash, row.size) for row in rows)
 
     def open_row(self, row: BlobRow) -> SmallObjectReader | LargeObjectReader:
         """Open a blob that the catalog has."""
@@ -250,10 +278,12 @@ class ObjectCore(Core):
         with self._gate:
             self._leases.pop(slot, None)
 
-    def leased(self) -> list[tuple[bytes, int]]:
-        """Give what this process holds: (hash, kind)."""
+    def held(self) -> list[tuple[bytes, int]]:
+        """Give what this process holds, leases and what is read or put: (hash, 1 to follow it as a hash seq)."""
         with self._gate:
-            return list(self._leases.values())
+            found = [(digest, kind - LEASE_RAW) for digest, kind in self._leases.values()]
+            used = [*self._running.values(), *(one.blobs for one in self._groups)]
+            return found + [(digest, 0) for digests in used for digest in list(digests)]
 
     def keep(self, digest: bytes, kind: int) -> None:
         self.lease([digest], kind)

@@ -10,7 +10,9 @@ from holdfast.artifacts import Artifacts
 from holdfast.care.figures import MAX_SHARED, ORPHANS
 from holdfast.catalog.objects import BAD_COUNT
 from holdfast.errors import InvalidInput
+from holdfast.gc.maintenance import Maintenance
 from holdfast.object_care import health, scrub, verify
+from holdfast.object_collecting import BucketCollector
 from holdfast.object_core import ObjectCore
 from holdfast.ranges import ChunkRanges
 from holdfast.types import (
@@ -46,6 +48,8 @@ class ObjectEngine:
 
     def __init__(self, core: ObjectCore) -> None:
         self.core = core
+        self._collector = BucketCollector(core)
+        self._maintenance = Maintenance(core, self._collector)
 
     def rebuild(self, progress: ProgressCallback | None) -> RecoveryStats:
         return self.core.keeper.rebuild(progress)
@@ -57,7 +61,8 @@ class ObjectEngine:
         """Nothing waits: what was acknowledged is stored."""
 
     def stop_work(self) -> None:
-        """Write down what reading has met."""
+        """End the background work, and write down what reading has met."""
+        self._maintenance.stop()
         self.core.write_down_damage()
 
     def close(self) -> None:
@@ -196,27 +201,29 @@ class ObjectEngine:
         max_batches: int | None,
         progress: ProgressCallback | None,
     ) -> GcReport:
-        _later("collection")
+        return self._collector.gc(
+            dry=dry, min_age_seconds=min_age_seconds, max_batches=max_batches, progress=progress
+        )
 
     def compact(
         self, min_dead_share: float, progress: ProgressCallback | None, *, dry_run: bool
     ) -> CompactReport:
-        _later("compaction")
+        return self._collector.compact(min_dead_share, progress, dry_run=dry_run)
 
     def forecast(self, refs: Iterable[Artifact | str]) -> Forecast:
-        _later("a forecast")
+        return self._collector.forecast(refs)
 
     def why(self, hash: Hash) -> tuple[Chain, ...]:
-        _later("`why`")
+        return self._collector.why(hash)
 
     def start_maintenance(self) -> None:
-        _later("maintenance")
+        self._maintenance.start()
 
     def stop_maintenance(self) -> None:
-        """There is none."""
+        self._maintenance.stop()
 
     def maintenance_turns(self) -> int:
-        return 0
+        return self._maintenance.turns
 
 
 def _later(what: str) -> NoReturn:

@@ -1,25 +1,26 @@
 """What is put into a bucket together: blobs on their way up, and the documents that name them afterwards.
 
-Order: data, outboard, what names them, the look for markers, the catalog, the answer. What was put and never named
-is garbage that a collection takes.
+Order: data, outboard, what names them, the look for markers, what takes a name away, the catalog, the answer. What was
+put and never named is garbage that a collection takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from holdfast import _native
 from holdfast.backend.objects.backend import ObjectBackend, Waiting
 from holdfast.backend.objects.layout import artifact_key, commit_key, tag_key
-from holdfast.backend.objects.names import Named, facts_of, newest, read_named
+from holdfast.backend.objects.names import Named, facts_of, is_grave, newest, read_named, revision_of
 from holdfast.backend.objects.spool import Spool, Stock
 from holdfast.bao import OutboardBuilder, outboard_bytes
 from holdfast.catalog import Catalog
 from holdfast.catalog.objects import bad_among, release_blobs
-from holdfast.errors import Conflict, PermissionDenied, TooLarge
+from holdfast.errors import BlobNotFound, Conflict, HoldfastError, PermissionDenied, TooLarge
 from holdfast.facts import Facts
 from holdfast.ingest import Stored
 from holdfast.types import BLOCK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BytesLike, Durability, new_ids, now_ms
@@ -27,6 +28,8 @@ from holdfast.wire.bundle import Document, encode_bundle
 from holdfast.wire.document import (
     ArtifactDocument,
     encode_artifact,
+    encode_tag,
+    encode_tombstone,
     parse_artifact,
     parse_tag,
     parse_tombstone,
@@ -46,11 +49,12 @@ class Stale(Conflict):
 
 
 class _Change(NamedTuple):
-    """The next state of a name, and the one that it takes the place of."""
+    """The next state of a name, and the one that it takes the place of. `removes`: it names nothing then."""
 
     key: str
     documents: list[Document]
     before: Named | None
+    removes: bool
 
 
 class ObjectGroup:
@@ -68,15 +72,21 @@ class ObjectGroup:
         self._stocks: dict[bytes, Stock] = {}
         self.commit_id: bytes | None = None
         """The id of the object that makes it so, where it was promised before."""
-        self.relied_on: set[bytes] = set()
-        """Blobs that were there already, and that this group names or requires."""
+        self.relied_on: dict[bytes, int] = {}
+        """Blobs that are said to be there already, and that this group names or requires, with their sizes."""
+        self.again: dict[bytes, Waiting] = {}
+        """Those of them whose bytes came with this group nevertheless: should they be gone, they go up."""
+        self.is_done = False
+        """Whether it was committed."""
         self._backend = backend
         self._catalog = catalog
         self._durability = durability
         self._time_ms = time_ms
         self._documents: list[Document] = []
-        self._flying: dict[Future[None], int] = {}
+        self._flying: dict[Future[int], bytes] = {}
         self._flying_bytes = 0
+        self._numbers: dict[bytes, int] = {}
+        """The generation that each of `blobs` was put as."""
 
     @property
     def is_empty(self) -> bool:
@@ -104,15 +114,25 @@ class ObjectGroup:
         self._stocks[blob.hash] = stock
         self._land(MAX_FLYING_BYTES - min(blob.size_bytes, MAX_FLYING_BYTES))
         future = self._backend.pool.submit(self._backend.put, blob, stock)
-        self._flying[future] = blob.size_bytes
+        self._flying[future] = blob.hash
         self._flying_bytes += blob.size_bytes
+
+    def rely_on(self, blob: Waiting) -> None:
+        """Rely on a blob that is said to be there; its bytes are kept until that is certain."""
+        self.relied_on[blob.hash] = blob.size_bytes
+        self.again[blob.hash] = blob
+
+    def has(self, hash_: bytes) -> bool:
+        """Whether the group has a blob's bytes already."""
+        return hash_ in self.blobs or hash_ in self.again
 
     def _land(self, limit_bytes: int) -> None:
         while self._flying and (self._flying_bytes > limit_bytes or len(self._flying) > MAX_FLYING):
             done, _ = wait(self._flying, return_when=FIRST_COMPLETED)
             for future in done:
-                self._flying_bytes -= self._flying.pop(future)
-                future.result()
+                hash_ = self._flying.pop(future)
+                self._flying_bytes -= self.blobs[hash_].size_bytes
+                self._numbers[hash_] = future.result()
 
     def arrive(self) -> None:
         """Wait until all blobs are up."""
@@ -128,9 +148,9 @@ class ObjectGroup:
             for one in self.blobs.values()
         ]
         self._publish(facts)
-        self._settle()
         self._catalog().apply(facts)
         release_blobs(self._catalog(), [one.hash for one in self.blobs.values() if one.heals])
+        self.is_done = True
         self.close()
         return self._durability
 
@@ -146,22 +166,41 @@ class ObjectGroup:
         self.spool.close()
 
     def _publish(self, facts: Facts) -> None:
-        """New artifacts share one object; each change to a name is an object of its own, replaced on condition."""
+        """New artifacts share one object; each change to a name is an object of its own, replaced on condition.
+
+        What names something is published first; then all that is relied on is looked at; only then a name is taken
+        from a blob that another of these names may be there to keep (models/bucket.pml, RENAME).
+        """
         new = [
             one for one in self._documents if one[0] == Kind.ARTIFACT and parse_artifact(one[1]).revision == 1
         ]
-        if new:
-            key = commit_key(self.commit_id or new_ids(1, now_ms())[0])
-            made = self._backend.bucket.create(key, encode_bundle(new, key))
-            if made is None:
-                raise Conflict(
-                    f"there is another object {key}: the random numbers of this machine repeat", key=key
-                )
-            facts_of(new, facts, key)
-            facts.seen.append((key, made.e_tag or ""))
         known = set(map(id, new))
         changes = [self._prepare(one) for one in self._documents if id(one) not in known]
-        for done, change in enumerate(changes):
+        commit = self._create(new, facts) if new else None
+        adding = [one for one in changes if not one.removes]
+        removing = [one for one in changes if one.removes]
+        done: list[_Change] = []
+        try:
+            self._change_all(adding, facts, done)
+        finally:
+            if done or not adding:
+                self._settle_or_withdraw(commit, done, facts)
+        self._change_all(removing, facts, done)
+
+    def _create(self, new: list[Document], facts: Facts) -> str:
+        key = commit_key(self.commit_id or new_ids(1, now_ms())[0])
+        made = self._backend.bucket.create(key, encode_bundle(new, key))
+        if made is None:
+            raise Conflict(
+                f"there is another object {key}: the random numbers of this machine repeat", key=key
+            )
+        facts_of(new, facts, key)
+        facts.seen.append((key, made.e_tag or ""))
+        return key
+
+    def _change_all(self, changes: list[_Change], facts: Facts, done: list[_Change]) -> None:
+        """Make changes, one after another; once one is made, `Stale` is no more an answer, but a `Conflict`."""
+        for change in changes:
             try:
                 e_tag = self._change(change)
             except Stale as error:
@@ -169,11 +208,40 @@ class ObjectGroup:
                     raise
                 self._catalog().apply(facts)
                 raise Conflict(
-                    f"{error.message}; {done} of {len(changes)} changes of this call were made before",
-                    done=done,
+                    f"{error.message}; {len(done)} changes of this call were made before", done=len(done)
                 ) from error
             facts_of(change.documents, facts, change.key)
             facts.seen.append((change.key, e_tag))
+            done.append(change)
+
+    def _settle_or_withdraw(self, commit: str | None, done: list[_Change], facts: Facts) -> None:
+        """Look at what the published names need; where that is gone they are taken back, as far as that can be."""
+        try:
+            self._settle(facts)
+        except BlobNotFound:
+            told = Facts()
+            with suppress(HoldfastError):  # what cannot be taken back names what is not there: it is hidden
+                if commit is not None:
+                    self._backend.bucket.delete([commit])
+                for change in done:
+                    self._undo(change, told)
+            self._catalog().apply(told)
+            raise
+
+    def _undo(self, change: _Change, told: Facts) -> None:
+        """Give a name the state that it had, with the next revision."""
+        now = read_named(self._backend.bucket, change.key)
+        if now is None or newest(now) != max(map(revision_of, change.documents)):
+            return  # somebody else has changed it since
+        documents = _documents_before(change, newest(now) + 1, self._catalog())
+        again = _Change(change.key, documents, now, removes=True)
+        e_tag = self._change(again)
+        facts_of(documents, told, change.key)
+        told.seen.append((change.key, e_tag))
+        for _, hash_, _, _, _, deleted, _ in told.tags[-1:]:
+            row = None if deleted else self._catalog().find_blob(hash_)
+            if row is not None:
+                self._backend.settle(hash_, row.size, None, None)  # it was not named for a moment
 
     def _prepare(self, document: Document) -> _Change:
         """Read the name that is to be changed; `Stale` when it is further than the catalog knew."""
@@ -193,7 +261,10 @@ class ObjectGroup:
         documents = [document]
         if kind == Kind.TOMBSTONE:
             documents.insert(0, self._last_state(parse_tombstone(payload).id, before))
-        return _Change(key, documents, before)
+        elif kind == Kind.ARTIFACT and before is not None and is_grave(before):
+            raise self._stale(before, key)  # forgotten for good: there is nothing to be restored
+        removes = kind == Kind.TOMBSTONE or (kind == Kind.TAG and parse_tag(payload).deleted)
+        return _Change(key, documents, before, removes)
 
     def _change(self, change: _Change) -> str:
         """Write the next state of a name; gives the e_tag that it has then."""
@@ -226,22 +297,44 @@ class ObjectGroup:
         assert entry is not None, "what is deleted was just looked up"
         return Kind.ARTIFACT, encode_artifact(ArtifactDocument._make(entry[:-1]))
 
-    def _settle(self) -> None:
+    def _settle(self, facts: Facts) -> None:
         """Look at each blob that is named or relied on, several at a time."""
         backend = self._backend
-        futures = [
-            backend.pool.submit(
-                backend.settle,
-                hash_,
-                (self.blobs[hash_], self._stocks[hash_]) if hash_ in self.blobs else None,
-            )
-            for hash_ in {*self.blobs, *self.relied_on}
-        ]
+        sizes = {**self.relied_on, **{hash_: one.size_bytes for hash_, one in self.blobs.items()}}
+        futures = {}
+        for hash_, size in sizes.items():
+            blob = self.blobs.get(hash_) or self.again.get(hash_)
+            again = None if blob is None else (blob, self._stocks.get(hash_, self.spool))
+            futures[hash_] = backend.pool.submit(backend.settle, hash_, size, self._numbers.get(hash_), again)
         try:
-            for future in futures:
+            for future in futures.values():
                 future.result()
         finally:
-            wait(futures)
+            wait(futures.values())
+        here = self._catalog().find_blobs(list(self.relied_on))
+        for hash_, size in self.relied_on.items():
+            if hash_ not in here:  # a collection of our own had given it up
+                facts.blobs.append((hash_, size, self._time_ms or now_ms(), 0, stored_bytes(size), 1))
+
+
+def _documents_before(change: _Change, revision: int, catalog: Catalog) -> list[Document]:
+    """Give what a name said before a change, as its next state; one that was not there is deleted."""
+    kind, payload = change.documents[-1]
+    if kind == Kind.TAG:
+        tag = parse_tag(payload if change.before is None else change.before.documents[-1][1])
+        deleted = change.before is None or tag.deleted
+        return [(Kind.TAG, encode_tag(tag._replace(revision=revision, deleted=deleted)))]
+    documents = list(change.before.documents) if change.before is not None else []
+    if not documents:  # it was never changed: the catalog has its first state still
+        entry = catalog.find_artifact(parse_artifact(payload).id)
+        assert entry is not None, "what is changed was just looked up"
+        documents = [(Kind.ARTIFACT, encode_artifact(ArtifactDocument._make(entry[:-1])))]
+    kind, payload = documents[-1]
+    if kind == Kind.TOMBSTONE:
+        last = encode_tombstone(parse_tombstone(payload)._replace(revision=revision))
+    else:
+        last = encode_artifact(parse_artifact(payload)._replace(revision=revision))
+    return [*documents[:-1], (kind, last)]
 
 
 def stored_bytes(size_bytes: int) -> int:
@@ -303,12 +396,14 @@ class ObjectIngest:
         known, damaged = self._known(list(fresh))
         group = self.group
         for hash_, (item, pairs) in fresh.items():
+            if group.has(hash_):
+                continue
+            start = group.spool.append(item)
+            blob = Waiting(hash_, len(item), start, self._append_outboard(pairs))
             if hash_ in known:
-                group.relied_on.add(hash_)
-            elif hash_ not in group.blobs:
-                start = group.spool.append(item)
-                outboard = self._append_outboard(pairs)
-                group.send(Waiting(hash_, len(item), start, outboard, hash_ in damaged))
+                group.rely_on(blob)
+            else:
+                group.send(blob._replace(heals=hash_ in damaged))
         return stored
 
     def _known(self, hashes: list[bytes]) -> tuple[set[bytes], set[bytes]]:
@@ -325,12 +420,14 @@ class ObjectIngest:
     def finish_stream(self, start: int, size_bytes: int, hash_: bytes, pairs: Iterable[bytes]) -> None:
         """Send up what lies in the spool, unless it is known."""
         group = self.group
+        if group.has(hash_):
+            return
         known, damaged = self._known([hash_])
+        blob = Waiting(hash_, size_bytes, start, self._append_outboard(pairs), bool(damaged))
         if known:
-            group.relied_on.add(hash_)
-        elif hash_ not in group.blobs:
-            outboard = self._append_outboard(pairs)
-            group.send(Waiting(hash_, size_bytes, start, outboard, bool(damaged)))
+            group.rely_on(blob)
+        else:
+            group.send(blob)
 
     def _append_outboard(self, pairs: Iterable[bytes]) -> int:
         start = self.group.spool.size_bytes

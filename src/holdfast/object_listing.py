@@ -28,7 +28,9 @@ FLYING: Final = 64
 FLYING_BYTES: Final = 128 << 20
 """How many objects, and bytes of them, are on their way at once."""
 MAX_PROBLEMS: Final = 10_000
-NAMES: Final = (ARTIFACTS, COMMITS, TAGS)
+NAMES: Final = (COMMITS, ARTIFACTS, TAGS)
+"""In this order: what a commit says of an artifact goes only when `artifacts/` says more of it."""
+TRIES: Final = 10
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,6 +50,8 @@ class Tally:
         """Blobs that have markers and no data."""
         self.names = 0
         """Objects of names that were read."""
+        self.vanished = 0
+        """Those that were gone when they were read: another object, behind them, says what they said."""
 
 
 class Listed(NamedTuple):
@@ -122,7 +126,9 @@ def name_facts(backend: ObjectBackend, metas: Iterable[Meta], tally: Tally) -> I
         if isinstance(named, CorruptObject):
             tally.problems.append(Problem(kind=named.kind, message=named.message, path=meta.key))
             tally.bad.append(Bad(meta.key, b"", named.message))
-        elif named is not None:
+        elif named is None:
+            tally.vanished += 1
+        else:
             tally.names += 1
             facts_of(named.documents, facts, meta.key)
             facts.seen.append((meta.key, named.e_tag))

@@ -13,6 +13,7 @@ from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.layout import (
     ARTIFACTS,
     BLOBS,
+    COLLECTOR_KEY,
     COMMITS,
     DAMAGED,
     IDENTITY_KEY,
@@ -33,7 +34,19 @@ from holdfast.types import Durability, now_ms
 
 log = logging.getLogger("holdfast")
 
-OURS: Final = (ARTIFACTS, BLOBS, COMMITS, DAMAGED, PARTS, TAGS, UPLOADS, "check/", "catalog.db", IDENTITY_KEY)
+OURS: Final = (
+    ARTIFACTS,
+    BLOBS,
+    COMMITS,
+    DAMAGED,
+    PARTS,
+    TAGS,
+    UPLOADS,
+    "check/",
+    "catalog.db",
+    IDENTITY_KEY,
+    COLLECTOR_KEY,
+)
 LOOKED_AT: Final = 1_000
 
 

@@ -164,10 +164,11 @@ class ObjectImport(Intake):
 
 def is_here(core: ObjectCore, hash_: bytes) -> bool:
     """Look whether all of a blob is in the bucket, and is not being collected; if so it is kept until it is named."""
-    if core.find_row(hash_) is None:
+    row = core.find_row(hash_)
+    if row is None:
         return False
     try:
-        core.backend.settle(hash_, None)
+        core.backend.settle(hash_, row.size, None, None)
     except BlobNotFound:  # another machine has collected it
         drop_blobs(core.catalog, [hash_])
         return False

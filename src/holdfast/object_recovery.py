@@ -38,6 +38,7 @@ from holdfast.object_listing import (
     BATCH_ROWS,
     MAX_PROBLEMS,
     NAMES,
+    TRIES,
     Listed,
     Tally,
     blob_facts,
@@ -253,7 +254,11 @@ class ObjectKeeper:
 def read_bucket(backend: ObjectBackend, tally: Tally) -> Iterator[Facts]:
     """Give the facts of all that the bucket holds."""
     for prefix in NAMES:
-        yield from name_facts(backend, backend.bucket.list(prefix), tally)
+        for _ in range(TRIES):
+            vanished = tally.vanished
+            yield from name_facts(backend, backend.bucket.list(prefix), tally)
+            if tally.vanished == vanished:
+                break
     yield from blob_facts(backend, tally)
 
 
@@ -310,7 +315,7 @@ class Refresh:
         note_bad(catalog, tally.bad)
         # one that was made here while we listed is not gone
         self._is_rebuilt = any(one is None for one in backend.pool.map(backend.bucket.head, gone[:MAX_LOOKS]))
-        self._is_rebuilt |= len(gone) > MAX_LOOKS
+        self._is_rebuilt |= len(gone) > MAX_LOOKS or tally.vanished > 0
         return not self._is_rebuilt
 
     def report(self) -> RefreshStats:

@@ -138,10 +138,11 @@ def _settle_blob(core: ObjectCore, pieces: Pieces, metas: Sequence[Meta], head: 
             builder.feed(rest)
             stock = stock_of(chain, root, builder)
         except CorruptObject:  # it is named, and should be there
-            core.backend.settle(head.hash, None)
+            core.backend.settle(head.hash, None, None, None)
             return
         try:
-            core.backend.settle(head.hash, (stock.blob, stock) if root == head.hash else None)
+            again = (stock.blob, stock) if root == head.hash else None
+            core.backend.settle(head.hash, None if again is None else stock.blob.size_bytes, None, again)
         finally:
             stock.close()
 

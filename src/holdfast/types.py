@@ -223,6 +223,8 @@ class Progress(Value, frozen=True, kw_only=True):
     total_bytes: int | None = None
     done_items: int = 0
     total_items: int | None = None
+    requests: Mapping[str, int] = {}
+    """Of a bucket, in phase `price`: what the rest takes, about, said before anything is changed."""
 
 
 ProgressCallback: TypeAlias = Callable[["Progress"], None]
@@ -456,7 +458,8 @@ class CompactReport(Value, frozen=True, kw_only=True):
 
     `segments` were rewritten and are gone; of their `size_bytes` `copied_bytes` were live and lie elsewhere now;
     `freed_bytes` is what the store takes less. `kept`: what had dead bytes and stays, and why. `problems`: damage that
-    was met; a damaged record is never copied, and its segment never removed.
+    was met; a damaged record is never copied, and its segment never removed. Of a bucket: `names_gathered` objects of
+    names were put into fewer; blobs stay where they are.
     """
 
     dry_run: bool = False
@@ -468,6 +471,7 @@ class CompactReport(Value, frozen=True, kw_only=True):
     kept: tuple[KeptSegment, ...] = ()
     problems: tuple[Problem, ...] = ()
     reserve_used: bool = False
+    names_gathered: int = 0
     seconds: float = 0.0
 
 
@@ -489,6 +493,8 @@ class GcReport(Value, frozen=True, kw_only=True):
     `freed_bytes`: what their records take, which compaction gives back. `condemned`, `pardoned`: rows that were
     found unreachable at first, and those of them that were reached at the second look. `blobs`: the first 10,000 that
     went; of a dry run `reasons` says why, by hash. `compacted`: what was given back at the end of the cycle.
+    Of a bucket, `price` says what requests the changes were to take, about, before any was made (all that a dry run
+    asked, a real one asks as well), and `requests` what the call asked in all.
     """
 
     complete: bool
@@ -503,6 +509,8 @@ class GcReport(Value, frozen=True, kw_only=True):
     reasons: Mapping[str, str] = {}
     waits_for: tuple[Waiting, ...] = ()
     compacted: CompactReport | None = None
+    price: Mapping[str, int] = {}
+    requests: Mapping[str, int] = {}
     seconds: float = 0.0
 
 

@@ -17,6 +17,7 @@ from holdfast.store import Store
 from holdfast.testing.contract import MakeStore
 from holdfast.testing.contract_care import CareContract
 from holdfast.testing.contract_changing import ChangingContract
+from holdfast.testing.contract_collecting import CollectingContract
 from holdfast.testing.contract_finding import FindingContract
 from holdfast.testing.contract_partial import PartialContract
 from holdfast.testing.contract_putting import PuttingContract
@@ -30,6 +31,7 @@ from holdfast.types import Durability, Hash
 
 
 class ObjectContract(
+    CollectingContract,
     PuttingContract,
     ReadingContract,
     ChangingContract,
@@ -66,12 +68,6 @@ class ObjectContract(
             )
 
         return make
-
-    @pytest.mark.skip("buckets are not collected yet")
-    def test_a_collection_leaves_what_an_upload_has(self, make_store: MakeStore) -> None: ...
-
-    @pytest.mark.skip("buckets are not collected yet")
-    def test_what_an_upload_alone_had_is_collected(self, make_store: MakeStore, end: str) -> None: ...
 
     def corrupt(self, store: Store, hash: Hash, offset_bytes: int) -> None:
         bucket = object_core(store).backend.bucket

@@ -156,6 +156,8 @@ def apply_names(cursor: apsw.Cursor, facts: Facts) -> list[int]:
     tombstones = damage.without_repaired(cursor, facts.tombstones, 3)
     for start in range(0, len(tombstones), MERGE_ROWS):
         _apply_tombstones(cursor, tombstones[start : start + MERGE_ROWS])
+    if facts.forgotten:
+        forget_deleted(cursor, facts.forgotten)
     if facts.tags:
         cursor.executemany(_TAG, damage.without_repaired(cursor, facts.tags, 6))
     if facts.uploads:
@@ -203,6 +205,15 @@ def _apply_tombstones(cursor: apsw.Cursor, rows: Sequence[TombstoneRow]) -> None
     cursor.executemany(_TOMBSTONE, rows)
     cursor.executemany(_BURY, [(id,) for id in ids])
     labels.follow(cursor, old, labels.find_states(cursor, ids))
+
+
+def forget_deleted(cursor: apsw.Cursor, ids: Sequence[bytes]) -> int:
+    """Forget those of the artifacts that are deleted; gives how many were still known."""
+    states = labels.find_states(cursor, ids)
+    gone = {id_: state for id_, state in states.items() if state[1] is not None}
+    labels.follow(cursor, gone, {})
+    cursor.executemany("DELETE FROM artifacts WHERE id = ?", [(id_,) for id_ in gone])
+    return len(gone)
 
 
 def _apply_batches(cursor: apsw.Cursor, insert: str, rows: Sequence[Any], merge: Any) -> None:

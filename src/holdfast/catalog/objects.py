@@ -53,6 +53,12 @@ def iter_seen(catalog: Catalog, prefix: str) -> Iterator[tuple[str, str]]:
         after = page[-1][0]
 
 
+def forget_seen(catalog: Catalog, keys: Iterable[str]) -> None:
+    """Objects of names are gone, and others say what they said."""
+    rows = [(key,) for key in keys]
+    catalog._write(lambda cursor: cursor.executemany("DELETE FROM seen WHERE key = ?", rows))
+
+
 def note_bad(catalog: Catalog, found: Iterable[Bad]) -> int:
     """Remember damage; gives how much of it was new."""
     rows = list(found)

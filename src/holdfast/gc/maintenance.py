@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
-from holdfast.core import MENDABLE
+from holdfast.core import MENDABLE, Core
 from holdfast.errors import HoldfastError, Locked, NeedsReopen
-from holdfast.gc.collector import Collector
-from holdfast.log_core import LogCore
 
 log = logging.getLogger("holdfast")
 
@@ -21,13 +19,20 @@ ScrubStep = Callable[[int, Callable[[], bool]], None]
 """Scrubs up to so many bytes, going on where the last step ended; the second argument says when to stop."""
 
 
+class Collects(Protocol):
+    """What collects in a store, whatever its backend."""
+
+    def gc_if_changed(self, stop: Callable[[], bool]) -> object:
+        """Collect, unless it is known that there is nothing to do. `stop` is asked between two steps."""
+
+
 class Maintenance:
     """The background work of one open store. `scrub_step` may be set by whoever can scrub in steps.
 
     A turn that has nothing to do costs a look at the catalog's positions; between turns the thread sleeps.
     """
 
-    def __init__(self, core: LogCore, collector: Collector) -> None:
+    def __init__(self, core: Core, collector: Collects) -> None:
         self.scrub_step: ScrubStep | None = None
         self.error: HoldfastError | None = None
         """What kept the last turn from its work."""
@@ -40,7 +45,7 @@ class Maintenance:
 
     def start(self) -> None:
         """Begin, unless it runs or is switched off."""
-        self._core.backend.committer  # noqa: B018  # refuses a store that was opened to read
+        self._core.check_writable()
         with self._mutex:
             if self._thread is None and self._core.options.gc_enabled:
                 self._end.clear()

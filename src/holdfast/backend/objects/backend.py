@@ -40,6 +40,8 @@ MAX_KNOWN: Final = 100_000
 SINGLE_PUT_BYTES: Final = 8 << 20
 """Blobs up to here are one conditional PUT; larger ones go up in parts."""
 MAX_GENERATIONS: Final = 100
+LOOKS: Final = 10
+"""How often a reader looks for another generation, each time the one that it knew has gone."""
 MISSING: Final = "missing"
 """The reason that is noted for a blob of which nothing is there."""
 SHORT: Final = "it is too short"
@@ -56,10 +58,14 @@ class Generations(NamedTuple):
     """How the hash is written in the keys, where not in hex."""
 
     @property
+    def unmarked(self) -> int | None:
+        """The generation to rely on: the highest that is not marked."""
+        return max((number for number in self.data if number not in self.gone), default=None)
+
+    @property
     def best(self) -> int | None:
         """The generation to read: the highest that is not marked, else the highest."""
-        unmarked = [number for number in self.data if number not in self.gone]
-        return max(unmarked or self.data, default=None)
+        return max(self.data, default=None) if self.unmarked is None else self.unmarked
 
     @property
     def next(self) -> int:
@@ -115,9 +121,10 @@ class ObjectBackend:
     def _any_generation(
         self, hash_: bytes, key: Callable[[bytes, int, str], str], start: int, stop: int
     ) -> bytes:
-        place = self._place(hash_)
-        moved = short = False
+        looks = 0
+        short = False
         while True:
+            place = self._place(hash_)
             try:
                 data = self.bucket.get_range(key(hash_, *place), start, stop)
             except FormatError as error:
@@ -140,9 +147,9 @@ class ObjectBackend:
                 short = True
                 continue
             found = self.look(hash_)
-            if moved or found.best is None or self._place(hash_) == place:
+            looks += 1
+            if looks == LOOKS or found.best not in (found.data if key is data_key else found.outboards):
                 raise self._absent(hash_, key(hash_, *place), found)
-            place, moved = self._place(hash_), True
 
     def _absent(self, hash_: bytes, key: str, found: Generations) -> MissingChunk | BlobNotFound:
         """Give the error for an object that is not there; that of a blob is noted."""
@@ -211,19 +218,23 @@ class ObjectBackend:
 
     # -- putting
 
-    def put(self, blob: Waiting, spool: Stock) -> None:
-        """Put a blob and its outboard, unless they are there; `settle` comes after its name."""
+    def put(self, blob: Waiting, spool: Stock) -> int:
+        """Put a blob and its outboard, unless they are there; gives the generation that has it.
+
+        Nobody may rely on it before it was named and `settle` has looked for the marker of that generation.
+        """
         number = self.generation(blob.hash)
         if blob.heals and self.heal(blob, spool):
-            return
+            return self.generation(blob.hash)
         if blob.size_bytes > SINGLE_PUT_BYTES:
             found = self.look(blob.hash)
-            number = found.next if found.best is None else found.best
+            number = found.next if found.unmarked is None else found.unmarked
             if found.data.get(number) == blob.size_bytes:
-                if number not in found.outboards:
+                if number not in found.outboards and not found.name:
                     self._put_outboard(blob, spool, number)
-                return
+                return number
         self.put_at(blob, spool, number)
+        return number
 
     def put_at(self, blob: Waiting, spool: Stock, number: int) -> None:
         """Put a blob and its outboard as a generation; one that is there already has the same bytes."""
@@ -288,27 +299,36 @@ class ObjectBackend:
                 key, spool.read(blob.outboard_start, length)
             )  # a wrong one is noticed by who reads it
 
-    def settle(self, hash_: bytes, again: tuple[Waiting, Stock] | None) -> None:
-        """Look whether the generation that is relied on is marked; the blob is named already.
+    def settle(
+        self, hash_: bytes, size_bytes: int | None, number: int | None, again: tuple[Waiting, Stock] | None
+    ) -> bool:
+        """See that a blob that has just been named stays: the generation relied on is there, and not marked.
 
-        If so it goes up again as the next one: `again` has its bytes, or it is copied from a generation that is
-        there. `BlobNotFound` when there is none: the name came too late.
+        `number` is the one that was put for this name; None where nothing was, so that it is looked for as well. Where
+        a collector was there first, the blob goes up again as the next generation (True): `again` has its bytes, or it
+        is copied from a generation that is there. `BlobNotFound` when none is: the name came too late.
         """
+        relied = self.generation(hash_) if number is None else number
+        if self.bucket.head(gone_key(hash_, relied)) is None and (
+            number is not None or self._has(self.data_key(hash_), size_bytes)
+        ):
+            return False
         for _ in range(MAX_GENERATIONS):
-            number = self.generation(hash_)
-            if self.bucket.head(gone_key(hash_, number)) is None:
-                return
             found = self.look(hash_)
-            best = found.best
-            if best is not None and best not in found.gone:
-                if best == number:  # the marker came to nothing
-                    return
-                continue
+            if found.unmarked is not None and (again is None or found.data[found.unmarked] == size_bytes):
+                return False
             if again is not None:
-                self.put_at(again[0], again[1], found.next)
-            elif best is None or not self._copy(hash_, best, found):
+                self.put_at(*again, found.next if found.unmarked is None else found.unmarked)
+                return True
+            if found.best is None:
                 raise BlobNotFound(f"blob {hash_.hex()} was collected before it was named", hash=Hash(hash_))
-        raise Unavailable(f"blob {hash_.hex()} is collected faster than it can be put: try again")
+            if self._copy(hash_, found.best, found):
+                return True
+        raise Unavailable(f"blob {hash_.hex()} is collected faster than it can be copied: try again")
+
+    def _has(self, key: str, size_bytes: int | None) -> bool:
+        meta = self.bucket.head(key)
+        return meta is not None and size_bytes in (meta.size_bytes, None)
 
     def _copy(self, hash_: bytes, source: int, found: Generations) -> bool:
         """Give a blob its next generation from another; False when that has gone meanwhile."""

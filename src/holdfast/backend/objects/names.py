@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from holdfast import _native
 from holdfast.backend.objects.bucket import Bucket, Meta
+from holdfast.backend.objects.layout import ARTIFACTS
 from holdfast.errors import CorruptObject
 from holdfast.facts import ArtifactRow, Facts
-from holdfast.wire.bundle import MAX_BUNDLE_BYTES, Document, parse_bundle
-from holdfast.wire.document import parse_artifact, parse_tag, parse_tombstone
+from holdfast.wire.bundle import MAX_BUNDLE_BYTES, Document, encode_bundle, parse_bundle
+from holdfast.wire.document import Tombstone, encode_tombstone, parse_artifact, parse_tag, parse_tombstone
 from holdfast.wire.record import Kind
 
 
@@ -48,6 +49,15 @@ def place_of(key: str) -> int:
     return int.from_bytes(_native.blake3(key.encode())[:8], "little") >> 2
 
 
+GRAVE_BYTES: Final = len(encode_bundle([(Kind.TOMBSTONE, encode_tombstone(Tombstone(bytes(16), 2, 0)))], ""))
+"""How long the object of an artifact is of which only the tombstone is left; all others are longer."""
+
+
+def is_grave(named: Named) -> bool:
+    """Whether nothing but its tombstone is left of an artifact: it was forgotten, and cannot be restored."""
+    return bool(named.documents) and all(kind == Kind.TOMBSTONE for kind, _ in named.documents)
+
+
 def newest(named: Named | None) -> int:
     """Give the highest revision that an object has; 0 for none."""
     return 0 if named is None else max((revision_of(one) for one in named.documents), default=0)
@@ -61,7 +71,7 @@ def revision_of(document: Document) -> int:
     return parse_tombstone(payload).revision if kind == Kind.TOMBSTONE else parse_artifact(payload).revision
 
 
-def facts_of(documents: Iterable[Document], facts: Facts, key: str) -> None:
+def facts_of(documents: Sequence[Document], facts: Facts, key: str) -> None:
     """Add what the documents of an object say; the location of a row is the object's number."""
     location = place_of(key)
     for kind, payload in documents:
@@ -69,6 +79,8 @@ def facts_of(documents: Iterable[Document], facts: Facts, key: str) -> None:
             facts.artifacts.append(ArtifactRow._make((*parse_artifact(payload), location)))
         elif kind == Kind.TOMBSTONE:
             facts.tombstones.append((*parse_tombstone(payload), location))
+            if len(documents) == 1 and key.startswith(ARTIFACTS):
+                facts.forgotten.append(facts.tombstones[-1][0])
         elif kind == Kind.TAG:
             tag = parse_tag(payload)
             row = (tag.name, tag.hash, tag.format, tag.revision, tag.modified_ms, int(tag.deleted), location)
