@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
 import warnings
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
-from itertools import islice
-from typing import Final
 
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.commit import Group
@@ -26,14 +21,12 @@ from holdfast.core import MENDABLE, Core, Options
 from holdfast.errors import BlobNotFound, HoldfastError, MissingChunk
 from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.ingest import Ingest
+from holdfast.kept import Kept
 from holdfast.recovery import CatalogKeeper, WouldForget
 from holdfast.room import deleting
 from holdfast.types import Durability, Hash, Ref, id_text
 
 log = logging.getLogger("holdfast")
-
-MAX_KEPT: Final = 10_000
-"""Blobs that streams completed and that wait for a name; the oldest of more are let go."""
 
 
 class LogCore(Core):
@@ -44,7 +37,7 @@ class LogCore(Core):
         self.backend = backend
         self.keeper = keeper
         self.directory = backend.root
-        self.kept = Kept(backend, options.partial_age_seconds)
+        self.kept = Kept(self.lease, self.release, options.partial_age_seconds)
         self._let_go = weakref.finalize(self, _let_go, backend, keeper, self.pool)
         self._let_go.atexit = False  # the end of the process lets go of everything anyway
 
@@ -261,35 +254,3 @@ def _let_go(backend: LogBackend, keeper: CatalogKeeper, pool: ThreadPoolExecutor
         warnings.warn(
             f"unclosed store {backend.root}: close it, or use `with`", ResourceWarning, stacklevel=2
         )
-
-
-class Kept:
-    """Blobs that streams have completed, leased until somebody names them, as their partial blobs were kept."""
-
-    def __init__(self, backend: LogBackend, age_seconds: float) -> None:
-        self._backend = backend
-        self._age_seconds = age_seconds
-        self._mutex = threading.Lock()
-        self._slots: OrderedDict[bytes, tuple[float, list[int]]] = OrderedDict()
-
-    def keep(self, digest: bytes, kind: int) -> None:
-        """Lease a blob; the oldest that are kept so are let go. The caller has pinned, and the blob is here."""
-        now = time.monotonic()
-        slots = self._backend.session.lease([digest], kind)
-        with self._mutex:
-            slots += self._slots.pop(digest, (now, []))[1]
-            self._slots[digest] = (now, slots)
-            old = [
-                name
-                for name, (since, _) in islice(self._slots.items(), 2)
-                if now - since > self._age_seconds or len(self._slots) > MAX_KEPT
-            ]
-        for name in old:
-            self.let_go(name)
-
-    def let_go(self, digest: bytes) -> None:
-        """Keep a blob no longer: it was named. Harmless where none is kept."""
-        with self._mutex:
-            _, slots = self._slots.pop(digest, (0.0, []))
-        for slot in slots:
-            self._backend.session.release(slot)

@@ -25,6 +25,7 @@ from holdfast.core import Core, Options
 from holdfast.digests import DigestSet
 from holdfast.errors import BlobNotFound, HoldfastError, MissingChunk, PermissionDenied
 from holdfast.facts import KIND_BLOB, Facts
+from holdfast.kept import Kept
 from holdfast.object_group import ObjectGroup, ObjectIngest, Stale, stored_bytes
 from holdfast.object_recovery import ObjectKeeper
 from holdfast.sequences import Sequences
@@ -68,8 +69,12 @@ class ObjectCore(Core):
         """What each operation that runs has looked up, by its number."""
         self._groups: list[ObjectGroup] = []
         self._next_lease = 1
+<<<<<<< ours
         self.doomed: frozenset[bytes] = frozenset()
         """What a collection of this process is about to delete: a look at the bucket does not make it known again."""
+=======
+        self._kept = Kept(self.lease, self.release, options.partial_age_seconds)
+>>>>>>> theirs
         self._let_go = weakref.finalize(self, _let_go, backend, keeper, self.pool, self._pid)
         self._let_go.atexit = False  # the end of the process lets go of everything anyway
 
@@ -286,10 +291,10 @@ class ObjectCore(Core):
             return found + [(digest, 0) for digests in used for digest in list(digests)]
 
     def keep(self, digest: bytes, kind: int) -> None:
-        self.lease([digest], kind)
+        self._kept.keep(digest, kind)
 
     def let_go(self, digest: bytes) -> None:
-        """Naming ends nothing here: a lease costs nobody anything."""
+        self._kept.let_go(digest)
 
     def partial(self, digest: bytes) -> PartialState | None:
         here = self.backend.parts.find(digest)

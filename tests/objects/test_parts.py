@@ -186,6 +186,15 @@ def _broken(stream: bytes, upto: int) -> Any:
     raise ZeroDivisionError
 
 
+def test_what_one_has_put_oneself_is_not_read_to_be_listed(bucket: Bucket) -> None:
+    with open_store(bucket) as store:
+        store.blobs.decode(SENDER.hash, SENDER.stream(blocks(0, 2)), blocks(0, 2))
+        before = bucket.requests.snapshot()
+        assert store.blobs.bitfield(SENDER.hash).ranges == blocks(0, 2)
+        asked = bucket.requests.since(before, bucket.requests.snapshot())
+        assert (asked["list"], asked["get"], asked["head"]) == (2, 0, 0)
+
+
 def test_what_comes_whole_makes_no_parts(bucket: Bucket) -> None:
     with open_store(bucket) as store:
         store.blobs.decode(SENDER.hash, SENDER.stream())
@@ -309,6 +318,16 @@ def test_a_blob_that_was_collected_is_taken_in_anew(bucket: Bucket) -> None:
         assert store.blobs.decode(SENDER.hash, SENDER.stream()).status is BlobStatus.COMPLETE
         assert store.blobs.read(SENDER.hash) == SENDER.content
         assert bucket.head(data_key(SENDER.hash.digest, 1)) is not None
+
+
+def test_what_a_stream_completed_is_held_until_it_is_named(bucket: Bucket) -> None:
+    with open_store(bucket) as store:
+        core = object_core(store)
+        for _ in range(2):
+            store.blobs.decode(SENDER.hash, SENDER.stream())
+            assert SENDER.hash.digest in {digest for digest, _ in core.leased()}
+        store.tags.set("name", SENDER.hash)
+        assert SENDER.hash.digest not in {digest for digest, _ in core.leased()}
 
 
 # -- damage
@@ -611,6 +630,7 @@ def test_the_parts_that_are_known_are_changed_by_one_thread_at_a_time(bucket: Bu
         steps: dict[str, Callable[[], object]] = {
             "find": lambda: parts.find(SENDER.hash.digest),
             "forget": lambda: parts.forget(SENDER.hash.digest),
+            "put": lambda: parts.put(here.parts[0].head._replace(blocks=(), pairs=()), b"", ()),
             "pairs": lambda: parts.pairs_of(here.parts[0]),
         }
         for step in steps.values():

@@ -15,6 +15,7 @@ import pytest
 
 from holdfast import types
 from holdfast.backend.log.segment import SegmentWriter
+from holdfast.backend.log.session import LEASE_RAW
 from holdfast.backend.memory import MemoryDisk
 from holdfast.care.report import Report
 from holdfast.errors import CorruptSegment
@@ -78,6 +79,8 @@ CASES: dict[str, Callable[[Store], Case]] = {
     "release": lambda s: Case(
         log_core(s).backend.session._mutex, lambda: log_core(s).backend.session.release(0)
     ),
+    "keep": lambda s: Case(log_core(s).kept._mutex, lambda: log_core(s).kept.keep(bytes(32), LEASE_RAW)),
+    "let go": lambda s: Case(log_core(s).kept._mutex, lambda: log_core(s).kept.let_go(bytes(32))),
     "apply": lambda s: Case(log_core(s).catalog._writing, lambda: log_core(s).catalog.apply(_facts())),
     "checkpoint": lambda s: Case(log_core(s).catalog._writing, log_core(s).catalog.checkpoint),
     "enter": lambda s: Case(log_core(s)._gate, s.count),

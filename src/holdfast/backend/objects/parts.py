@@ -171,10 +171,13 @@ class Parts:
         (id_,) = new_ids(1, now_ms())
         key = part_key(head.hash, id_)
         packed = encode_blocks(head, key)
-        if self.bucket.create(key, b"".join((packed, pairs, *blocks))) is None:
+        made = self.bucket.create(key, b"".join((packed, pairs, *blocks)))
+        if made is None:
             raise Unavailable(
                 f"there is another object {key}: the random numbers of this machine repeat", key=key
             )
+        with self._mutex:  # what it says need not be asked for
+            self._heads.setdefault(head.hash, {})[key] = Part(key, len(packed), made.modified_ms, head)
 
     def remove(self, hash_: bytes) -> int:
         """Remove all that is there of a partial blob; gives how many objects."""
