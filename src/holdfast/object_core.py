@@ -69,12 +69,9 @@ class ObjectCore(Core):
         """What each operation that runs has looked up, by its number."""
         self._groups: list[ObjectGroup] = []
         self._next_lease = 1
-<<<<<<< ours
         self.doomed: frozenset[bytes] = frozenset()
         """What a collection of this process is about to delete: a look at the bucket does not make it known again."""
-=======
         self._kept = Kept(self.lease, self.release, options.partial_age_seconds)
->>>>>>> theirs
         self._let_go = weakref.finalize(self, _let_go, backend, keeper, self.pool, self._pid)
         self._let_go.atexit = False  # the end of the process lets go of everything anyway
 

@@ -325,9 +325,9 @@ def test_what_a_stream_completed_is_held_until_it_is_named(bucket: Bucket) -> No
         core = object_core(store)
         for _ in range(2):
             store.blobs.decode(SENDER.hash, SENDER.stream())
-            assert SENDER.hash.digest in {digest for digest, _ in core.leased()}
+            assert SENDER.hash.digest in {digest for digest, _ in core.held()}
         store.tags.set("name", SENDER.hash)
-        assert SENDER.hash.digest not in {digest for digest, _ in core.leased()}
+        assert SENDER.hash.digest not in {digest for digest, _ in core.held()}
 
 
 # -- damage
