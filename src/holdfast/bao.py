@@ -170,6 +170,23 @@ class OutboardBuilder:
         self.close()
 
 
+def pair_spans(size_bytes: int, first_block: int, count: int) -> list[tuple[int, int]]:
+    """Give (offset, length) of what an `OutboardReader` reads to verify some blocks, known before any byte came."""
+    spans: dict[tuple[int, int], None] = {}
+    for piece in range(first_block // PIECE_BLOCKS, (first_block + count - 1) // PIECE_BLOCKS + 1):
+        offset, blocks, first = 0, block_count(size_bytes), piece * PIECE_BLOCKS
+        while blocks > PIECE_BLOCKS:
+            spans[offset, PAIR_BYTES] = None
+            left = left_count(blocks)
+            if first < left:
+                offset, blocks = offset + PAIR_BYTES, left
+            else:
+                offset, blocks, first = offset + PAIR_BYTES * left, blocks - left, first - left
+        if blocks > 1:
+            spans[offset, (blocks - 1) * PAIR_BYTES] = None
+    return list(spans)
+
+
 def _corrupt(offset_bytes: int, why: str) -> CorruptBlob:
     return CorruptBlob(
         f"the outboard {why} at its offset {offset_bytes}", part="outboard", offset_bytes=offset_bytes

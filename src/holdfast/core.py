@@ -153,6 +153,8 @@ class Core(ABC):
     """One open store, as its rooms see it. `directory`: where it lies, if that is a local one."""
 
     directory: str | None = None
+    is_far: bool = False
+    """Each read is a request, so that it pays to have some under way."""
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -46,6 +46,8 @@ class ObjectCore(Core):
     for its own collections; naming says `BlobNotFound` when it came too late.
     """
 
+    is_far = True
+
     def __init__(
         self,
         backend: ObjectBackend,

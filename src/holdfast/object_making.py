@@ -10,6 +10,7 @@ from typing import Final
 
 from holdfast.backend.objects.backend import ObjectBackend
 from holdfast.backend.objects.bucket import Bucket
+from holdfast.backend.objects.cache import BlockCache
 from holdfast.backend.objects.layout import (
     ARTIFACTS,
     BLOBS,
@@ -60,6 +61,7 @@ def open_object_core(
     options: Options | None = None,
     durability: Durability = Durability.STORED,
     directory: str | None = None,
+    cache: BlockCache | None = None,
 ) -> ObjectCore:
     """Open the store in a bucket, which is the core's from then on.
 
@@ -84,7 +86,7 @@ def open_object_core(
                 " read_only",
                 path=bucket.location,
             )
-        backend = ObjectBackend(bucket, read_only=read_only)
+        backend = ObjectBackend(bucket, read_only=read_only, cache=cache)
         keeper = ObjectKeeper(backend, identity.id, catalog_path)
         try:
             keeper.open()

@@ -123,8 +123,9 @@ def _open_objects(
     common: dict[str, Any],
 ) -> Store:
     """Open a store in a bucket, or in a directory of objects."""
+    from holdfast.backend.objects.cache import MEMORY_BYTES, BlockCache, BlockFile
     from holdfast.backend.objects.opening import open_bucket
-    from holdfast.config.places import MEMORY_CATALOG, catalog_of, place_of
+    from holdfast.config.places import MEMORY_CATALOG, cache_of, catalog_of, place_of
 
     if chunking is not None or compression not in (None, "none"):
         raise InvalidConfig(
@@ -135,6 +136,11 @@ def _open_objects(
     assert place is not None, "the scheme is one of theirs"
     where = os.fspath(catalog) if catalog is not None else catalog_of(place, config)
     is_directory = place.provider == "directory"
+    cache_path, cache_bytes = cache_of(place, config)
+    off = config is not None and config.cache.max_bytes == 0
+    cache = BlockCache(
+        0 if off else MEMORY_BYTES, BlockFile(Path(cache_path), cache_bytes) if cache_bytes else None
+    )
     return Store._open_objects(
         open_bucket(place, create=common["create"]),
         None if where == MEMORY_CATALOG else Path(where),
@@ -142,6 +148,7 @@ def _open_objects(
         reopen={"read_only": common["read_only"], "config": config, "catalog": catalog},
         durability=Durability.FSYNCED if is_directory else Durability.STORED,
         directory=place.path if is_directory else None,
+        cache=cache,
         **common,
     )
 

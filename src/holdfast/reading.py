@@ -30,6 +30,8 @@ from holdfast.wire.document import parse_details
 
 BUFFER_BYTES: Final = 16 << 10
 READ_AHEAD_BYTES: Final = 512 << 10
+STREAM_AFTER: Final = 3
+"""So many such reads one after the other, and a store that is far away is read as a stream, ahead of who reads."""
 
 
 class MendingReader:
@@ -118,6 +120,8 @@ class RawBlob(io.RawIOBase):
         self._last_stop = -1
         self._ahead = b""
         self._ahead_start = 0
+        self._in_order = 0
+        self._stream: Iterator[bytes] | None = None
 
     def readable(self) -> bool:
         return True
@@ -148,11 +152,12 @@ class RawBlob(io.RawIOBase):
             return 0
         data = self._get(start, stop)
         buffer[: len(data)] = data
-        self._position = self._last_stop = stop
+        self._position = self._last_stop = start + len(data)
         return len(data)
 
     def close(self) -> None:
         if not self.closed:
+            self._stream = None
             self._stack.close()
         super().close()
 
@@ -160,11 +165,29 @@ class RawBlob(io.RawIOBase):
         at = start - self._ahead_start
         if self._ahead and at >= 0 and stop <= self._ahead_start + len(self._ahead):
             return self._ahead[at : at + stop - start]
-        if start != self._last_stop or stop - start >= READ_AHEAD_BYTES:
+        if start != self._last_stop:
+            self._in_order, self._stream = 0, None
+            return self._reader.read_at(start, stop - start)
+        self._in_order += 1
+        if self._core.is_far and self._in_order > STREAM_AFTER:
+            return self._from_stream(start, stop)
+        if stop - start >= READ_AHEAD_BYTES:
             return self._reader.read_at(start, stop - start)
         length = min(READ_AHEAD_BYTES, self._reader.size_bytes - start)
         self._ahead, self._ahead_start = self._reader.read_at(start, length), start
         return self._ahead[: stop - start]
+
+    def _from_stream(self, start: int, stop: int) -> bytes:
+        """Give what the stream has of a range, one byte at least; it goes on where the last piece ended."""
+        end = self._ahead_start + len(self._ahead)
+        if self._stream is None or not self._ahead_start <= start <= end:
+            self._stream = self._reader.iter_bytes(start, self._reader.size_bytes)
+            self._ahead, self._ahead_start = b"", start
+        if start >= self._ahead_start + len(self._ahead):
+            self._ahead_start += len(self._ahead)
+            self._ahead = next(self._stream)
+        at = start - self._ahead_start
+        return self._ahead[at : at + stop - start]
 
 
 class Reading:

@@ -71,3 +71,20 @@ def test_any_range_reads_right_and_any_damage_is_found(blocks: int, data: st.Dat
         assert reader.cvs(first, count) == cvs[32 * first : 32 * (first + count)]  # what does verify is right
     except CorruptBlob:
         return
+
+
+@given(BLOCKS, st.data())
+def test_pair_spans_are_what_a_reader_reads(blocks: int, data: st.DataObject) -> None:
+    """They are known before any byte came, and nothing else is read."""
+    outboard, root = _native.outboard(random.Random(blocks).randbytes(32 * blocks), True)
+    size = blocks * 16_384
+    first = data.draw(st.integers(0, blocks - 1))
+    count = data.draw(st.integers(1, blocks - first))
+    asked: dict[tuple[int, int], None] = {}
+
+    def read_pairs(offset: int, length: int) -> bytes:
+        asked[offset, length] = None
+        return outboard[offset : offset + length]
+
+    OutboardReader(size, root, read_pairs).cvs(first, count)
+    assert bao.pair_spans(size, first, count) == list(asked)

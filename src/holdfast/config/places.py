@@ -23,7 +23,7 @@ from holdfast.backend.objects.place import (
     check_prefix,
     is_loopback,
 )
-from holdfast.config import BlobStore, Config
+from holdfast.config import BlobStore, Cache, Config
 from holdfast.errors import InvalidConfig
 from holdfast.secret import Secret
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MEMORY_CATALOG: Final = ":memory:"
 CATALOG_NAME: Final = "catalog.db"
+CACHE_NAME: Final = "blocks.db"
+CACHE_BYTES: Final = 1 << 30
 _READ_BY_OBSTORE: Final = tuple(
     f"AZURE_STORAGE_{what}"
     for what in ("ACCOUNT_KEY", "ACCESS_KEY", "MASTER_KEY", "SAS_KEY", "SAS_TOKEN", "TOKEN", "CLIENT_SECRET")
@@ -82,6 +84,25 @@ def catalog_of(place: BucketPlace, config: Config | None = None) -> str:
     name = hashlib.sha256(place.identity.encode()).hexdigest()[:32]
     base = platformdirs.user_data_path("holdfast", appauthor=False)
     return str(base / "objects" / name / CATALOG_NAME)
+
+
+def cache_of(place: BucketPlace, config: Config | None = None) -> tuple[str, int]:
+    """Give the path of the file with cached blocks, and how many bytes may be in it; 0: there is none.
+
+    Without a word a remote bucket has a GiB in one file for all stores of a user, and a directory has none: it is as
+    near as the file would be.
+    """
+    cache = config.cache if config is not None else Cache()
+    max_bytes = cache.max_bytes
+    if max_bytes is None:
+        max_bytes = 0 if place.provider == "directory" and cache.path is None else CACHE_BYTES
+    if not max_bytes:
+        return "", 0
+    if cache.path is not None:
+        return os.path.join(os.path.abspath(cache.path), CACHE_NAME), max_bytes
+    import platformdirs
+
+    return str(platformdirs.user_cache_path("holdfast", appauthor=False) / CACHE_NAME), max_bytes
 
 
 def _directory(location: str) -> str:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from holdfast import _native
 from holdfast.backend.objects.bucket import Bucket, Meta
+from holdfast.backend.objects.cache import BlockCache
 from holdfast.backend.objects.layout import (
     DAMAGED,
     DATA,
@@ -40,6 +41,8 @@ MAX_KNOWN: Final = 100_000
 SINGLE_PUT_BYTES: Final = 8 << 20
 """Blobs up to here are one conditional PUT; larger ones go up in parts."""
 MAX_GENERATIONS: Final = 100
+MAX_READERS: Final = 32
+"""Blobs whose verified trees stay in memory: some 2 MiB each."""
 LOOKS: Final = 10
 """How often a reader looks for another generation, each time the one that it knew has gone."""
 MISSING: Final = "missing"
@@ -87,8 +90,9 @@ class Waiting(NamedTuple):
 class ObjectBackend:
     """One process's access to the objects of a store. Threads share it."""
 
-    def __init__(self, bucket: Bucket, *, read_only: bool) -> None:
+    def __init__(self, bucket: Bucket, *, read_only: bool, cache: BlockCache | None = None) -> None:
         self.bucket = bucket
+        self.cache = BlockCache() if cache is None else cache
         self.read_only = read_only
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-objects")
         self.remade_outboards = 0
@@ -99,6 +103,7 @@ class ObjectBackend:
         self.has_base32 = False
         """Whether some keys have hashes in base32; then a blob that is missed is looked for so as well."""
         self._damage: dict[str, tuple[bytes, str]] = {}
+        self._readers: OrderedDict[bytes, LargeObjectReader] = OrderedDict()
 
     # -- reading
 
@@ -106,7 +111,23 @@ class ObjectBackend:
         """Open a blob that is said to be there."""
         if size_bytes <= BLOCK_BYTES:
             return SmallObjectReader(self, hash_, size_bytes)
-        return LargeObjectReader(self, hash_, size_bytes)
+        with self._mutex:
+            reader = self._readers.pop(hash_, None)
+            if reader is None or reader.size_bytes != size_bytes:
+                reader = LargeObjectReader(self, hash_, size_bytes)
+            self._readers[hash_] = reader
+            if len(self._readers) > MAX_READERS:
+                self._readers.popitem(last=False)
+        return reader
+
+    def damaged(self, hash_: bytes, offset: int) -> CorruptBlob:
+        """Take note of wrong bytes, and give the error."""
+        self.note_damage(self.data_key(hash_), hash_, "other bytes")
+        return CorruptBlob(
+            f"the object of blob {hash_.hex()} holds other bytes at {offset}",
+            hash=Hash(hash_),
+            offset_bytes=offset,
+        )
 
     def fetch(self, hash_: bytes, start: int, stop: int) -> bytes:
         """Give bytes of a blob as the bucket has them; `MissingChunk` when it has no generation of it."""
@@ -367,6 +388,7 @@ class ObjectBackend:
     def close(self) -> None:
         """Let go of the bucket; what is under way ends first."""
         self.pool.shutdown()
+        self.cache.close()
         self.bucket.close()
 
 
