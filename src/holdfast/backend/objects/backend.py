@@ -228,6 +228,11 @@ class ObjectBackend:
             found, self._damage = self._damage, {}
         return found
 
+    def expect(self, hash_: bytes, number: int) -> None:
+        """Note the generation that a blob is put as next; that it is so is seen when it is put, or read."""
+        if number > self.generation(hash_):
+            self._remember(hash_, number)
+
     def _remember(self, hash_: bytes, number: int, name: str = "") -> None:
         with self._mutex:
             if number or name:

@@ -103,9 +103,12 @@ def _mark(bucket: Bucket, hash_: bytes, number: int) -> None:
 
 
 def delete(backend: ObjectBackend, generations: Iterable[tuple[bytes, int]]) -> None:
-    """Delete marked generations, in batches. The data goes first: an outboard alone serves nobody."""
+    """Delete marked generations, in batches; who puts such a blob again here tries the generation behind."""
+    generations = list(generations)
     keys = [key(hash_, number) for hash_, number in generations for key in (data_key, outboard_key)]
     backend.bucket.delete(keys)
+    for hash_, number in generations:
+        backend.expect(hash_, number + 1)
 
 
 class _Note(msgspec.Struct):
