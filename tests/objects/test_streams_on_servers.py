@@ -44,12 +44,6 @@ class _OnServer(PartialContract, StreamsContract, UploadsContract):
     def reopen(self, store: Store) -> Store:
         return self._open(store.location)
 
-    @pytest.mark.skip("buckets are not collected yet")
-    def test_a_collection_leaves_what_an_upload_has(self, make_store: MakeStore) -> None: ...
-
-    @pytest.mark.skip("buckets are not collected yet")
-    def test_what_an_upload_alone_had_is_collected(self, make_store: MakeStore, end: str) -> None: ...
-
     def corrupt(self, store: Store, hash: Hash, offset_bytes: int) -> None:
         bucket = object_core(store).backend.bucket
         key = data_key(hash.digest)
