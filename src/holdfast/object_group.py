@@ -6,9 +6,11 @@ put and never named is garbage that a collection takes.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
@@ -90,7 +92,8 @@ class ObjectGroup:
 
     @property
     def is_empty(self) -> bool:
-        return not self.blobs and not self._documents
+        """Whether nothing is to be stored, nor to be looked at."""
+        return not (self.blobs or self._documents or self.relied_on)
 
     def is_damaged(self, hash_: bytes) -> bool:
         """Whether reading a blob has just failed."""
@@ -176,8 +179,10 @@ class ObjectGroup:
         ]
         known = set(map(id, new))
         changes = [self._prepare(one) for one in self._documents if id(one) not in known]
-        commit = self._create(new, facts) if new else None
         adding = [one for one in changes if not one.removes]
+        if adding and self.relied_on:
+            self._settle(Facts())  # what has gone takes nothing else's place, not for a moment
+        commit = self._create(new, facts) if new else None
         removing = [one for one in changes if one.removes]
         done: list[_Change] = []
         try:
@@ -300,17 +305,20 @@ class ObjectGroup:
     def _settle(self, facts: Facts) -> None:
         """Look at each blob that is named or relied on, several at a time."""
         backend = self._backend
-        sizes = {**self.relied_on, **{hash_: one.size_bytes for hash_, one in self.blobs.items()}}
-        futures = {}
-        for hash_, size in sizes.items():
-            blob = self.blobs.get(hash_) or self.again.get(hash_)
-            again = None if blob is None else (blob, self._stocks.get(hash_, self.spool))
-            futures[hash_] = backend.pool.submit(backend.settle, hash_, size, self._numbers.get(hash_), again)
+        looks: deque[Future[bool]] = deque()
         try:
-            for future in futures.values():
-                future.result()
+            for hash_ in chain(self.blobs, self.relied_on.keys() - self.blobs.keys()):
+                blob = self.blobs.get(hash_) or self.again.get(hash_)
+                again = None if blob is None else (blob, self._stocks.get(hash_, self.spool))
+                size = self.relied_on[hash_] if blob is None else blob.size_bytes
+                number = self._numbers.get(hash_)
+                looks.append(backend.pool.submit(backend.settle, hash_, size, number, again))
+                if len(looks) > MAX_FLYING:
+                    looks.popleft().result()
+            while looks:
+                looks.popleft().result()
         finally:
-            wait(futures.values())
+            wait(looks)
         here = self._catalog().find_blobs(list(self.relied_on))
         for hash_, size in self.relied_on.items():
             if hash_ not in here:  # a collection of our own had given it up
@@ -330,11 +338,13 @@ def _documents_before(change: _Change, revision: int, catalog: Catalog) -> list[
         assert entry is not None, "what is changed was just looked up"
         documents = [(Kind.ARTIFACT, encode_artifact(ArtifactDocument._make(entry[:-1])))]
     kind, payload = documents[-1]
-    if kind == Kind.TOMBSTONE:
-        last = encode_tombstone(parse_tombstone(payload)._replace(revision=revision))
-    else:
-        last = encode_artifact(parse_artifact(payload)._replace(revision=revision))
-    return [*documents[:-1], (kind, last)]
+    if kind != Kind.TOMBSTONE:
+        return [(kind, encode_artifact(parse_artifact(payload)._replace(revision=revision)))]
+    last = parse_artifact(documents[0][1])._replace(
+        revision=revision - 1
+    )  # who restores it counts from there
+    tombstone = parse_tombstone(payload)._replace(revision=revision)
+    return [(Kind.ARTIFACT, encode_artifact(last)), (kind, encode_tombstone(tombstone))]
 
 
 def stored_bytes(size_bytes: int) -> int:

@@ -1,0 +1,176 @@
+"""Naming what another machine collects: bytes at hand go up again, and without them a name has what it had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from holdfast.backend.objects.bucket import Bucket, Meta
+from holdfast.backend.objects.layout import data_key, gone_key, outboard_key, tag_key
+from holdfast.backend.objects.opening import memory_bucket
+from holdfast.errors import ArtifactNotFound, BlobNotFound, TagNotFound
+from holdfast.store import Store
+from holdfast.testing.contract_base import sample
+from holdfast.testing.inside import object_core
+from holdfast.types import Durability, Hash
+
+SIZES = (100, 50_000)
+
+
+class Watched:
+    """A bucket that tells of its requests: `told` has them, `after` is called behind each that writes a name."""
+
+    def __init__(self, inner: Bucket) -> None:
+        self._inner = inner
+        self.told: list[tuple[str, str]] = []
+        self.after: Callable[[str], None] = lambda key: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def head(self, key: str) -> Meta | None:
+        self.told.append(("head", key))
+        return self._inner.head(key)
+
+    def create(self, key: str, data: bytes) -> Meta | None:
+        return self._tell("create", key, self._inner.create(key, data))
+
+    def replace(self, key: str, data: bytes, e_tag: str) -> Meta | None:
+        return self._tell("replace", key, self._inner.replace(key, data, e_tag))
+
+    def _tell(self, what: str, key: str, made: Meta | None) -> Meta | None:
+        self.told.append((what, key))
+        if not key.startswith("blobs/"):
+            self.after(key)
+        return made
+
+
+@pytest.fixture
+def bucket() -> Watched:
+    return Watched(memory_bucket())
+
+
+@pytest.fixture
+def store(bucket: Watched) -> Iterator[Store]:
+    with Store._open_objects(
+        cast("Bucket", bucket), None, create=True, durability=Durability.BUFFERED
+    ) as store:
+        yield store
+
+
+def collect(bucket: Watched, hash: Hash) -> None:
+    """Do what a collector on another machine does to a blob that nothing named when it listed."""
+    bucket._inner.create(gone_key(hash.digest, 0), b"")
+    bucket._inner.delete([data_key(hash.digest), outboard_key(hash.digest)])
+
+
+def put_and_lose(store: Store, bucket: Watched, size_bytes: int = 100) -> Hash:
+    """Give a blob that the catalog knows and that is collected."""
+    with store.blobs.put(sample(size_bytes)) as lease:
+        collect(bucket, lease.hash)
+        return lease.hash
+
+
+PUTS: dict[str, Callable[[Store, bytes], Hash]] = {
+    "artifact": lambda store, data: store.put(data).hash,
+    "stream": lambda store, data: store.put(iter([data])).hash,
+    "many": lambda store, data: store.put_many([data, b"another"])[0].hash,
+    "blob": lambda store, data: store.blobs.put(data).hash,
+    "blobs": lambda store, data: store.blobs.put_many([data])[0].hash,
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("how", PUTS)
+def test_bytes_at_hand_go_up_again(store: Store, bucket: Watched, how: str, size: int) -> None:
+    lost = put_and_lose(store, bucket, size)
+    assert PUTS[how](store, sample(size)) == lost
+    assert bucket._inner.head(data_key(lost.digest, 1)) is not None
+    assert (bucket._inner.head(outboard_key(lost.digest, 1)) is not None) == (size > 16_384)
+    assert store.read(lost) == sample(size)
+
+
+def test_a_blob_that_is_known_sends_no_body_and_is_looked_at(store: Store, bucket: Watched) -> None:
+    store.put(sample(100))
+    bucket.told.clear()
+    with store.blobs.put(sample(100)) as lease:
+        digest = lease.hash.digest
+        assert bucket.told == [("head", gone_key(digest, 0)), ("head", data_key(digest, 0))]
+
+
+def test_a_tag_keeps_what_it_had_when_the_other_blob_is_gone(store: Store, bucket: Watched) -> None:
+    kept, lost = store.blobs.put(b"kept").hash, put_and_lose(store, bucket)
+    store.tags.set("name", kept)
+    bucket.told.clear()
+    with pytest.raises(BlobNotFound):
+        store.tags.set("name", lost)
+    assert not [what for what, _ in bucket.told if what != "head"]
+    store.rebuild()
+    assert store.tags.get("name").hash == kept
+    assert not store.exists(lost)
+
+
+def test_a_tag_is_set_back_when_the_other_blob_goes_meanwhile(store: Store, bucket: Watched) -> None:
+    kept = store.blobs.put(b"kept").hash
+    store.tags.set("name", kept)
+    for name in ("name", "new"):
+        lost = store.blobs.put(name.encode()).hash
+        bucket.after = lambda key, lost=lost: collect(bucket, lost)  # type: ignore[misc]
+        with pytest.raises(BlobNotFound, match="collected"):
+            store.tags.set(name, lost)
+    bucket.after = lambda key: None
+    tags = [line for line in object_core(store).catalog.dump() if line.startswith("tag")]
+    store.rebuild()
+    assert [line for line in object_core(store).catalog.dump() if line.startswith("tag")] == tags
+    assert store.tags.get("name").hash == kept
+    with pytest.raises(TagNotFound):
+        store.tags.get("new")
+    store.tags.set("name", store.blobs.put(b"third").hash)  # it can be changed as ever
+
+
+def test_what_is_restored_too_late_stays_deleted(store: Store, bucket: Watched) -> None:
+    artifact = store.put(b"lost", filename="a")
+    store.delete(artifact)
+    bucket.after = lambda key: collect(bucket, artifact.hash)
+    with pytest.raises((ArtifactNotFound, BlobNotFound)):
+        store.restore(artifact.id)
+    bucket.after = lambda key: None
+    store.rebuild()
+    with pytest.raises(ArtifactNotFound):
+        store.info(artifact.id)
+    store.put(b"lost")
+    assert store.restore(artifact.id).filename == "a"
+
+
+def test_an_update_that_requires_what_goes_meanwhile_changes_nothing(store: Store, bucket: Watched) -> None:
+    artifact, lost = store.put(b"it", tags=["old"]), store.blobs.put(b"lost").hash
+    bucket.after = lambda key: collect(bucket, lost)
+    with pytest.raises(BlobNotFound):
+        store.update(artifact, add_tags=["new"], add_requires=[lost])
+    store.rebuild()
+    found = store.info(artifact.id)
+    assert (found.tags, found.requires) == (("old",), ())
+
+
+def test_a_name_is_taken_away_only_after_the_look(store: Store, bucket: Watched) -> None:
+    """A collector that listed half of the tags sees the old name or the new one; if not, the look sees its marker."""
+    hash = store.blobs.put(b"it").hash
+    store.tags.set("old", hash)
+    bucket.told.clear()
+    store.tags.rename("old", "new")
+    looks = [at for at, one in enumerate(bucket.told) if one == ("head", gone_key(hash.digest, 0))]
+    assert bucket.told.index(("create", tag_key("new"))) < looks[-1]
+    assert looks[-1] < bucket.told.index(("replace", tag_key("old")))
+
+
+def test_a_rename_that_comes_too_late_leaves_the_old_name(store: Store, bucket: Watched) -> None:
+    hash = store.blobs.put(b"it").hash
+    store.tags.set("old", hash)
+    bucket.after = lambda key: collect(bucket, hash)
+    with pytest.raises(BlobNotFound):
+        store.tags.rename("old", "new")
+    bucket._inner.create(data_key(hash.digest, 1), b"it")
+    store.rebuild()
+    assert [tag.name for tag in store.tags.list()] == ["old"]
