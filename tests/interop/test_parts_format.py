@@ -1,4 +1,4 @@
-"""Partial blobs and uploads in a bucket, byte by byte as docs/format.md ("Objects: parts") has them; no encoder of ours."""
+"""Partial blobs and uploads in a bucket, byte by byte as docs/format.md has them; with no encoder of ours."""
 
 from __future__ import annotations
 

@@ -692,3 +692,73 @@ def test_whatever_comes_from_wherever(data: st.DataObject) -> None:
                     store.blobs.decode(sender.hash, sender.stream(rest), rest)
             assert store.blobs.status(sender.hash) is BlobStatus.COMPLETE
             assert store.blobs.read(sender.hash) == sender.content
+
+
+@pytest.mark.usefixtures("small_checkpoints")
+def test_streams_uploads_and_collections_of_several_machines_at_once(bucket: Bucket) -> None:
+    """What was named stays, whatever a collector without any window does; what is not may have to come again."""
+    errors: list[BaseException] = []
+    named: dict[str, bytes] = {}
+    working = threading.Semaphore(0)
+
+    def stream(seed: int) -> None:
+        sender, rng = Sender(sample(7 * BLOCK_BYTES + seed, seed)), random.Random(seed)
+        with open_store(bucket) as store:
+            for _ in range(200):
+                rest = store.blobs.missing_ranges(sender.hash)
+                if not rest:
+                    try:
+                        store.tags.set(f"tag-{seed}", sender.hash)
+                        named[f"tag-{seed}"] = sender.content
+                        return
+                    except BlobNotFound:
+                        continue
+                some = rest & blocks(first := rng.randrange(8), first + 3)
+                with suppress(CorruptBlob):
+                    store.blobs.decode(sender.hash, sender.stream(some), some)
+        raise AssertionError("it never ends")
+
+    def upload(seed: int) -> None:
+        content = sample(5 * BLOCK_BYTES + seed, seed)
+        with open_store(bucket) as store:
+            token = store.writer(f"upload-{seed}", resumable=True).suspend()
+            for stop in range(10_000, len(content) + 10_000, 10_000):
+                writer = store.writer(resume=token)
+                writer.write(content[writer.offset_bytes : stop])
+                writer.suspend()
+            artifact = store.writer(resume=token).commit()
+            named[artifact.id] = content
+
+    def collect() -> None:
+        with open_store(bucket) as store:
+            while not working.acquire(blocking=False):
+                store.gc(min_age_seconds=0)
+
+    def run(work: Callable[[int], None], seed: int) -> None:
+        try:
+            work(seed)
+        except BaseException as error:  # raised below
+            errors.append(error)
+
+    works = [(stream, 1), (stream, 2), (upload, 3), (upload, 4)]
+    threads = [threading.Thread(target=run, args=(work, seed)) for work, seed in works]
+    collector = threading.Thread(target=run, args=(lambda _: collect(), 0))
+    for thread in (*threads, collector):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    working.release()
+    collector.join()
+    with suppress(IndexError):
+        raise errors[0]
+    assert len(named) == 4
+    with open_store(bucket) as store:
+        for name, content in named.items():
+            found = store.tags.get(name).hash if name.startswith("tag-") else store.info(name).hash
+            assert store.blobs.read(found) == content
+        store.gc(min_age_seconds=0)
+        for name, content in named.items():
+            found = store.tags.get(name).hash if name.startswith("tag-") else store.info(name).hash
+            assert store.blobs.read(found) == content
+        assert store.scrub().ok
+        assert keys(bucket) == []
