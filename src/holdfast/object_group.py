@@ -180,7 +180,7 @@ class ObjectGroup:
         known = set(map(id, new))
         changes = [self._prepare(one) for one in self._documents if id(one) not in known]
         adding = [one for one in changes if not one.removes]
-        if adding and self.relied_on:
+        if any(_has_tag(one.before) for one in adding):
             self._settle(Facts())  # what has gone takes nothing else's place, not for a moment
         commit = self._create(new, facts) if new else None
         removing = [one for one in changes if one.removes]
@@ -323,6 +323,12 @@ class ObjectGroup:
         for hash_, size in self.relied_on.items():
             if hash_ not in here:  # a collection of our own had given it up
                 facts.blobs.append((hash_, size, self._time_ms or now_ms(), 0, stored_bytes(size), 1))
+
+
+def _has_tag(named: Named | None) -> bool:
+    """Whether an object holds a tag that names something."""
+    documents = () if named is None else named.documents
+    return any(kind == Kind.TAG and not parse_tag(payload).deleted for kind, payload in documents)
 
 
 def _documents_before(change: _Change, revision: int, catalog: Catalog) -> list[Document]:
