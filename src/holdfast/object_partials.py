@@ -10,18 +10,18 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import Final, NamedTuple
 
 from holdfast.backend.log.session import LEASE_RAW
-from holdfast.backend.objects.parts import Here, spans
+from holdfast.backend.objects.parts import Here, claim_of, spans
 from holdfast.backend.objects.pieces import Pieces
 from holdfast.backend.objects.stock import PartStock
 from holdfast.bao import OutboardBuilder, OutboardReader, block_count, left_count, parents_before
 from holdfast.bao_stream import encode
 from holdfast.catalog.objects import drop_blobs
-from holdfast.errors import BlobNotFound, CorruptBlob, MissingChunk
+from holdfast.errors import BlobNotFound, CorruptBlob, HoldfastError, MissingChunk
 from holdfast.intake import Batch, Intake, Run, runs_ranges, without
 from holdfast.object_core import ObjectCore
 from holdfast.ranges import ChunkRanges
@@ -36,6 +36,9 @@ FLYING: Final = 2
 PIECE_BYTES: Final = 8 << 20
 CVS_AT_ONCE: Final = 4_096
 TRIES: Final = 5
+SMALL_BYTES: Final = 1 << 20
+MERGED_AT: Final = 64
+"""So many parts below `SMALL_BYTES` are put into one: else a blob of many small streams is long to list."""
 
 
 class ObjectImport(Intake):
@@ -88,7 +91,9 @@ class ObjectImport(Intake):
         self._send(batch)
         self._land(0)
         if self._has_sent or self._has_parts:
-            complete_if_whole(core, hash_)
+            here = complete_if_whole(core, hash_)
+            if here is not None:
+                merge_small(core, here)
 
     def _close(self) -> None:
         self._pool.shutdown()
@@ -103,7 +108,9 @@ class ObjectImport(Intake):
         fresh = without(batch.runs, self._have)
         if fresh or (batch.is_size_proven and not self._is_proven):
             self._land(FLYING - 1)
-            self._flying.append(self._pool.submit(self._parts.put, *self._pack(batch, _joined(fresh))))
+            claim = Claim(batch.size_bytes, batch.is_size_proven, batch.highest_byte, self._begun_ms)
+            part = pack(self._hash, claim, _joined(fresh), self._pairs.__getitem__)
+            self._flying.append(self._pool.submit(self._parts.put, *part))
             self._has_sent = True
             self._have |= runs_ranges(fresh)
             self._is_proven |= batch.is_size_proven
@@ -116,34 +123,6 @@ class ObjectImport(Intake):
             except BaseException:
                 self._has_failed = True
                 raise
-
-    def _pack(self, batch: Batch, runs: list[Run]) -> tuple[BlocksHead, bytes, list[BytesLike]]:
-        """Make a part of runs: verified once more, with all pairs on the way from the root to its blocks."""
-        used: dict[int, bytes] = {}
-        starts = [start for start, _ in runs]
-
-        def read_pairs(offset: int, length: int) -> bytes:
-            numbers = range(offset // PAIR_BYTES, (offset + length) // PAIR_BYTES)
-            used.update((number, self._pairs[number]) for number in numbers)
-            return b"".join([self._pairs[number] for number in numbers])
-
-        def read_data(offset: int, length: int) -> BytesLike:
-            start, data = runs[bisect_right(starts, offset) - 1]
-            return memoryview(data)[offset - start : offset - start + length]
-
-        wanted = runs_ranges(runs).clip(batch.size_bytes)
-        for _ in encode(batch.size_bytes, self._hash, read_data, read_pairs, wanted):
-            pass
-        head = BlocksHead(
-            self._hash,
-            batch.size_bytes,
-            batch.is_size_proven,
-            batch.highest_byte,
-            self._begun_ms,
-            tuple((start // BLOCK_BYTES, -(-len(data) // BLOCK_BYTES)) for start, data in runs),
-            _counted(sorted(used)),
-        )
-        return head, b"".join([used[number] for number in sorted(used)]), [data for _, data in runs]
 
     def _prune(self, batch: Batch) -> None:
         """Drop the pairs that no block to come has above it."""
@@ -162,6 +141,72 @@ class ObjectImport(Intake):
         self._parts.put(head, b"", ())
 
 
+class Claim(NamedTuple):
+    """What a part says beside its blocks: see `wire.part.BlocksHead`."""
+
+    size_bytes: int
+    is_size_proven: bool
+    highest_byte: int
+    created_ms: int
+
+
+def pack(
+    hash_: bytes, claim: Claim, runs: list[Run], pair: Callable[[int], bytes]
+) -> tuple[BlocksHead, bytes, list[BytesLike]]:
+    """Make a part of runs: verified once more, with all pairs on the way from the root to its blocks.
+
+    `pair` gives one by its number in the outboard.
+    """
+    used: dict[int, bytes] = {}
+    starts = [start for start, _ in runs]
+
+    def read_pairs(offset: int, length: int) -> bytes:
+        numbers = range(offset // PAIR_BYTES, (offset + length) // PAIR_BYTES)
+        used.update((number, pair(number)) for number in numbers)
+        return b"".join([used[number] for number in numbers])
+
+    def read_data(offset: int, length: int) -> BytesLike:
+        start, data = runs[bisect_right(starts, offset) - 1]
+        return memoryview(data)[offset - start : offset - start + length]
+
+    wanted = runs_ranges(runs).clip(claim.size_bytes)
+    for _ in encode(claim.size_bytes, hash_, read_data, read_pairs, wanted):
+        pass
+    blocks = tuple((start // BLOCK_BYTES, -(-len(data) // BLOCK_BYTES)) for start, data in runs)
+    head = BlocksHead(hash_, *claim, blocks, _counted(sorted(used)))
+    return head, b"".join([used[number] for number in sorted(used)]), [data for _, data in runs]
+
+
+def merge_small(core: ObjectCore, here: Here) -> None:
+    """Put many small parts into one, which goes up before they go. What cannot be done now the next stream does."""
+    parts = core.backend.parts
+    small = [part for part in here.parts if part.head.data_bytes < SMALL_BYTES]
+    if len(small) < MERGED_AT:
+        return
+    while sum(part.head.data_bytes for part in small) > PIECE_BYTES:
+        small.pop()
+    some = Here(here.hash, small)
+    best = max(small, key=claim_of).head
+    claim = Claim(best.size_bytes, best.is_size_proven, best.highest_byte, some.state.created_ms)
+    try:
+        loaded = core.backend.pool.map(
+            lambda span: parts.read_span(
+                span, span.first * BLOCK_BYTES, min(span.stop * BLOCK_BYTES, claim.size_bytes)
+            ),
+            some.blocks,
+        )
+        runs: list[Run] = [
+            (span.first * BLOCK_BYTES, data) for span, data in zip(some.blocks, loaded, strict=True)
+        ]
+        packed = pack(
+            here.hash, claim, _joined(runs), lambda n: parts.read_pairs(some, n * PAIR_BYTES, PAIR_BYTES)
+        )
+        parts.put(*packed)
+        core.backend.bucket.delete([part.key for part in small])
+    except HoldfastError as error:
+        log.warning("the parts of blob %s stay as they are: %s", here.hash.hex(), error)
+
+
 def is_here(core: ObjectCore, hash_: bytes) -> bool:
     """Look whether all of a blob is in the bucket, and is not being collected; if so it is kept until it is named."""
     row = core.find_row(hash_)
@@ -176,16 +221,16 @@ def is_here(core: ObjectCore, hash_: bytes) -> bool:
     return True
 
 
-def complete_if_whole(core: ObjectCore, hash_: bytes) -> None:
-    """Make a partial blob of which all is here a blob like any other, unless somebody else has."""
+def complete_if_whole(core: ObjectCore, hash_: bytes) -> Here | None:
+    """Make a partial blob of which all is here a blob like any other, unless somebody else has; else give it."""
     parts = core.backend.parts
     for _ in range(TRIES):
         here = parts.find(hash_)
         if here is None:  # somebody else completed it, or it has expired
             is_here(core, hash_)
-            return
+            return None
         if not here.state.is_whole:
-            return
+            return here
         try:
             _complete(core, here)
             break
@@ -194,9 +239,10 @@ def complete_if_whole(core: ObjectCore, hash_: bytes) -> None:
             if parts.find(hash_) is here:
                 raise
     else:
-        return
+        return None
     core.keep(hash_, LEASE_RAW)
     parts.remove(hash_)
+    return None
 
 
 def _complete(core: ObjectCore, here: Here) -> None:

@@ -411,6 +411,44 @@ def test_a_body_that_is_wrong_once_is_asked_for_again(bucket: Bucket) -> None:
                 assert store.blobs.bitfield(SENDER.hash).ranges == blocks(1, 5)
 
 
+def test_many_small_parts_become_one(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_partials, "MERGED_AT", 4)
+    with open_store(bucket) as store, open_store(bucket) as other:
+        reader = other.blobs
+        for block in (7, 1, 5, 3):
+            store.blobs.decode(SENDER.hash, SENDER.stream(blocks(block, block + 1)), blocks(block, block + 1))
+            assert (
+                reader.read(SENDER.hash, block * BLOCK_BYTES, 5) == SENDER.content[block * BLOCK_BYTES :][:5]
+            )
+        (key,) = keys(bucket)
+        found = bucket.get(key, max_bytes=1 << 20)
+        assert found is not None
+        assert parse_blocks(found[0], key).blocks == ((1, 1), (3, 1), (5, 1), (7, 1))
+        for block in (7, 1, 5, 3):
+            assert (
+                reader.read(SENDER.hash, block * BLOCK_BYTES, 5) == SENDER.content[block * BLOCK_BYTES :][:5]
+            )
+        check_kept(store, SENDER)
+        rest = store.blobs.missing_ranges(SENDER.hash)
+        store.blobs.decode(SENDER.hash, SENDER.stream(rest), rest)
+        assert other.blobs.read(SENDER.hash) == SENDER.content
+
+
+def test_a_damaged_small_part_is_not_put_with_others(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_partials, "MERGED_AT", 3)
+    with open_store(bucket) as store:
+        store.blobs.decode(SENDER.hash, SENDER.stream(blocks(1, 2)), blocks(1, 2))
+        (bad,) = keys(bucket)
+        meta = bucket.head(bad)
+        assert meta is not None
+        damage(bucket, bad, meta.size_bytes - 1)
+        for block in (3, 5, 7):
+            store.blobs.decode(SENDER.hash, SENDER.stream(blocks(block, block + 1)), blocks(block, block + 1))
+        assert len(keys(bucket)) == 2
+        assert bad in keys(bucket)
+        assert check_kept(store, SENDER) == blocks(3, 4) | blocks(5, 6) | blocks(7, 8)
+
+
 # -- age
 
 
@@ -487,6 +525,7 @@ RUNS = (
     Run("part", lambda _: None, _decode(blocks(3, 6)), ChunkRanges.empty(), blocks(3, 6)),
     Run("next", _decode(blocks(3, 6)), _decode(blocks(0, 5)), blocks(3, 6), blocks(0, 6)),
     Run("last", _decode(blocks(3, 6)), _decode(blocks(0, 3) | blocks(6)), blocks(3, 6), ALL),
+    Run("merged", _decode(blocks(3, 4)), _decode(blocks(5, 6)), blocks(3, 4), blocks(3, 4) | blocks(5, 6)),
     Run("proof", _decode(blocks(0, 9)), _decode(ChunkRanges.last()), blocks(0, 9), blocks(0, 9)),
 )
 
@@ -494,8 +533,10 @@ RUNS = (
 @pytest.mark.parametrize("fault", [BucketFault.CRASH_BEFORE, BucketFault.CRASH_AFTER, BucketFault.BEFORE])
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 @pytest.mark.usefixtures("small_checkpoints")
-def test_a_crash_at_every_call(run: Run, fault: BucketFault) -> None:
+def test_a_crash_at_every_call(run: Run, fault: BucketFault, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine dies, or loses the bucket for good, at its n-th call; another one with no catalog goes on."""
+    if run.name == "merged":
+        monkeypatch.setattr(object_partials, "MERGED_AT", 2)
     for number in range(1, 200):
         inner = lasting(memory_bucket())
         with open_store(inner) as store:
@@ -660,6 +701,7 @@ def test_whatever_comes_from_wherever(data: st.DataObject) -> None:
     sender = Sender(sample(count * BLOCK_BYTES - data.draw(st.integers(0, BLOCK_BYTES - 1)), 2))
     checkpoint = data.draw(st.sampled_from((1, 40_000, 1 << 20)))
     with (
+        patch.object(object_partials, "MERGED_AT", data.draw(st.sampled_from((2, 3, 64)))),
         patch.object(object_partials, "CHECKPOINT_BYTES", checkpoint),
         open_store(inner) as one,
         open_store(inner) as two,

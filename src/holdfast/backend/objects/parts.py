@@ -297,9 +297,14 @@ def spans(cover: list[Span], first: int, stop: int) -> Iterator[Span]:
         index += 1
 
 
+def claim_of(part: Part) -> tuple[bool, int, str]:
+    """Say how much what a part says of the size counts: a proven one most, then that of the highest byte."""
+    return part.head.is_size_proven, part.head.highest_byte, part.key
+
+
 def _state_of(parts: Sequence[Part]) -> PartialState:
     """Put together what parts say: of the sizes that are claimed, a proven one, or that of the highest byte."""
-    best = max(parts, key=lambda part: (part.head.is_size_proven, part.head.highest_byte, part.key)).head
+    best = max(parts, key=claim_of).head
     return PartialState(
         best.size_bytes,
         best.is_size_proven,
