@@ -209,17 +209,22 @@ class ObjectKeeper:
             try:
                 for batch in facts:
                     aside.apply(batch)
-                aside.set_meta(WHOLE, 1)
                 aside.publish(self._path)
             except BaseException:
                 aside.discard()
                 raise
             fresh = Catalog.open(self._path, self.store_id)
+        is_replaced = self._catalog is not None
         self._retire()
         self._catalog = fresh
         for key, value in hints.items():
             fresh.set_meta(key, value)
+        if is_replaced:  # what was named while we listed was told to the one before
+            for prefix in NAMES:
+                for batch in name_facts(backend, _changed(backend, fresh, prefix, []), Tally()):
+                    fresh.apply(batch)
         _settle(backend, fresh, tally)
+        fresh.set_meta(WHOLE, 1)
         note_bad(fresh, [*known, *tally.bad])
         counts = fresh.counts()
         for problem in tally.problems[:10]:
@@ -262,6 +267,24 @@ def read_bucket(backend: ObjectBackend, tally: Tally) -> Iterator[Facts]:
     yield from blob_facts(backend, tally)
 
 
+def _changed(backend: ObjectBackend, catalog: Catalog, prefix: str, gone: list[str]) -> Iterator[Meta]:
+    """Give what is listed and was not seen like that; `gone` gets what was seen and is not listed."""
+    seen = iter_seen(catalog, prefix)
+    known = next(seen, None)
+    for meta in backend.bucket.list(prefix):
+        while known is not None and known[0] < meta.key:
+            gone.append(known[0])
+            known = next(seen, None)
+        if known is None or known[0] != meta.key:
+            yield meta
+            continue
+        if known[1] != meta.e_tag or not meta.e_tag:
+            yield meta
+        known = next(seen, None)
+    if known is not None:
+        gone += [known[0], *(key for key, _ in seen)]
+
+
 def _settle(backend: ObjectBackend, catalog: Catalog, tally: Tally) -> None:
     """See to what the listings do not say by themselves, once all of it is in the catalog."""
     lacking: list[bytes] = []
@@ -273,12 +296,15 @@ def _settle(backend: ObjectBackend, catalog: Catalog, tally: Tally) -> None:
                 unacknowledged.append(hash_)
             elif len(lacking) < MAX_LOOKS:
                 lacking.append(hash_)
-    found = Facts()
-    for hash_, there in zip(lacking, backend.pool.map(backend.look, lacking), strict=True):
+    found, lost = Facts(), list[bytes]()
+    looked_at = lacking + unacknowledged
+    for hash_, there in zip(looked_at, backend.pool.map(backend.look, looked_at), strict=True):
         if there.best is not None:  # it was put while we listed
             found.blobs.append(Listed(hash_, there, "").row())
+        elif there.gone:
+            lost.append(hash_)
     catalog.apply(found)
-    hide(catalog, unacknowledged)
+    hide(catalog, lost)
     show_again(catalog)
     for hash_, said, size in catalog.ask(SIZES):
         message = f"the object of blob {hash_.hex()} has {size} bytes, and {said} were stored"
@@ -307,7 +333,9 @@ class Refresh:
         catalog, backend, tally = self._catalog, self._backend, self._tally
         gone: list[str] = []
         for prefix in NAMES:
-            for facts in _watched(name_facts(backend, self._changed(prefix, gone), tally), self._progress):
+            for facts in _watched(
+                name_facts(backend, _changed(backend, catalog, prefix, gone), tally), self._progress
+            ):
                 catalog.apply(facts)
         for facts in _watched(self._blobs(), self._progress):
             catalog.apply(facts)
@@ -330,23 +358,6 @@ class Refresh:
             requests=requests.since(self._requests, requests.snapshot()),
             seconds=time.monotonic() - self._started,
         )
-
-    def _changed(self, prefix: str, gone: list[str]) -> Iterator[Meta]:
-        """Give what is listed and was not seen like that; `gone` gets what was seen and is not listed."""
-        seen = iter_seen(self._catalog, prefix)
-        known = next(seen, None)
-        for meta in self._backend.bucket.list(prefix):
-            while known is not None and known[0] < meta.key:
-                gone.append(known[0])
-                known = next(seen, None)
-            if known is None or known[0] != meta.key:
-                yield meta
-                continue
-            if known[1] != meta.e_tag or not meta.e_tag:
-                yield meta
-            known = next(seen, None)
-        if known is not None:
-            gone += [known[0], *(key for key, _ in seen)]
 
     def _blobs(self) -> Iterator[Facts]:
         """Give the rows that are new or other ones, and forget those of which there is nothing any more."""

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import holdfast
+from holdfast.backend.objects.bucket import Meta
 from holdfast.backend.objects.directory import DirectoryBucket
-from holdfast.backend.objects.layout import data_key, gone_key, outboard_key
+from holdfast.backend.objects.layout import BLOBS, data_key, gone_key, outboard_key
 from holdfast.errors import ArtifactNotFound
 from holdfast.object_recovery import CONDITIONS
 from holdfast.store import Store
@@ -196,3 +197,45 @@ def test_damaged_names_of_others_are_told(machine: Machine, root: Path) -> None:
     stats = two.refresh()
     assert (stats.damaged, stats.problems[0].kind) == (1, "corrupt_object")
     assert not two.health().ok
+
+
+def between(store: Store, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let something be done once, when the blobs have just been listed."""
+    bucket = object_core(store).backend.bucket
+    listed = bucket.list
+    done: list[object] = []
+
+    def list_then_act(prefix: str, *, after: str = "") -> Iterator[Meta]:
+        yield from listed(prefix, after=after)
+        if prefix == BLOBS and not done:
+            done.append(None)
+            act()
+
+    monkeypatch.setattr(bucket, "list", list_then_act)
+
+
+def test_what_is_put_while_a_catalog_is_made_anew_is_in_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine()
+    store.put(sample(10))
+    put: list[str] = []
+    between(store, monkeypatch, lambda: put.append(store.put(sample(20), tags=["new"]).id))
+    store.rebuild()
+    assert store.read(put[0]) == sample(20)
+    assert [one.id for one in store.find(tag="new")] == put
+
+
+@pytest.mark.parametrize("look", ["refresh", "rebuild"])
+def test_what_comes_back_while_the_bucket_is_listed_is_not_hidden(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    store = machine()
+    digest = store.put(sample(10)).hash.digest
+    bucket = object_core(store).backend.bucket
+    bucket.create(gone_key(digest, 0), b"")
+    bucket.delete([data_key(digest)])
+    put: list[str] = []
+    between(store, monkeypatch, lambda: put.append(store.put(sample(10)).id))
+    getattr(store, look)()
+    assert store.read(put[0]) == sample(10)
