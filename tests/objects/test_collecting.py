@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from holdfast.backend.objects.layout import (
     outboard_key,
     tag_key,
 )
+from holdfast.catalog.objects import drop_blobs
 from holdfast.core import Options
 from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, Locked, UnreadableRoot
 from holdfast.facts import Facts
@@ -374,29 +375,107 @@ def test_a_commit_that_stops_an_upload_stays(store: Store, bucket: PlainBucket) 
     assert key in bucket.objects
 
 
+def interrupt(bucket: FaultyBucket, at: str, work: Callable[[], object]) -> list[int]:
+    """Do something once, just before a request; gives what is empty when it was done."""
+    left = [1]
+
+    def on_site(site: BucketSite) -> None:
+        if at in str(site) and left:
+            left.clear()
+            work()
+
+    bucket.on_site = on_site
+    return left
+
+
 @pytest.mark.parametrize("what", ["gc", "rebuild"])
 def test_who_lists_while_names_are_gathered_lists_again(bucket: PlainBucket, what: str) -> None:
-    with another_made(bucket) as store:
+    faulty = FaultyBucket(bucket)
+    with another_made(bucket) as store, Store._open_objects(faulty) as other:
         artifacts = [store.put(sample(100, seed)) for seed in range(5)]
-        faulty = FaultyBucket(bucket)
-        with Store._open_objects(faulty) as other:
-            left = [1]
 
-            def gather(site: object) -> None:
-                if "get(commits/" in str(site) and left:
-                    left.clear()
-                    bucket.delete([COLLECTOR_KEY])  # as if it were taken for dead
-                    store.compact()
+        def gather() -> None:
+            bucket.delete([COLLECTOR_KEY])  # as if the other were taken for dead
+            store.compact()
 
-            faulty.on_site = gather
-            if what == "gc":
-                assert other.gc(min_age_seconds=0).dropped_blobs == 0
-            else:
-                other.rebuild()
-            assert not left
-        assert {one.id for one in store.find()} == {one.id for one in artifacts}
+        left = interrupt(faulty, "get(commits/", gather)
+        if what == "gc":
+            assert other.gc(min_age_seconds=0).dropped_blobs == 0
+        else:
+            other.rebuild()
+        assert not left
+        assert {one.id for one in other.find()} == {one.id for one in artifacts}
         with another(bucket) as fresh:
             assert all(fresh.exists(one.hash) for one in artifacts)
+
+
+@pytest.mark.parametrize("what", ["gc", "rebuild"])
+@pytest.mark.parametrize("prefix", [COMMITS, ARTIFACTS])
+def test_what_goes_from_a_commit_to_an_object_of_its_own_is_seen(
+    bucket: PlainBucket, what: str, prefix: str
+) -> None:
+    """`commits/` is listed first: what it says goes only when `artifacts/` says more."""
+    faulty = FaultyBucket(bucket)
+    with another_made(bucket) as store, Store._open_objects(faulty) as other:
+        artifact = store.put(DATA)
+
+        def move() -> None:
+            bucket.delete([COLLECTOR_KEY])
+            store.tag(artifact, "changed")
+            store.compact()
+            assert not keys(bucket, COMMITS)
+
+        left = interrupt(faulty, f"list({prefix}", move)
+        if what == "gc":
+            assert other.gc(min_age_seconds=0).dropped_blobs == 0
+        else:
+            other.rebuild()
+        assert not left
+        assert other.info(artifact.id).tags == ("changed",)
+        assert other.read(artifact.id) == DATA
+
+
+def test_what_is_restored_while_it_is_forgotten_is_restored(bucket: PlainBucket) -> None:
+    faulty = FaultyBucket(bucket)
+    with another_made(bucket) as store, Store._open_objects(faulty) as other:
+        artifact = store.put(DATA)
+        store.delete(artifact)
+        left = interrupt(faulty, "replace(artifacts/", lambda: store.restore(artifact))
+        assert other.gc(min_age_seconds=0).forgotten_artifacts == 0
+        assert not left
+        assert store.read(artifact.id) == DATA
+        assert other.read(artifact.id) == DATA
+
+
+def test_what_this_process_gave_up_is_known_again_when_it_is_named(bucket: PlainBucket) -> None:
+    faulty = FaultyBucket(bucket)
+    with Store._open_objects(faulty, create=True) as store:
+        core = object_core(store)
+        store.blobs.put(DATA).release()
+        left = interrupt(faulty, "create(commits/", lambda: drop_blobs(core.catalog, [HASH.digest]))
+        store.put(DATA)
+        assert not left
+        assert core.catalog.find_blob(HASH.digest) is not None
+
+
+def test_what_changes_its_generation_again_and_again_is_read(bucket: PlainBucket) -> None:
+    faulty = FaultyBucket(bucket)
+    with another_made(bucket) as store, Store._open_objects(faulty) as reader:
+        artifact = store.put(b"small")
+        left = 3
+
+        def on_site(site: BucketSite) -> None:
+            nonlocal left
+            if site.call == "get_range" and left:
+                left -= 1
+                (last,) = store.find()
+                store.delete(last)
+                store.gc(min_age_seconds=0)
+                store.put(b"small")
+
+        faulty.on_site = on_site
+        assert reader.read(artifact.hash) == b"small"
+        assert not left
 
 
 # -- who collects
