@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from holdfast import _native
 from holdfast.backend.objects.bucket import Bucket, Meta
 from holdfast.backend.objects.layout import data_key, gone_key, outboard_key, tag_key
 from holdfast.backend.objects.opening import memory_bucket
@@ -174,3 +175,17 @@ def test_a_rename_that_comes_too_late_leaves_the_old_name(store: Store, bucket: 
     bucket._inner.create(data_key(hash.digest, 1), b"it")
     store.rebuild()
     assert [tag.name for tag in store.tags.list()] == ["old"]
+
+
+@pytest.mark.parametrize("wrong", [b"no", b"IT", b"it and more"])
+@pytest.mark.parametrize("how", ["artifact", "stream", "blob"])
+def test_other_bytes_under_the_name_of_a_blob_are_replaced(
+    store: Store, bucket: Watched, how: str, wrong: bytes
+) -> None:
+    """A service says that there is one already: it counts only with the bytes that were brought."""
+    key = data_key(_native.blake3(b"it"))
+    bucket._inner.create(key, wrong)
+    assert store.read(PUTS[how](store, b"it")) == b"it"
+    found = bucket._inner.get(f"damaged/{key}", max_bytes=100)
+    assert found is not None
+    assert found[0] == wrong

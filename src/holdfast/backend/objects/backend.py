@@ -263,17 +263,28 @@ class ObjectBackend:
         return number
 
     def put_at(self, blob: Waiting, spool: Stock, number: int) -> None:
-        """Put a blob and its outboard as a generation; one that is there already has the same bytes."""
+        """Put a blob and its outboard as a generation. One that is there already must have the same bytes."""
         key = data_key(blob.hash, number)
         if blob.size_bytes > SINGLE_PUT_BYTES:
             self.bucket.upload(key, verified(blob, spool), blob.size_bytes)
-        elif self.bucket.create(key, spool.read(blob.start, blob.size_bytes)) is None:
-            meta = self.bucket.head(key)  # after "there is one already" always look
-            if meta is None or meta.size_bytes != blob.size_bytes:
+        else:
+            data = spool.read(blob.start, blob.size_bytes)
+            if self.bucket.create(key, data) is None and not self._holds(key, data):
                 self.replace_damaged(blob, spool, number)
         if blob.size_bytes > BLOCK_BYTES:
             self._put_outboard(blob, spool, number)
         self._remember(blob.hash, number)
+
+    def _holds(self, key: str, data: BytesLike) -> bool:
+        """Look what there is already: whether just these bytes. Others are asked for once more."""
+        for _ in range(2):
+            try:
+                found = self.bucket.get(key, max_bytes=len(data))
+            except FormatError:
+                return False
+            if found is None or found[0] == data:
+                return found is not None
+        return False
 
     def heal(self, blob: Waiting, spool: Stock) -> bool:
         """Replace what is damaged of a blob of which the bytes are at hand; False when nothing is there any more."""
