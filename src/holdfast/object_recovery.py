@@ -32,6 +32,7 @@ from holdfast.catalog.objects import (
     set_size,
     show_again,
 )
+from holdfast.catalog.unusable import translate_os
 from holdfast.errors import CorruptBlob, Unavailable
 from holdfast.facts import Facts
 from holdfast.object_listing import (
@@ -105,9 +106,12 @@ class ObjectKeeper:
         if self._path is None or self._backend.read_only:
             yield
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        name = self._path.with_name(self._path.name + ".lock")
-        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            name = self._path.with_name(self._path.name + ".lock")
+            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise translate_os(error, self._path) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,7 +15,15 @@ import holdfast
 from holdfast.backend.objects.directory import DirectoryBucket
 from holdfast.backend.objects.layout import data_key, gone_key, outboard_key, tag_key
 from holdfast.backend.objects.opening import memory_bucket
-from holdfast.errors import BlobNotFound, IntegrityError, MissingChunk, PermissionDenied
+from holdfast.errors import (
+    BackendError,
+    BlobNotFound,
+    IntegrityError,
+    MissingChunk,
+    NoSpace,
+    PermissionDenied,
+    Unavailable,
+)
 from holdfast.store import Store
 from holdfast.testing.contract_base import Interrupted, sample
 from holdfast.testing.inside import object_core
@@ -356,3 +366,40 @@ def test_two_processes_that_find_no_catalog_make_one(root: Path) -> None:
 
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(use, range(4))) == [len(artifacts)] * 4
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (errno.EACCES, PermissionDenied),
+        (errno.EROFS, PermissionDenied),
+        (errno.ENOSPC, NoSpace),
+        (errno.ENOTDIR, Unavailable),
+    ],
+)
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_where_no_catalog_can_lie_is_told(
+    store: Store,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    expected: type[BackendError],
+    call: str,
+) -> None:
+    """Typed, so that the command line reads on without a catalog where that is all it needs."""
+    real = getattr(os, call)
+
+    def fail(path: str | Path, *args: int, **named: int) -> int:
+        if "elsewhere" in str(path):
+            raise OSError(code, os.strerror(code), str(path))
+        return int(real(path, *args, **named) or 0)
+
+    monkeypatch.setattr(os, call, fail)
+    where = tmp_path / "elsewhere" / "catalog.db"
+    if call == "open":
+        monkeypatch.setattr(os, "mkdir", lambda *_: None)
+    with pytest.raises(expected, match=r"the catalog .*elsewhere"):
+        holdfast.open(f"dir://{root}", catalog=where)
+    with holdfast.open(f"dir://{root}", catalog=where, read_only=True) as again:
+        assert not list(again.find())
