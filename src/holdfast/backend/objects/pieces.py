@@ -162,10 +162,9 @@ class Pieces:
         key = upload_key(head.token, head.number)
         packed = encode_piece(head, key)
         made = self._bucket.create(key, b"".join((packed, payload)))
-        if (
-            made is None
-            or next(iter(self._bucket.list(upload_prefix(head.token), after=key)), None) is not None
-        ):
+        if made is None:
+            _overtaken(head.token)
+        if any(self._bucket.list(upload_prefix(head.token), after=key)):
             _overtaken(head.token)
         return Piece(key, len(packed), made.modified_ms, head)
 
