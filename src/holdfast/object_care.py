@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 
 from holdfast.backend.objects.backend import Generations
-from holdfast.backend.objects.layout import ARTIFACTS, BLOBS, COMMITS, TAGS
+from holdfast.backend.objects.layout import ARTIFACTS, BLOBS, COMMITS, TAGS, is_names_key
 from holdfast.backend.objects.names import read_named
 from holdfast.care.report import Report, problem_of
 from holdfast.care.scrub import Done, Pace
@@ -166,7 +166,9 @@ class Scrub:
                     return
 
     def _names(self, section: str, after: str) -> Iterator[_Task]:
-        for meta in self._backend.bucket.list(section, after=after):
+        for meta in filter(
+            lambda one: is_names_key(one.key), self._backend.bucket.list(section, after=after)
+        ):
             future = self._backend.pool.submit(self._check_name, meta.key)
             yield _Task(meta.key, "", 0, meta.size_bytes, False, future)
 

@@ -14,7 +14,15 @@ from typing import Final, NamedTuple, TypeVar
 
 from holdfast.backend.objects.backend import Generations, ObjectBackend, generations_of
 from holdfast.backend.objects.bucket import Meta
-from holdfast.backend.objects.layout import ARTIFACTS, BLOBS, COMMITS, TAGS, parse_blob_key
+from holdfast.backend.objects.layout import (
+    ARTIFACTS,
+    BLOBS,
+    COMMITS,
+    TAGS,
+    BlobKey,
+    is_names_key,
+    parse_blob_key,
+)
 from holdfast.backend.objects.names import Named, facts_of, read_named
 from holdfast.catalog.objects import Bad
 from holdfast.digests import DigestSet
@@ -77,15 +85,9 @@ class Listed(NamedTuple):
 
 def iter_blobs(backend: ObjectBackend, tally: Tally, after: str = "") -> Iterator[Listed]:
     """Give the blobs of which there is data, in the order of their keys."""
-    keyed = ((parse_blob_key(meta.key), meta) for meta in backend.bucket.list(BLOBS, after=after))
-    for name, group in groupby(keyed, lambda one: one[0].name if one[0] is not None else None):
-        pairs = list(group) if name is not None else None
-        if pairs is None:
-            tally.foreign += sum(1 for _ in group)
-            continue
+    for name, group in groupby(_ours(backend, tally, after), lambda one: one[0].name):
+        pairs = list(group)
         first = pairs[0][0]
-        assert first is not None
-        assert name is not None
         found = generations_of(meta for _, meta in pairs)
         if name != first.hash.hex():
             tally.base32 += 1
@@ -99,6 +101,16 @@ def iter_blobs(backend: ObjectBackend, tally: Tally, after: str = "") -> Iterato
         tally.without_outboard += listed.lacks_outboard
         backend.remember(listed.hash, found)
         yield listed
+
+
+def _ours(backend: ObjectBackend, tally: Tally, after: str) -> Iterator[tuple[BlobKey, Meta]]:
+    """Give the objects under `blobs/` that are ours; what lies between them is counted."""
+    for meta in backend.bucket.list(BLOBS, after=after):
+        key = parse_blob_key(meta.key)
+        if key is None:
+            tally.foreign += 1
+        else:
+            yield key, meta
 
 
 def blob_facts(backend: ObjectBackend, tally: Tally) -> Iterator[Facts]:
@@ -121,8 +133,15 @@ def name_facts(backend: ObjectBackend, metas: Iterable[Meta], tally: Tally) -> I
         except CorruptObject as error:
             return error
 
+    def ours() -> Iterator[Meta]:
+        for meta in metas:
+            if is_names_key(meta.key):
+                yield meta
+            else:
+                tally.foreign += 1
+
     facts = Facts()
-    for meta, named in in_flight(backend, metas, read, lambda meta: meta.size_bytes):
+    for meta, named in in_flight(backend, ours(), read, lambda meta: meta.size_bytes):
         if isinstance(named, CorruptObject):
             tally.problems.append(Problem(kind=named.kind, message=named.message, path=meta.key))
             tally.bad.append(Bad(meta.key, b"", named.message))

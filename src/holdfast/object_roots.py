@@ -15,7 +15,7 @@ import apsw
 
 from holdfast.backend.objects.backend import ObjectBackend
 from holdfast.backend.objects.bucket import Meta
-from holdfast.backend.objects.layout import ARTIFACTS, COMMITS, TAGS, artifact_key
+from holdfast.backend.objects.layout import ARTIFACTS, COMMITS, TAGS, artifact_key, is_names_key
 from holdfast.backend.objects.names import GRAVE_BYTES, Named, facts_of, read_named
 from holdfast.catalog import labels
 from holdfast.errors import FormatError, IntegrityError, Unavailable, UnreadableRoot
@@ -143,6 +143,8 @@ class BucketNames:
             return True
 
         for meta in self._backend.bucket.list(prefix):
+            if not is_names_key(meta.key):
+                continue
             self.objects += 1
             if meta.e_tag and self._was_seen(meta.key, meta.e_tag):
                 continue

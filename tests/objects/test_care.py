@@ -272,13 +272,20 @@ def test_a_scrub_keeps_to_its_pace(store: Store) -> None:
 
 def test_what_is_not_ours_is_left_alone(store: Store, root: Path) -> None:
     artifact = store.put(sample(20_000))
+    store.tags.set("name", artifact.hash)
+    store.update(artifact, filename="x")
     foreign = [root / "README", root / "blobs" / "readme", data_of(root, artifact).with_name("data.txt")]
+    foreign += [root / section / "readme" for section in ("artifacts", "commits", "tags")]
     for path in foreign:
         path.write_text("somebody else's")
-    assert store.rebuild().foreign_objects == 2
-    assert store.health().foreign_objects == 2
+    rebuilt = store.rebuild()
+    assert (rebuilt.foreign_objects, rebuilt.damaged, rebuilt.missing_outboards) == (5, 0, 0)
+    assert store.health().foreign_objects == 5
+    store.refresh()
+    assert store.health().foreign_objects == 5
     assert store.scrub().ok
     assert store.repair().ok
+    assert store.gc(min_age_seconds=0).complete
     assert store.health().ok
     assert all(path.read_text() == "somebody else's" for path in foreign)
 

@@ -33,6 +33,9 @@ DATA: Final = "data"
 OUTBOARD: Final = "outboard"
 GONE: Final = "gone"
 _PART: Final = re.compile(r"(data|outboard|gone)(?:\.(0|[1-9][0-9]{0,8}))?")
+_NAMES_KEY: Final = re.compile(
+    rf"(?:{COMMITS}|{ARTIFACTS})[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}|{TAGS}[0-9a-f]{{64}}"
+)
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _PART_KEY: Final = re.compile(rf"{PARTS}([0-9a-f]{{64}})/[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}")
 _UPLOAD_KEY: Final = re.compile(rf"{UPLOADS}([0-9a-f]{{32}})/([0-9a-f]{{8}})")
@@ -86,6 +89,11 @@ def artifact_key(id_: bytes) -> str:
 def tag_key(name: str) -> str:
     """Give the key of the newest state of a tag."""
     return f"{TAGS}{_native.blake3(name.encode()).hex()}"
+
+
+def is_names_key(key: str) -> bool:
+    """Whether a key is one that an object of names can have; others are not ours."""
+    return _NAMES_KEY.fullmatch(key) is not None
 
 
 def parts_prefix(hash_: bytes) -> str:
