@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from typing import IO
 
     from holdfast.artifacts import Artifacts
@@ -43,6 +43,9 @@ class Engine(Protocol):
 
     def rebuild(self, progress: ProgressCallback | None) -> RecoveryStats: ...
     def refresh(self, progress: ProgressCallback | None) -> RefreshStats: ...
+    def requests(self) -> Mapping[str, int]:
+        """Give what a bucket was asked since the store was opened; nothing for a local store."""
+
     def sync(self) -> None: ...
     def stop_work(self) -> None:
         """End the background work and write down what waits for it, as the first step of `close`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -60,6 +60,9 @@ class LogEngine:
     def refresh(self, progress: ProgressCallback | None) -> RefreshStats:
         """There is one catalog for all, and it is never behind."""
         return RefreshStats()
+
+    def requests(self) -> Mapping[str, int]:
+        return {}
 
     def sync(self) -> None:
         self.core.backend.sync()

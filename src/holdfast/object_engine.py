@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
@@ -56,6 +56,9 @@ class ObjectEngine:
 
     def refresh(self, progress: ProgressCallback | None) -> RefreshStats:
         return self.core.keeper.refresh(progress)
+
+    def requests(self) -> Mapping[str, int]:
+        return self.core.backend.bucket.requests.snapshot()
 
     def sync(self) -> None:
         """Nothing waits: what was acknowledged is stored."""
@@ -166,7 +169,7 @@ class ObjectEngine:
             quarantined=self.core.catalog.ask(BAD_COUNT)[0][0],
             orphan_blobs=orphans,
             orphan_bytes=orphan_bytes,
-            requests=self.core.backend.bucket.requests.snapshot(),
+            requests=self.requests(),
         )
 
     def artifact_stats(self, ref: Artifact | str) -> ArtifactStats:

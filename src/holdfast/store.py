@@ -368,6 +368,14 @@ class Store(Care, Collecting):
     # -- the layer below
 
     @property
+    def requests(self) -> Mapping[str, int]:
+        """What the bucket was asked since the store was opened: by kind, with the bytes that came and went.
+
+        What one call cost is the difference to before. A local store asks nobody: it is empty.
+        """
+        return self._engine.requests()
+
+    @property
     def blobs(self) -> Blobs:
         """Blobs by hash."""
         return self._blobs

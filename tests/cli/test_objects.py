@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -79,3 +80,86 @@ def test_a_local_store_and_one_of_objects_are_not_taken_for_each_other(cli: Cli)
     assert cli("--store", str(cli.place / "objects"), "ls", code=6).error
     assert cli("init", "objects", code=6, HOLDFAST_STORE=None).error
     assert sorted((cli.place / "objects").rglob("*")) == before
+
+
+def test_every_command_works_on_a_bucket(configured: Cli) -> None:
+    cli = configured
+    cli("init")
+    content = bytes(range(256)) * 400
+    cli.write("big.bin", content)
+    (cli.place / "tree" / "deep").mkdir(parents=True)
+    cli.write("tree/deep/x", b"in a tree")
+    (big,) = cli("put", "big.bin", "--tag", "t", "-q").lines
+    (tree,) = cli("put", "-r", "tree", "-q").lines
+    assert set(cli("ls", "-q").lines) == {big, tree}
+    assert cli("cat", big, "--range", "1000..70000").raw == content[1000:70000]
+    cli("get", tree, "-o", "out")
+    assert (cli.place / "out" / "deep" / "x").read_bytes() == b"in a tree"
+    cli("rm", big, "--yes")
+    assert cli("ls", "-q").lines == [tree]
+    cli("restore", big)
+    cli("tag", "set", "name", big)
+    assert cli("cat", "tag:name").raw == content
+    assert "sound" in cli("verify", big, tree).text
+    assert cli("scrub", "--json").document["ok"]
+    assert "well" in cli("health").text
+    assert cli("refresh", "--json").document["names_read"] == 0
+    assert "LIST" in cli("refresh").text
+    assert cli("rebuild", "--json").document["artifacts"] == 2
+    deep = cli("rebuild", "--deep", "--json").document
+    assert (deep["artifacts"], deep["damaged"]) == (2, 0)
+    assert deep["requests"]["bytes_in"] > len(content)
+    assert "--deep" in cli("rebuild", "--resume", code=2).error
+    assert cli("rebuild", "--deep", "--resume", "-q").text == ""
+    stats = cli("stats").text
+    assert "nothing is compressed" in stats
+    assert "requests" in stats
+    assert "segment" not in stats
+    assert cli("repair").text == "nothing is known to be damaged (scrub looks)\n"
+
+
+def test_what_a_command_cost_is_the_last_line_for_programs(configured: Cli) -> None:
+    cli = configured
+    cli("init")
+    done = cli("put", "-", "--json", stdin=b"some bytes")
+    (line,) = done.error.splitlines()
+    cost = json.loads(line)["requests"]
+    assert cost["put"] >= 2
+    assert cost["bytes_out"] > 0
+    assert done.document["durability"] in ("fsynced", "stored")
+    assert cli("put", "-", stdin=b"some bytes").error == ""
+    cost = json.loads(cli("find", "--json").error.splitlines()[-1])["requests"]
+    assert (cost["get"], cost["list"], cost["put"]) == (1, 0, 0)  # store.json
+    assert json.loads(cli("stats", "--json").text)["requests"]["get"] == 1
+    refused = cli("put", "-", stdin=b"more", code=2, HOLDFAST_LIMITS__MAX_REQUESTS="2").error
+    assert "the limit of 2 requests is reached" in refused
+
+
+def test_two_machines_at_the_prompt(configured: Cli) -> None:
+    cli = configured
+    cli("init")
+    (first,) = cli("put", "-", "-q", stdin=b"of the first").lines
+    cli.env["HOLDFAST_BLOB_STORE__DB_PATH"] = str(cli.place / "other.db")
+    (second,) = cli("put", "-", "-q", stdin=b"of the second").lines
+    cli("rm", first, "--yes")
+    del cli.env["HOLDFAST_BLOB_STORE__DB_PATH"]
+    assert cli("ls", "-q").lines == [first]
+    assert "names read  2" in cli("refresh").text
+    assert cli("ls", "-q").lines == [second]
+    assert cli("cat", second).raw == b"of the second"
+
+
+def test_damage_at_the_prompt(cli: Cli) -> None:
+    store = f"dir://{cli.place}/objects"
+    cli.env["HOLDFAST_STORE"] = store
+    cli("init", store)
+    cli.write("original", bytes(100_000))
+    cli("put", "original")
+    (path,) = (path for path in (cli.place / "objects" / "blobs").rglob("data"))
+    path.write_bytes(bytes(50_000) + b"\x01" + bytes(49_999))
+    assert "corrupt_blob" in cli("scrub", code=5).text
+    assert "1 objects are damaged" in cli("health", code=5).text
+    assert "STILL DAMAGED" in cli("repair", code=5).text
+    assert "1 × blob from original" in cli("repair", "original").text
+    assert "well" in cli("health").text
+    assert path.read_bytes() == bytes(100_000)

@@ -13,7 +13,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "Store and read": ("init", "put", "ls", "info", "cat", "get", "rm", "restore"),
     "Find and change": ("find", "count", "edit"),
     "The layer below": ("blob", "tag", "encode", "decode"),
-    "Care": ("verify", "scrub", "repair", "health", "gc", "why", "compact", "rebuild", "stats"),
+    "Care": ("verify", "scrub", "repair", "health", "gc", "why", "compact", "refresh", "rebuild", "stats"),
     "Help": ("config", "dev", "completion"),
 }
 

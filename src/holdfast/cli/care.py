@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.cli.base import Size, command
-from holdfast.cli.output import State, escape, fields, note, out, plural, seconds, size
+from holdfast.cli.output import State, escape, fields, note, out, plural, requests_line, seconds, size
 from holdfast.errors import IntegrityError, exit_code
 
 if TYPE_CHECKING:
@@ -142,8 +142,20 @@ def health(state: State) -> int:
                 "state": "well" if h.ok else "NOT WELL",
                 "scrubbed": when(h.scrubbed_at) + under_way,
                 "collected": when(h.collected_at),
-                "free": f"{size(h.free_bytes)} ({size(h.reserve_bytes)} should be)",
+                "free": f"{size(h.free_bytes)} ({size(h.reserve_bytes)} should be)"
+                if h.listed_at is None
+                else None,
+                "listed": None if h.listed_at is None else when(h.listed_at),
                 "outboards": f"damaged {h.bad_outboards:,} times, done without" if h.bad_outboards else None,
+                "missing": f"{plural(h.missing_outboards, 'outboard')} (made when read, or by scrub)"
+                if h.missing_outboards
+                else None,
+                "foreign": f"{plural(h.foreign_objects, 'object')} (left alone)"
+                if h.foreign_objects
+                else None,
+                "left out": f"{plural(h.unacknowledged, 'name')} that were never acknowledged"
+                if h.unacknowledged
+                else None,
                 "sessions": f"{plural(h.dead_sessions, 'dead one')} (harmless)" if h.dead_sessions else None,
             }
         )
@@ -185,13 +197,24 @@ def show_problems(problems: Iterable[Problem], count: int) -> None:
             out(f"    {', '.join(place)}")
 
 
-@command("rebuild", example="holdfast rebuild")
-def rebuild(state: State) -> int:
-    """Make the catalog anew from what is stored. Nothing is lost by it."""
-    from holdfast.cli.progress import Bar
+@command("rebuild", example="holdfast rebuild\nholdfast rebuild --deep")
+@click.option(
+    "--deep", is_flag=True, help="Read and verify every byte, too; make what outboards are missing."
+)
+@click.option("--resume", is_flag=True, help="With --deep: go on reading where the last one was interrupted.")
+def rebuild(state: State, deep: bool, resume: bool) -> int:
+    """Make the catalog anew from what is stored. Nothing is lost by it.
 
+    Of a bucket, sizes come from its listing, and objects of names are read; --deep reads all blobs, which costs as much
+    as to fetch them. After Ctrl-C, --deep --resume goes on.
+    """
+    from holdfast.cli.progress import Bar
+    from holdfast.errors import InvalidInput
+
+    if resume and not deep:
+        raise InvalidInput("--resume goes on with --deep; without it a rebuild begins anew")
     with state.open() as store, Bar(state.quiet or state.json) as bar:
-        stats = store.rebuild(progress=bar)
+        stats = store.rebuild(deep=deep, resume=resume, progress=bar)
 
     def show() -> None:
         fields(
@@ -199,11 +222,19 @@ def rebuild(state: State) -> int:
                 "artifacts": f"{stats.artifacts:,}",
                 "blobs": f"{stats.complete_blobs:,}",
                 "partial blobs": f"{stats.partial_blobs:,}" if stats.partial_blobs else None,
-                "chunks": f"{stats.chunks:,}",
+                "chunks": f"{stats.chunks:,}" if stats.chunks else None,
                 "tags": f"{stats.tags:,}" if stats.tags else None,
-                "segments": f"{stats.segments:,}",
+                "segments": f"{stats.segments:,}" if stats.segments else None,
                 "copied": size(stats.copied_bytes) if stats.copied_bytes else None,
+                "outboards": _made(stats.missing_outboards, deep=deep),
+                "unacknowledged": f"{plural(stats.unacknowledged, 'name')} whose blob never came, left out"
+                if stats.unacknowledged
+                else None,
+                "foreign": f"{plural(stats.foreign_objects, 'object')}, left alone"
+                if stats.foreign_objects
+                else None,
                 "damaged": f"{stats.damaged:,}" if stats.damaged else None,
+                "requests": requests_line(stats.requests),
                 "took": seconds(stats.seconds),
             }
         )
@@ -212,6 +243,43 @@ def rebuild(state: State) -> int:
     state.answer(stats.to_dict(), show)
     if stats.damaged and state.quiet and not state.json:
         note(f"{plural(stats.damaged, 'damaged piece')} found; scrub says where")
+    return DAMAGED if stats.damaged else 0
+
+
+def _made(missing: int, *, deep: bool) -> str | None:
+    if not missing:
+        return None
+    return (
+        f"{missing:,} were missing, and are made" if deep else f"{missing:,} missing: made when they are read"
+    )
+
+
+@command("refresh", example="holdfast --store s3://bucket/prefix refresh")
+def refresh(state: State) -> int:
+    """Learn what other machines stored, changed and deleted in a bucket.
+
+    Lists the bucket, a request for 1,000 objects, and reads the names that are new. A local store has nothing to learn.
+    """
+    from holdfast.cli.progress import Bar
+
+    with state.open() as store, Bar(state.quiet or state.json) as bar:
+        stats = store.refresh(progress=bar)
+
+    def show() -> None:
+        if stats.is_rebuilt:
+            out("names are gone from the bucket: all that are left were read anew")
+        fields(
+            {
+                "names read": f"{stats.names_read:,}",
+                "blobs": f"{stats.blobs_found:,} new, {stats.blobs_gone:,} gone",
+                "damaged": f"{stats.damaged:,}" if stats.damaged else None,
+                "requests": requests_line(stats.requests),
+                "took": seconds(stats.seconds),
+            }
+        )
+        show_problems(stats.problems, stats.damaged)
+
+    state.answer(stats.to_dict(), show)
     return DAMAGED if stats.damaged else 0
 
 
@@ -227,12 +295,20 @@ def stats(state: State, ref: str | None) -> None:
 
     def show() -> None:
         deleted = f" (and {s.deleted_artifacts:,} deleted)" if s.deleted_artifacts else ""
-        saved = f"{s.deduplication_ratio:.2f} × by deduplication, {s.compression_ratio:.2f} × by compression"
+        far = bool(s.requests)  # a bucket has these, and neither chunks nor segments
+        if far:
+            saved = (
+                f"{s.deduplication_ratio:.2f} × by equal blobs; pieces are not shared, nothing is compressed"
+            )
+        else:
+            saved = (
+                f"{s.deduplication_ratio:.2f} × by deduplication, {s.compression_ratio:.2f} × by compression"
+            )
         fields(
             {
                 "store": escape(state.location or ""),
                 "artifacts": f"{s.artifacts:,}{deleted}",
-                "blobs": f"{s.blobs:,} in {plural(s.chunks, 'chunk')}",
+                "blobs": f"{s.blobs:,} in {plural(s.chunks, 'chunk')}" if not far else f"{s.blobs:,}",
                 "tags": f"{s.tags:,}" if s.tags else None,
                 "content": f"{size(s.logical_bytes)}, of which {size(s.unique_bytes)} distinct",
                 "smaller": saved,
@@ -241,7 +317,12 @@ def stats(state: State, ref: str | None) -> None:
                 else None,
                 "damaged": plural(s.quarantined, "record") if s.quarantined else None,
                 "on disk": f"{size(s.disk_bytes)} in {plural(s.segments, 'segment')}, "
-                f"{size(s.catalog_bytes)} of it the catalog",
+                f"{size(s.catalog_bytes)} of it the catalog"
+                if not far
+                else None,
+                "in the bucket": f"{size(s.disk_bytes)} of blobs and outboards" if far else None,
+                "catalog": size(s.catalog_bytes) if far else None,
+                "requests": requests_line(s.requests),
             }
         )
 
@@ -275,4 +356,4 @@ def _artifact_stats(state: State, ref: str) -> None:
     state.answer(s.to_dict(), show)
 
 
-COMMANDS: tuple[click.Command, ...] = (verify, scrub, repair, health, rebuild, stats)
+COMMANDS: tuple[click.Command, ...] = (verify, scrub, repair, health, refresh, rebuild, stats)

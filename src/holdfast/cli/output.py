@@ -32,6 +32,8 @@ class State:
     quiet: bool = False
     location: str | None = None
     """Where the store is, once that is known."""
+    opened: holdfast.Store | None = None
+    """The store that was opened, for what it cost."""
 
     def config(self) -> Config:
         """Read the configuration."""
@@ -71,18 +73,19 @@ class State:
         is_default = not self.store and not os.environ.get("HOLDFAST_STORE") and config.is_default_location
         if create_default and is_default and not os.path.lexists(location):
             os.makedirs(os.path.dirname(location), exist_ok=True)
-            store = holdfast.open(location, create=True, config=config)
+            store = self.opened = holdfast.open(location, create=True, config=config)
             note(f"made a store at {escape(location)}")
             return store
         from holdfast.errors import NoSpace, PermissionDenied
 
         try:
-            return holdfast.open(location, use_reserve=use_reserve, config=config)
+            self.opened = holdfast.open(location, use_reserve=use_reserve, config=config)
+            return self.opened
         except (NoSpace, PermissionDenied) as error:
             if not reads:
                 raise
             # if that fails too, what it says is about reading, which is what was asked for
-            store = holdfast.open(location, read_only=True, config=config)
+            store = self.opened = holdfast.open(location, read_only=True, config=config)
             note(f"warning: opened read-only: {escape(' '.join(str(error).split()))}")
             return store
 
@@ -230,6 +233,15 @@ def seconds(duration: float) -> str:
 def plural(count: int, word: str, many: str | None = None) -> str:
     """Write `1 blob`, `2 blobs`."""
     return f"{count:,} {word if count == 1 else many or word + 's'}"
+
+
+def requests_line(requests: Mapping[str, int]) -> str | None:
+    """Write what a bucket was asked; None for a local store, and where it was not asked."""
+    kinds = [f"{count:,} {kind.upper()}" for kind, count in requests.items() if count and "bytes" not in kind]
+    if not kinds:
+        return None
+    moved = f"{size(requests.get('bytes_in', 0))} in, {size(requests.get('bytes_out', 0))} out"
+    return f"{', '.join(kinds)}; {moved}"
 
 
 def fields(pairs: Mapping[str, str | None]) -> None:

@@ -34,6 +34,7 @@ def run(arguments: Sequence[str]) -> int:
             raise BackendError("standard output is closed; > /dev/null throws answers away")
         code = _invoke(arguments, state)
         flush()
+        _tell_cost(state)
         return code
     except BrokenPipeError:
         _debug()
@@ -66,6 +67,12 @@ def _invoke(arguments: Sequence[str], state: State) -> int:
     with cli.make_context("holdfast", list(arguments), obj=state) as context:
         code = cli.invoke(context)
     return code if isinstance(code, int) else 0
+
+
+def _tell_cost(state: State) -> None:
+    """For programs: what the command asked of the bucket, as the last line on standard error."""
+    if state.json and state.opened is not None and (requests := state.opened.requests):
+        note(json.dumps({"requests": dict(requests)}), plain=True)
 
 
 def _is_of_stdout(error: Exception) -> TypeGuard[OSError]:
