@@ -286,7 +286,9 @@ class ObjectCore(Core):
         """Give what this process holds, leases and what is read or put: (hash, 1 to follow it as a hash seq)."""
         with self._gate:
             found = [(digest, kind - LEASE_RAW) for digest, kind in self._leases.values()]
-            used = [*self._running.values(), *(one.blobs for one in self._groups)]
+            used = [*self._running.values()]
+            for group in self._groups:
+                used += (group.blobs.keys(), group.relied_on.keys())
             return found + [(digest, 0) for digests in used for digest in list(digests)]
 
     def keep(self, digest: bytes, kind: int) -> None:

@@ -189,3 +189,13 @@ def test_other_bytes_under_the_name_of_a_blob_are_replaced(
     found = bucket._inner.get(f"damaged/{key}", max_bytes=100)
     assert found is not None
     assert found[0] == wrong
+
+
+def test_what_a_put_found_there_stays_until_it_is_leased(store: Store) -> None:
+    store.blobs.put(b"it").release()
+    with object_core(store).adding() as (group, ingest):
+        ingest.add_many([b"it"])
+        assert store.gc(min_age_seconds=0).dropped_blobs == 0
+        group.commit()
+        assert store.gc(min_age_seconds=0).dropped_blobs == 0
+    assert store.gc(min_age_seconds=0).dropped_blobs == 1
