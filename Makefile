@@ -76,7 +76,7 @@ soak: .stamps/build ## mixed work with faults, MINUTES long, on a bounded disk
 
 deep: .stamps/build ## the long tests: hours, tens of GiB; docs/proofs.md has the list
 	$(BIN)/pytest -m deep --timeout 0 -rP $(ARGS)
-	HOLDFAST_DEEP=1 HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n $(JOBS) --dist worksteal --timeout 0 -rP tests/crash tests/property $(ARGS)
+	HOLDFAST_DEEP=1 HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n $(JOBS) --dist worksteal --timeout 0 -rP tests/crash tests/property tests/objects/test_orders.py tests/objects/test_processes.py $(ARGS)
 
 build: .stamps/build ## .venv with the locked packages, and the native module in it
 

@@ -138,6 +138,12 @@ class BucketNames:
                 ) from error
             if named is None:
                 return False
+            if named.skipped:
+                raise UnreadableRoot(
+                    f"nothing is collected: {meta.key} says something that only a newer Holdfast understands,"
+                    " and it may name blobs: collect with that one",
+                    root=meta.key,
+                )
             self._take(named, meta)
             self._watch(1)
             return True

@@ -116,3 +116,17 @@ def test_a_scrub_that_was_cut_short_does_not_call_the_store_sound(cli: Cli) -> N
     assert "NOT ALL OF IT WAS READ" in said
     assert "store: sound" in cli("scrub").text
     assert "--rate 0" in cli("scrub", "--rate", "0", code=2).error
+
+
+def test_a_bucket_says_what_it_costs(cli: Cli) -> None:
+    where = ("--store", f"dir://{cli.place}/objects")
+    cli(*where, "init")
+    id_ = cli(*where, "-q", "put", "-", stdin=BYTES).text.strip()
+    cli(*where, "rm", id_)
+    plan = cli(*where, "gc", "--dry-run", "--min-age", "0").text
+    assert "the changes would take about " in plan
+    done = cli(*where, "gc", "--min-age", "0")
+    assert "the changes take about " in done.error
+    assert "2 PUT, 1 DELETE" in done.error
+    assert "the bucket was asked " in done.text
+    assert cli(*where, "--json", "gc").document["requests"]["list"] > 0

@@ -10,8 +10,10 @@ from holdfast.cli.base import command
 from holdfast.cli.output import State, escape, note, out, plural, size, when
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from holdfast.store import Store
-    from holdfast.types import Chain, Forecast, GcReport
+    from holdfast.types import Chain, Forecast, GcReport, Progress
 
 SHOWN = 20
 SUMMED = 10_000
@@ -37,8 +39,15 @@ def gc(state: State, dry_run: bool, min_age_seconds: float | None, max_batches: 
     from holdfast.cli.progress import Bar
 
     with state.open(reads=dry_run, use_reserve=not dry_run) as store, Bar(state.quiet or state.json) as bar:
+
+        def hear(progress: Progress) -> None:
+            if progress.phase == "price":
+                note(f"the changes take about {_requests(progress.requests)}")
+            else:
+                bar(progress)
+
         report = store.gc(
-            dry_run=dry_run, min_age_seconds=min_age_seconds, max_batches=max_batches, progress=bar
+            dry_run=dry_run, min_age_seconds=min_age_seconds, max_batches=max_batches, progress=hear
         )
         restorable = None if state.json or state.quiet or dry_run else _restorable(store)
 
@@ -64,6 +73,13 @@ def _restorable(store: Store) -> str | None:
     return f"{plural(count, 'deleted artifact')}{total} can still be restored (`holdfast ls --deleted`)"
 
 
+def _requests(counts: Mapping[str, int]) -> str:
+    """Say what a bucket is asked."""
+    kinds = ("list", "get", "head", "put", "delete")
+    asked = [f"{counts[kind]:,} {kind.upper()}" for kind in kinds if counts.get(kind)]
+    return ", ".join(asked) or "nothing"
+
+
 def _show(report: GcReport) -> None:
     gone = f"{plural(report.dropped_blobs, 'blob')} and {plural(report.dropped_payloads, 'piece')}"
     of_artifacts = plural(report.forgotten_artifacts, "deleted artifact")
@@ -73,8 +89,13 @@ def _show(report: GcReport) -> None:
             out(f"  {hash_}  {escape(why_)}")
         if report.dropped_blobs > SHOWN:
             out(f"  … and {report.dropped_blobs - SHOWN:,} more (--json lists them)")
+        if report.requests:
+            price = _requests(report.price)
+            out(f"the bucket was asked {_requests(report.requests)}; the changes would take about {price}")
         return
     out(f"dropped {gone} of {of_artifacts}; {size(report.freed_bytes)} free of use")
+    if report.requests:
+        out(f"the bucket was asked {_requests(report.requests)}")
     if report.compacted is not None and report.compacted.segments:
         out(
             f"gave back {size(report.compacted.freed_bytes)} ({plural(len(report.compacted.segments), 'segment')})"
