@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final, TypeVar
@@ -286,7 +286,7 @@ class ObjectCore(Core):
         """Give what this process holds, leases and what is read or put: (hash, 1 to follow it as a hash seq)."""
         with self._gate:
             found = [(digest, kind - LEASE_RAW) for digest, kind in self._leases.values()]
-            used = [*self._running.values()]
+            used: list[Collection[bytes]] = [*self._running.values()]
             for group in self._groups:
                 used += (group.blobs.keys(), group.relied_on.keys())
             return found + [(digest, 0) for digests in used for digest in list(digests)]
