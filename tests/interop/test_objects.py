@@ -15,7 +15,7 @@ import pytest
 import holdfast
 from holdfast import _native
 from holdfast.backend.objects.layout import base32_name, gone_key, parse_identity
-from holdfast.errors import CorruptObject, FormatError, HoldfastError, InvalidInput
+from holdfast.errors import CorruptObject, FormatError, HoldfastError, InvalidInput, UnreadableRoot
 from holdfast.testing.contract_base import sample
 from tests.interop import object_reader
 
@@ -147,6 +147,11 @@ def test_what_a_newer_version_writes(bucket: Path, body: bytes, error: type[Hold
                 read()
 
     look(lambda: holdfast.open(f"dir://{bucket}").close(), error)
+    if error is None:  # it is read past, and may name something all the same
+        with holdfast.open(f"dir://{bucket}") as store:
+            assert len(list(store.find())) == 3
+            with pytest.raises(UnreadableRoot, match="newer Holdfast"):
+                store.gc()
     look(lambda: object_reader.Bucket(bucket), object_reader.NewerFormat if error else None)
 
 
