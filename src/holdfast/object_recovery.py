@@ -17,6 +17,7 @@ import msgspec
 
 from holdfast.backend.objects.backend import ObjectBackend
 from holdfast.backend.objects.bucket import Meta
+from holdfast.backend.objects.layout import IDENTITY_KEY, MAX_IDENTITY_BYTES, parse_identity
 from holdfast.backend.objects.names import Named, facts_of
 from holdfast.catalog import Catalog, CatalogUnusable
 from holdfast.catalog.objects import (
@@ -33,7 +34,7 @@ from holdfast.catalog.objects import (
     show_again,
 )
 from holdfast.catalog.unusable import translate_os
-from holdfast.errors import CorruptBlob, Unavailable
+from holdfast.errors import CorruptBlob, NeedsReopen, StoreNotFound, Unavailable
 from holdfast.facts import Facts
 from holdfast.object_listing import (
     BATCH_ROWS,
@@ -88,11 +89,13 @@ class ObjectKeeper:
         self._catalog: Catalog | None = None
         self._old: list[Catalog] = []
         self._mutex = threading.RLock()
+        self._was_open = False
 
     def open(self) -> None:
         """Open the catalog, or rebuild it from the bucket."""
         with self._mutex, self._alone():
             self._open()
+            self._was_open = True
 
     def _open(self) -> None:
         try:
@@ -198,6 +201,8 @@ class ObjectKeeper:
         started = time.monotonic()
         backend = self._backend
         requests = backend.bucket.requests.snapshot()
+        if self._was_open:
+            self._check_identity()
         if reason is not None:
             log.info("the catalog of %s is rebuilt from the bucket: %s", backend.bucket.location, reason)
         tally = Tally()
@@ -246,6 +251,21 @@ class ObjectKeeper:
             unacknowledged=fresh.ask(HIDDEN_COUNT)[0][0],
             requests=backend.bucket.requests.since(requests, backend.bucket.requests.snapshot()),
         )
+
+    def _check_identity(self) -> None:
+        """See that the store is still there before what is known of it is thrown away: a disk may be unmounted."""
+        bucket = self._backend.bucket
+        found = bucket.get(IDENTITY_KEY, max_bytes=MAX_IDENTITY_BYTES)
+        if found is None:
+            raise StoreNotFound(
+                f"the store at {bucket.location} is gone, or its disk is: there is no {IDENTITY_KEY} any more; its"
+                " catalog is kept",
+                path=bucket.location,
+            )
+        if parse_identity(found[0], bucket.location).id != self.store_id:
+            raise NeedsReopen(
+                f"there is another store at {bucket.location} by now: open it anew", path=bucket.location
+            )
 
     def _hints(self) -> tuple[dict[str, int | bytes], list[Bad]]:
         """Give what the catalog that is replaced says and storage does not."""

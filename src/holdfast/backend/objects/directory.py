@@ -349,6 +349,8 @@ class DirectoryBucket:
             self._disk.mkdir(f"{self._root}/{directory}")
         except FileExistsError:
             pass
+        except FileNotFoundError as error:
+            raise _removed(f"{self._root}/{directory}", directory) from error
 
     def _make_root(self, path: str) -> None:
         """Make the root and what is missing above it. What is there may be so without being durable."""
