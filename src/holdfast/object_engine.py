@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from holdfast.artifacts import Artifacts
 from holdfast.care.figures import MAX_SHARED, ORPHANS
 from holdfast.catalog.objects import BAD_COUNT
-from holdfast.errors import InvalidInput
 from holdfast.gc.maintenance import Maintenance
 from holdfast.object_care import health, scrub, verify
 from holdfast.object_collecting import BucketCollector
@@ -227,7 +226,3 @@ class ObjectEngine:
 
     def maintenance_turns(self) -> int:
         return self._maintenance.turns
-
-
-def _later(what: str) -> NoReturn:
-    raise InvalidInput(f"{what} is not in this version yet for stores in a bucket")
