@@ -171,6 +171,7 @@ def seq_info(core: Core, hash: Hash) -> SeqInfo:
         return SeqInfo(hash=hash, children=found.size_bytes // HASH_BYTES, is_complete=False)
     children = complete = size = partial = 0
     digests = _walk(core, hash, 1)
+    begun: set[bytes] | None = None
     while page := [digest for digest, _ in zip(digests, range(PAGE_CHILDREN), strict=False)]:
         here = core.catalog.find_blobs(list(dict.fromkeys(page)))
         children += len(page)
@@ -178,8 +179,10 @@ def seq_info(core: Core, hash: Hash) -> SeqInfo:
             row = here.get(digest)
             if row is not None:
                 complete, size = complete + 1, size + row.size
-            elif core.partial(digest) is not None:
-                partial += 1
+                continue
+            if begun is None:
+                begun = set(core.partial_hashes())
+            partial += digest in begun and core.partial(digest) is not None
     return SeqInfo(
         hash=hash,
         children=children,

@@ -63,7 +63,11 @@ class ObjectImport(Intake):
         if here is not None and not is_complete:
             self._have, self._is_proven = here.state.have, here.state.is_size_proven
             if here.state.written_ms < self._begun_ms - core.options.partial_age_seconds * 500:
-                self._touch(here)
+                try:
+                    self._touch(here)
+                except BaseException:
+                    self._close()
+                    raise
 
     @property
     def checkpoint_bytes(self) -> int:

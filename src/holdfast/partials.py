@@ -120,14 +120,11 @@ class PartialBlobs:
 
 def look(core: Core, digest: bytes) -> BlobRow | Partial | None:
     """Give what is here of a blob: its row if it is complete, its state if it is partial."""
-    for _ in range(2):  # it may be completed between two looks
-        row = core.find_row(digest)
-        if row is not None:
-            return row
-        state = core.partial(digest)
-        if state is not None:
-            return state
-    return None
+    row = core.catalog.find_blob(digest)
+    if row is not None:
+        return row
+    state = core.partial(digest)  # first: what was partial is there for good before it is no more
+    return core.find_row(digest) or state
 
 
 def status_of(found: BlobRow | Partial | None) -> BlobStatus:

@@ -48,7 +48,7 @@ from holdfast.testing.faults import SimulatedCrash
 from holdfast.testing.faulty_bucket import BucketFault, FaultyBucket
 from holdfast.testing.inside import object_core
 from holdfast.testing.streams import Sender, blocks
-from holdfast.types import BLOCK_BYTES, BlobStatus, now_ms
+from holdfast.types import BLOCK_BYTES, BlobStatus, Hash, now_ms
 from holdfast.wire.part import BlocksHead, encode_blocks, head_length, parse_blocks
 
 MINUTE_MS = 60_000
@@ -191,6 +191,10 @@ def test_what_one_has_put_oneself_is_not_read_to_be_listed(bucket: Bucket) -> No
         store.blobs.decode(SENDER.hash, SENDER.stream(blocks(0, 2)), blocks(0, 2))
         before = bucket.requests.snapshot()
         assert store.blobs.bitfield(SENDER.hash).ranges == blocks(0, 2)
+        asked = bucket.requests.since(before, bucket.requests.snapshot())
+        assert (asked["list"], asked["get"], asked["head"]) == (2, 0, 0)
+        before = bucket.requests.snapshot()
+        assert store.blobs.status(Hash(bytes(32))) is BlobStatus.MISSING
         asked = bucket.requests.since(before, bucket.requests.snapshot())
         assert (asked["list"], asked["get"], asked["head"]) == (2, 0, 0)
 
