@@ -199,3 +199,18 @@ def test_what_a_put_found_there_stays_until_it_is_leased(store: Store) -> None:
         group.commit()
         assert store.gc(min_age_seconds=0).dropped_blobs == 0
     assert store.gc(min_age_seconds=0).dropped_blobs == 1
+
+
+@pytest.mark.parametrize("how", PUTS)
+def test_a_marker_counts_though_a_listing_lacks_it(
+    store: Store, bucket: Watched, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    digest = store.blobs.put(sample(100)).hash.digest
+    bucket._inner.create(gone_key(digest, 0), b"")
+
+    def list_without(prefix: str, *, after: str = "") -> Iterator[Meta]:
+        return (one for one in bucket._inner.list(prefix, after=after) if "/gone." not in one.key)
+
+    monkeypatch.setattr(bucket, "list", list_without, raising=False)
+    PUTS[how](store, sample(100))
+    assert bucket._inner.head(data_key(digest, 1)) is not None

@@ -346,12 +346,12 @@ class ObjectBackend:
         is copied from a generation that is there. `BlobNotFound` when none is: the name came too late.
         """
         relied = self.generation(hash_) if number is None else number
-        if self.bucket.head(gone_key(hash_, relied)) is None and (
-            number is not None or self._has(self.data_key(hash_), size_bytes)
-        ):
+        marked = {relied} if self.bucket.head(gone_key(hash_, relied)) is not None else set()
+        if not marked and (number is not None or self._has(self.data_key(hash_), size_bytes)):
             return False
         for _ in range(MAX_GENERATIONS):
             found = self.look(hash_)
+            found = found._replace(gone=found.gone | marked)  # a marker stays, whatever a listing says
             if found.unmarked is not None and (again is None or found.data[found.unmarked] == size_bytes):
                 return False
             if again is not None:
