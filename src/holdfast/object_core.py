@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final, TypeVar
 
+from holdfast import _native
 from holdfast.backend.log.partial_reader import no_blob, not_whole, nothing_here
 from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.log.session import LEASE_RAW
-from holdfast.backend.objects.backend import MISSING, ObjectBackend
+from holdfast.backend.objects.backend import MISSING, SHORT, ObjectBackend
 from holdfast.backend.objects.claims import LocalClaims
 from holdfast.backend.objects.part_reader import PartsReader
 from holdfast.backend.objects.reader import LargeObjectReader, SmallObjectReader
@@ -23,7 +24,7 @@ from holdfast.catalog import ArtifactBlob, ArtifactEntry, BlobRow, Catalog
 from holdfast.catalog.objects import Bad, drop_blobs, note_bad
 from holdfast.core import Core, Options
 from holdfast.digests import DigestSet
-from holdfast.errors import BlobNotFound, HoldfastError, MissingChunk, PermissionDenied
+from holdfast.errors import BlobNotFound, CorruptBlob, HoldfastError, MissingChunk, PermissionDenied
 from holdfast.facts import KIND_BLOB, Facts
 from holdfast.kept import Kept
 from holdfast.object_group import ObjectGroup, ObjectIngest, Stale, stored_bytes
@@ -33,6 +34,7 @@ from holdfast.types import BLOCK_BYTES, Durability, Hash, Ref, id_text
 
 log = logging.getLogger("holdfast")
 
+EMPTY: Final = _native.blake3(b"")
 TRIES: Final = 20
 """How often a change is begun anew because somebody else was quicker."""
 
@@ -232,7 +234,12 @@ class ObjectCore(Core):
             yield from ((row.hash, row.size) for row in rows)
 
     def open_row(self, row: BlobRow) -> SmallObjectReader | LargeObjectReader:
-        """Open a blob that the catalog has."""
+        """Open a blob that the catalog has. Of one without bytes nothing is read, so its hash is checked here."""
+        if not row.size and row.hash != EMPTY:
+            self.backend.note_damage(self.backend.data_key(row.hash), row.hash, SHORT)
+            raise CorruptBlob(
+                f"the object of blob {row.hash.hex()} has no bytes", hash=Hash(row.hash), offset_bytes=0
+            )
         return self.backend.reader(row.hash, row.size)
 
     def reader(self, ref: Ref) -> SmallObjectReader | LargeObjectReader | PartsReader:
@@ -324,6 +331,8 @@ class ObjectCore(Core):
         if self.read_only:
             return 0
         found = self.backend.take_damage()
+        if not found:
+            return 0  # also where no catalog can be had any more: closing is to go through
         drop_blobs(self.catalog, [hash_ for hash_, reason in found.values() if reason == MISSING])
         bad = (Bad(key, *what) for key, what in found.items() if what[1] != MISSING)
         return note_bad(self.catalog, bad)

@@ -21,7 +21,7 @@ from holdfast.backend.objects.names import Named, facts_of, is_grave, newest, re
 from holdfast.backend.objects.spool import Spool, Stock
 from holdfast.bao import OutboardBuilder, outboard_bytes
 from holdfast.catalog import Catalog
-from holdfast.catalog.objects import bad_among, release_blobs
+from holdfast.catalog.objects import bad_among, release_blobs, set_size
 from holdfast.errors import BlobNotFound, Conflict, HoldfastError, PermissionDenied, TooLarge
 from holdfast.facts import Facts
 from holdfast.ingest import Stored
@@ -152,7 +152,10 @@ class ObjectGroup:
         ]
         self._publish(facts)
         self._catalog().apply(facts)
-        release_blobs(self._catalog(), [one.hash for one in self.blobs.values() if one.heals])
+        healed = [one for one in self.blobs.values() if one.heals]
+        for one in healed:  # what was known of it came from a listing of the wrong object
+            set_size(self._catalog(), one.hash, one.size_bytes, stored_bytes(one.size_bytes))
+        release_blobs(self._catalog(), [one.hash for one in healed])
         self.is_done = True
         self.close()
         return self._durability
@@ -409,7 +412,7 @@ class ObjectIngest:
                 pairs = _outboard_of(groups, len(item))
             fresh.setdefault(hash_, (item, pairs))
             stored.append(Stored(hash_, len(item), 1, self._sha256(item)))
-        known, damaged = self._known(list(fresh))
+        known, damaged = self._known({hash_: len(item) for hash_, (item, _) in fresh.items()})
         group = self.group
         for hash_, (item, pairs) in fresh.items():
             if group.has(hash_):
@@ -422,12 +425,16 @@ class ObjectIngest:
                 group.send(blob._replace(heals=hash_ in damaged))
         return stored
 
-    def _known(self, hashes: list[bytes]) -> tuple[set[bytes], set[bytes]]:
-        """Say which blobs need not be brought, and which are known to be damaged."""
+    def _known(self, sizes: dict[bytes, int]) -> tuple[set[bytes], set[bytes]]:
+        """Say which blobs need not be brought, and which are known to be damaged; an object of another length is."""
         catalog = self._catalog()
-        known = set(catalog.find_blobs(hashes))
-        damaged = bad_among(catalog, hashes) | set(filter(self.group.is_damaged, known))
-        return known - damaged, damaged
+        hashes = list(sizes)
+        known = catalog.find_blobs(hashes)
+        damaged = bad_among(catalog, hashes)
+        damaged.update(
+            hash_ for hash_, row in known.items() if row.size != sizes[hash_] or self.group.is_damaged(hash_)
+        )
+        return known.keys() - damaged, damaged
 
     def stream(self) -> ObjectStream:
         """Begin a blob that comes in windows."""
@@ -438,7 +445,7 @@ class ObjectIngest:
         group = self.group
         if group.has(hash_):
             return
-        known, damaged = self._known([hash_])
+        known, damaged = self._known({hash_: size_bytes})
         blob = Waiting(hash_, size_bytes, start, self._append_outboard(pairs), bool(damaged))
         if known:
             group.rely_on(blob)

@@ -36,6 +36,7 @@ from holdfast.catalog.objects import (
 from holdfast.catalog.unusable import translate_os
 from holdfast.errors import CorruptBlob, NeedsReopen, StoreNotFound, Unavailable
 from holdfast.facts import Facts
+from holdfast.object_group import stored_bytes
 from holdfast.object_listing import (
     BATCH_ROWS,
     MAX_PROBLEMS,
@@ -334,6 +335,7 @@ def _settle(backend: ObjectBackend, catalog: Catalog, tally: Tally) -> None:
         message = f"the object of blob {hash_.hex()} has {size} bytes, and {said} were stored"
         tally.problems.append(Problem(kind=CorruptBlob.kind, message=message, hash=Hash(hash_)))
         tally.bad.append(Bad(backend.data_key(hash_), hash_, message))
+        set_size(catalog, hash_, said, stored_bytes(said))  # so that no reading ends early and says nothing
     listing = Listing(now_ms(), tally.foreign, tally.without_outboard, tally.base32)
     catalog.set_meta(LISTED, msgspec.json.encode(listing))
     tally.collected.close()
