@@ -196,8 +196,11 @@ class BucketCollection:
             keys += 2 * len(one.numbers or one.strays)
         graves = self.names.count_expired(self._until_ms)
         batches = -(-blobs // self._batch_rows)
+        lists = self.names.objects // PAGE_KEYS + 5  # three prefixes of names, partial blobs, uploads
+        if self.names.has_sequences:
+            lists += self.objects // PAGE_KEYS + 1
         self.requests = {
-            "list": batches * (self.names.objects // PAGE_KEYS + 3),
+            "list": batches * lists,
             "get": 0,
             "head": 0,
             "put": puts + graves,

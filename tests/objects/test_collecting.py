@@ -579,6 +579,7 @@ def test_the_price_is_said_before_anything_is_changed(store: Store, bucket: Plai
     assert foreseen.price == report.price
     assert report.price["put"] == 5 + 5  # a marker each, a tombstone each
     assert report.price["delete"] == 1
+    assert report.price["list"] == 5
     assert report.requests["put"] == report.price["put"] + 2 + 0  # and the note, twice
     assert report.requests["delete"] == report.price["delete"] + 1  # and one object of names that was dead
     assert report.requests["get"] == foreseen.requests["get"] + 1 + 1
