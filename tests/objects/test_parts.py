@@ -574,7 +574,10 @@ def test_a_crash_at_every_call(run: Run, fault: BucketFault, monkeypatch: pytest
     raise AssertionError("it never ends")
 
 
-@pytest.mark.parametrize("fault", [BucketFault.BEFORE, BucketFault.AFTER])
+FAULTS = [fault for fault in BucketFault if not fault.startswith("crash")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.usefixtures("small_checkpoints")
 def test_a_failure_at_every_call_is_told_and_nothing_is_lost(fault: BucketFault) -> None:
     for number in range(1, 200):
@@ -584,12 +587,14 @@ def test_a_failure_at_every_call_is_told_and_nothing_is_lost(fault: BucketFault)
             faulty.arm(fault, number)
             with suppress(Unavailable):
                 store.blobs.decode(SENDER.hash, SENDER.stream())
+            hit = faulty.hit
             faulty.heal()
             assert blocks(3, 6) <= check_kept(store, SENDER)
             store.blobs.decode(SENDER.hash, SENDER.stream())
             assert store.blobs.read(SENDER.hash) == SENDER.content
+            expire_partials(object_core(store), now_ms())  # what a listing lacked is left over
             assert keys(inner) == []
-        if faulty.hit is None:
+        if hit is None:
             return
     raise AssertionError("it never ends")
 

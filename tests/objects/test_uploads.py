@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 import threading
 from contextlib import suppress
@@ -14,6 +15,7 @@ import pytest
 from holdfast import _native
 from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.claims import LocalClaims
+from holdfast.backend.objects.directory import DirectoryBucket
 from holdfast.backend.objects.layout import (
     COMMITS,
     UPLOADS,
@@ -32,13 +34,16 @@ from holdfast.object_resumable import ObjectResumableWriter
 from holdfast.resumable import ResumableWriter
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
+from holdfast.testing.contract_partial import check_kept
 from holdfast.testing.faults import SimulatedCrash
 from holdfast.testing.faulty_bucket import BucketFault, FaultyBucket
 from holdfast.testing.inside import object_core
+from holdfast.testing.model_disk import ModelDisk
+from holdfast.testing.streams import Sender, blocks
 from holdfast.types import BLOCK_BYTES, now_ms
 from holdfast.wire.bundle import encode_bundle
 from holdfast.wire.part import COMMITTING, PieceHead, encode_piece, head_length, parse_piece
-from tests.objects.test_parts import MINUTE_MS, damage, keys, lasting, open_store
+from tests.objects.test_parts import FAULTS, MINUTE_MS, damage, keys, lasting, open_store
 
 CONTENT = sample(5 * BLOCK_BYTES + 99, 7)
 HASH = _native.blake3(CONTENT)
@@ -283,7 +288,7 @@ def test_a_crash_at_every_call(fault: BucketFault) -> None:
     raise AssertionError("it never ends")
 
 
-@pytest.mark.parametrize("fault", [BucketFault.BEFORE, BucketFault.AFTER, BucketFault.FLIPPED])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_failure_at_every_call_is_told_and_the_upload_goes_on(fault: BucketFault) -> None:
     for number in range(1, 200):
         inner = lasting(memory_bucket())
@@ -475,3 +480,35 @@ def test_what_a_newer_version_made_is_refused_and_left(bucket: Bucket) -> None:
             store.writer(resume=token)
         assert store._engine.expire_uploads(now_ms()) == []
         assert key in keys(bucket, UPLOADS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_power_cut_leaves_what_was_acknowledged(seed: int) -> None:
+    """In a directory, of which the disk may lose whatever was not synced, after each acknowledgement."""
+    disk, rng = ModelDisk(), random.Random(seed)
+    sender = Sender(CONTENT)
+
+    def open_on(some: ModelDisk) -> Store:
+        return open_store(DirectoryBucket("/model/objects", create=True, disk=some))
+
+    with open_on(disk) as store:
+        writer = begin(store, 10)
+        for step in range(3):
+            store.blobs.decode(sender.hash, sender.stream(blocks(step, step + 1)), blocks(step, step + 1))
+            writer.write(CONTENT[writer.offset_bytes : STOPS[step + 1]])
+            writer.checkpoint()
+            for state in disk.crash_states(rng, 3):
+                with open_on(state) as other:
+                    assert blocks(0, step + 1) <= check_kept(other, sender)
+                    elsewhere(writer)
+                    again = other.writer(resume=writer.token)
+                    assert again.offset_bytes == STOPS[step + 1]
+                    again.suspend()
+        artifact = writer.commit()
+        rest = store.blobs.missing_ranges(sender.hash)
+        store.blobs.decode(sender.hash, sender.stream(rest), rest)
+        for state in disk.crash_states(rng, 3):
+            with open_on(state) as other:
+                assert other.read(artifact.id) == CONTENT
+                with pytest.raises(UploadNotFound, match="committed"):
+                    other.writer(resume=writer.token)
