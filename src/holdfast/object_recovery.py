@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -233,6 +233,8 @@ class ObjectKeeper:
             for prefix in NAMES:
                 for batch in name_facts(backend, _changed(backend, fresh, prefix, []), Tally()):
                     fresh.apply(batch)
+            for batch in name_facts(backend, _unlisted(self._old[-1], fresh), Tally()):
+                fresh.apply(batch)
         _settle(backend, fresh, tally)
         fresh.set_meta(WHOLE, 1)
         note_bad(fresh, [*known, *tally.bad])
@@ -279,6 +281,23 @@ class ObjectKeeper:
             )
         except (CatalogUnusable, Unavailable):
             return {}, []
+
+
+def _unlisted(old: Catalog, fresh: Catalog) -> Iterator[Meta]:
+    """Give up to 1,000 objects of names that were known and not listed now: gone, or missed by the listing."""
+    with suppress(CatalogUnusable, Unavailable):
+        left = MAX_LOOKS
+        for prefix in NAMES:
+            listed = iter_seen(fresh, prefix)
+            at = next(listed, None)
+            for key, e_tag in iter_seen(old, prefix):
+                while at is not None and at[0] < key:
+                    at = next(listed, None)
+                if at is None or at[0] != key:
+                    if not left:
+                        return
+                    left -= 1
+                    yield Meta(key, 0, e_tag, 0)
 
 
 def read_bucket(backend: ObjectBackend, tally: Tally) -> Iterator[Facts]:

@@ -13,7 +13,7 @@ from typing import Final
 from holdfast import _native
 from holdfast.backend.objects.backend import Generations, Waiting
 from holdfast.backend.objects.layout import ARTIFACTS, TAGS, tag_key
-from holdfast.backend.objects.names import place_of, read_named
+from holdfast.backend.objects.names import place_of, read_named, revision_of
 from holdfast.backend.objects.spool import Spool
 from holdfast.bao import OutboardBuilder
 from holdfast.care.framing import mend_bit
@@ -321,16 +321,22 @@ class Repair:
 
         if raw is not None and (mended := mend_bit(raw, is_right)) is not None:
             return mended, COMPUTED
+        found: list[tuple[int, bytes, str]] = []
         documents = self._from_catalog(key)
         if documents:
-            return encode_bundle(documents, key), CATALOG
+            found.append((_revision(documents), encode_bundle(documents, key), CATALOG))
         for origin in self._origins:
             if isinstance(origin, StoreOrigin):
                 data = origin.object_at(self._core.keeper.store_id, key)
                 if data is not None and is_right(data):
-                    self._fetched += len(data)
-                    return data, origin.name
-        return None
+                    found.append((_revision(parse_bundle(data, key).documents), data, origin.name))
+        if not found:
+            return None
+        _, data, source = max(
+            found, key=lambda one: one[0]
+        )  # others may have changed it since a catalog or copy
+        self._fetched += 0 if source == CATALOG else len(data)
+        return data, source
 
     def _from_catalog(self, key: str) -> list[Document]:
         """Give what an object said and still counts, if the catalog has read it."""
@@ -370,6 +376,10 @@ class Repair:
 
 
 _ARTIFACT: Final = ", ".join(ArtifactRow._fields[:-1])
+
+
+def _revision(documents: Sequence[Document]) -> int:
+    return max(map(revision_of, documents), default=0)
 
 
 def _encode(row: tuple[object, ...]) -> bytes:

@@ -9,12 +9,14 @@ import pytest
 
 import holdfast
 from holdfast.backend.objects.bucket import Meta
+from holdfast.backend.objects.bucket import Meta
 from holdfast.backend.objects.directory import DirectoryBucket
 from holdfast.backend.objects.layout import BLOBS, data_key, gone_key, outboard_key
 from holdfast.errors import ArtifactNotFound
 from holdfast.object_recovery import CONDITIONS
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
+from holdfast.testing.faulty_bucket import FaultyBucket
 from holdfast.testing.inside import object_core
 from holdfast.types import Hash
 
@@ -239,3 +241,24 @@ def test_what_comes_back_while_the_bucket_is_listed_is_not_hidden(
     between(store, monkeypatch, lambda: put.append(store.put(sample(10)).id))
     getattr(store, look)()
     assert store.read(put[0]) == sample(10)
+
+
+class _Forgetful(FaultyBucket):
+    """Lists all but one object, as a bucket may whose listings come late."""
+
+    missing = ""
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[Meta]:
+        return (meta for meta in super().list(prefix, after=after) if meta.key != self.missing)
+
+
+def test_a_listing_that_misses_a_name_makes_nobody_forget_it(root: Path) -> None:
+    bucket = _Forgetful(DirectoryBucket(str(root), create=True))
+    with Store._open_objects(bucket, create=True) as store:
+        artifact = store.put(b"just put")
+        bucket.missing = next(iter(bucket.list("commits/"))).key
+        assert store.refresh().is_rebuilt is False
+        assert store.exists(artifact)
+        store.rebuild()
+        assert store.read(artifact.id) == b"just put"
+        assert store.health().ok
