@@ -9,7 +9,6 @@ import pytest
 
 import holdfast
 from holdfast.backend.objects.bucket import Meta
-from holdfast.backend.objects.bucket import Meta
 from holdfast.backend.objects.directory import DirectoryBucket
 from holdfast.backend.objects.layout import BLOBS, data_key, gone_key, outboard_key
 from holdfast.errors import ArtifactNotFound
