@@ -175,6 +175,12 @@ def _local_path(text: str) -> str:
     if not separator:
         if not text or "\0" in text:
             raise InvalidInput(f"not a location: {text!r:.200}")
+        kind = text.partition(":/")[0].lower()
+        if kind in OBJECT_SCHEMES and text[len(kind) : len(kind) + 2] == ":/":
+            # else a local store would be made where a bucket was meant
+            raise InvalidInput(
+                f"{kind}:/… is no location: it takes two slashes, as in {kind}://…; a path of that name is ./{kind}:/…"
+            )
         return text
     if scheme == "file":
         from urllib.parse import unquote, urlsplit

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import holdfast
-from holdfast.errors import BackendError, NeedsReopen, StoreNotFound
+from holdfast.errors import BackendError, InvalidInput, NeedsReopen, StoreNotFound
 from holdfast.store import Store
 
 
@@ -64,3 +64,15 @@ def test_writing_where_no_directory_is_left_is_a_typed_error(store: Store, root:
     ):
         with pytest.raises(BackendError):
             call()
+
+
+@pytest.mark.parametrize("location", ["s3:/bucket", "dir:/tmp/x", "GS:/bucket/p", "az:/c"])
+def test_a_slash_too_few_makes_no_local_store(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="two slashes"):
+        holdfast.open(location, create=True)
+    assert not list(tmp_path.iterdir())
+    with holdfast.open(f"./{location}", create=True):
+        pass
