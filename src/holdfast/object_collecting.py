@@ -86,8 +86,8 @@ class BucketCollector:
             if dry:
                 collection.foresee()
             else:
-                expire_partials(core, now_ms())
-                expire_uploads(core, now_ms())
+                expire_partials(core, collection.time_ms)
+                expire_uploads(core, collection.time_ms)
                 collection.run()
                 if collection.complete and not stop():
                     compacted = self._gather(collection, WORTH, 0, dry=False)

@@ -115,8 +115,10 @@ class BucketCollection:
         self._held: list[Root] = []
         age_ms = int(min_age_seconds * 1000)
         # without a window all is old enough, whatever the clocks say
-        self._until_ms = now_ms() - age_ms if age_ms else FOREVER_MS
-        self._blobs_until_ms = (now_ms() if turn is None else turn.time_ms) - age_ms if age_ms else FOREVER_MS
+        self.time_ms = now_ms() if turn is None else turn.time_ms
+        # when a name was deleted stands there by the clock of who did it: of two clocks the one that keeps longer
+        self._until_ms = min(now_ms(), self.time_ms) - age_ms if age_ms else FOREVER_MS
+        self._blobs_until_ms = self.time_ms - age_ms if age_ms else FOREVER_MS
         self._suspects = Suspects()
         self.names = BucketNames(core.backend, self._tell, lambda count: self._watch("names", count))
 
