@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import holdfast
+from holdfast import _native
 from holdfast.backend.objects.directory import DirectoryBucket
 from holdfast.backend.objects.layout import data_key, gone_key, outboard_key, tag_key
 from holdfast.backend.objects.opening import memory_bucket
@@ -142,6 +143,22 @@ def test_a_blob_that_is_gone_is_named_and_comes_back(store: Store, root: Path, t
     assert [store.read(artifact) for artifact in artifacts] == contents
     assert store.scrub().ok
     assert store.health().ok
+
+
+def test_a_blob_that_is_gone_is_found_beside_those_of_others(store: Store, root: Path) -> None:
+    """Blobs that the catalog does not know stand on both sides of the one that is gone."""
+    contents = sorted((sample(50, seed) for seed in range(9)), key=_native.blake3)
+    gone = store.put(contents[4])
+    with Store._open_objects(DirectoryBucket(str(root))) as other:
+        others = other.put_many(contents[:4] + contents[5:])
+    data_of(root, gone).unlink()
+    assert {problem.hash for problem in store.scrub().problems} == {gone.hash}
+    store.put(contents[4])
+    assert store.scrub().ok
+    assert store.refresh().blobs_found == len(others)
+    data_of(root, gone).unlink()
+    assert store.refresh().blobs_gone == 1
+    assert store.health().missing_blobs == 1
 
 
 def test_a_blob_that_others_collected_is_not_damage(store: Store, root: Path) -> None:
