@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,12 @@ from holdfast.backend.objects.layout import (
 )
 from holdfast.catalog.objects import drop_blobs
 from holdfast.core import Options
-from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, Locked, UnreadableRoot
+from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, HoldfastError, Locked, UnreadableRoot
 from holdfast.facts import Facts
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
-from holdfast.testing.faulty_bucket import BucketSite, FaultyBucket
+from holdfast.testing.faults import SimulatedCrash
+from holdfast.testing.faulty_bucket import BucketFault, BucketSite, FaultyBucket
 from holdfast.testing.inside import object_core
 from holdfast.testing.plain_bucket import PlainBucket
 from holdfast.types import Hash, Progress, new_ids, now_ms, parse_id
@@ -688,3 +690,64 @@ def test_a_directory_of_objects_is_collected(tmp_path: Path) -> None:
         report = store.gc(min_age_seconds=0)
         assert (report.dropped_blobs, store.read(kept)) == (1, DATA)
         assert os.listdir(tmp_path / "bucket" / "blobs" / str(gone.hash)) == ["gone.0"]
+
+
+# -- faults
+
+
+FAULTS = (
+    BucketFault.BEFORE,
+    BucketFault.AFTER,
+    BucketFault.TRUNCATED,
+    BucketFault.FLIPPED,
+    BucketFault.MISSING,
+    BucketFault.CRASH_BEFORE,
+    BucketFault.CRASH_AFTER,
+)
+
+
+@pytest.mark.parametrize("work", ["gc", "compact"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_no_fault_of_any_request_loses_anything(work: str, fault: BucketFault) -> None:
+    """Five checks after each: what was acknowledged is there, right, opens, is rebuilt the same; garbage goes."""
+    start = PlainBucket()
+    with another_made(start) as store:
+        kept = [store.put(DATA), *store.put_many([b"1", b"2"]), store.put(b"again")]
+        for content in (b"gone", sample(20_000, 5)):
+            store.delete(store.put(content))
+        half = store.put_many([b"3", b"4", b"5"])
+        store.delete(*half[:2])
+        kept.append(half[2])
+        with store.blobs.put(sample(30_000, 7)) as child, store.blobs.hash_seq([child.hash]) as seq:
+            store.tags.set("seq", seq.hash, "hash_seq")
+            listed = child.hash
+    for number in range(1, 200):
+        bucket = start.copied()
+        faulty = FaultyBucket(bucket)
+        with suppress(HoldfastError, SimulatedCrash), Store._open_objects(faulty) as collector:
+            before = len(faulty.sites)
+            faulty.at, faulty.fault = number, fault
+            if work == "gc":
+                collector.gc(min_age_seconds=0)
+            else:
+                collector.compact()
+        is_over = faulty.hit is None
+        for again in (False, True):
+            with another(bucket) as fresh:
+                for artifact in kept:
+                    assert _native.blake3(fresh.read(artifact.id)) == artifact.hash.digest, (
+                        faulty.hit,
+                        again,
+                    )
+                assert fresh.exists(fresh.tags.get("seq").hash)
+                assert _native.blake3(fresh.read(listed)) == listed.digest, (faulty.hit, again)
+                assert {one.id for one in fresh.find()} == {one.id for one in kept}, (faulty.hit, again)
+                if not again:
+                    bucket.delete([COLLECTOR_KEY])  # who crashed has it still
+                    fresh.gc(min_age_seconds=0)
+                    assert not any(fresh.exists(one.hash) for one in half[:2]), faulty.hit
+                    assert list(fresh.find(deleted=True)) == []
+        if is_over:
+            break
+    assert number > 8
+    assert before > 0
