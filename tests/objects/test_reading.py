@@ -207,3 +207,20 @@ def test_a_file_that_jumps_about_reads_what_it_is_asked_for(bucket: Bucket) -> N
                 got = b"".join(file.read(70_000) for _ in range(9))
                 assert got == content[at : at + 630_000]
         assert object_core(store).backend.bucket.requests.snapshot()["bytes_in"] < 3 * len(content)
+
+
+def test_the_pool_may_read_and_does_not_wait_for_itself(bucket: Bucket) -> None:
+    """As many readers as it has threads, each within one of them."""
+    contents = [sample(2_000_000, seed) for seed in range(4)]
+    with Store._open_objects(bucket, create=True) as store:
+        artifacts = store.put_many(contents)
+        backend = object_core(store).backend
+
+        def read(number: int) -> bool:
+            reader = LargeObjectReader(backend, artifacts[number % 4].hash.digest, 2_000_000)
+            content = contents[number % 4]
+            assert reader.read_at(5, 70_000) == content[5:70_005]
+            return b"".join(reader.iter_bytes(0, 2_000_000)) == content
+
+        futures = [backend.pool.submit(read, number) for number in range(100)]
+        assert all(future.result(30) for future in futures)

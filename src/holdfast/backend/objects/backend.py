@@ -41,6 +41,7 @@ MAX_KNOWN: Final = 100_000
 SINGLE_PUT_BYTES: Final = 8 << 20
 """Blobs up to here are one conditional PUT; larger ones go up in parts."""
 MAX_GENERATIONS: Final = 100
+POOL: Final = "holdfast-objects"
 MAX_READERS: Final = 32
 """Blobs whose verified trees stay in memory: some 2 MiB each."""
 LOOKS: Final = 10
@@ -94,7 +95,7 @@ class ObjectBackend:
         self.bucket = bucket
         self.cache = BlockCache() if cache is None else cache
         self.read_only = read_only
-        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-objects")
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix=POOL)
         self.remade_outboards = 0
         self.parts = Parts(bucket, self.pool)
         self._mutex = threading.Lock()
@@ -119,6 +120,11 @@ class ObjectBackend:
             if len(self._readers) > MAX_READERS:
                 self._readers.popitem(last=False)
         return reader
+
+    @staticmethod
+    def is_in_pool() -> bool:
+        """Whether this thread is one of the pool's: it must not wait for others there, which may all do the same."""
+        return threading.current_thread().name.startswith(POOL)
 
     def damaged(self, hash_: bytes, offset: int) -> CorruptBlob:
         """Take note of wrong bytes, and give the error."""

@@ -96,7 +96,6 @@ class LargeObjectReader:
     # -- the blob
 
     def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
-        """Give a range. Not from within the backend's own threads: it uses them."""
         if not length_bytes:
             return b""
         first = offset_bytes // BLOCK_BYTES
@@ -119,6 +118,10 @@ class LargeObjectReader:
         if stop - start <= CACHED_READ_BYTES:
             if stop > start:
                 yield self.read_at(start, stop - start)
+            return
+        if self._backend.is_in_pool():
+            for at in range(start, stop, PIECE_BYTES):
+                yield self._read(at, min(PIECE_BYTES, stop - at))
             return
         ahead: list[Future[bytes]] = []
         try:
@@ -160,7 +163,7 @@ class LargeObjectReader:
             if kept or len(lacking) != stop - first:
                 lacking = [number for number in lacking if number not in blocks]
         runs = _runs(lacking)
-        if len(runs) > 1:
+        if len(runs) > 1 and not self._backend.is_in_pool():
             futures = [self._backend.pool.submit(self._fetch, *run) for run in runs[1:]]
             bodies = [self._fetch(*runs[0]), *(future.result() for future in futures)]
         else:
@@ -241,7 +244,7 @@ class LargeObjectReader:
 
     def _ask_for_pairs(self, first: int, stop: int) -> None:
         """Ask for the pairs that blocks need, if they are not known, without waiting."""
-        if self._made is not None:
+        if self._made is not None or self._backend.is_in_pool():
             return
         pieces = range(first // PIECE_BLOCKS, (stop - 1) // PIECE_BLOCKS + 1)
         with self._mutex:
