@@ -8,7 +8,6 @@ later reading can only add to what is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from typing import Final, NamedTuple, cast
 
 import apsw
@@ -20,12 +19,12 @@ from holdfast.backend.objects.names import GRAVE_BYTES, Named, facts_of, read_na
 from holdfast.catalog import labels
 from holdfast.errors import FormatError, IntegrityError, Unavailable, UnreadableRoot
 from holdfast.facts import Facts
+from holdfast.object_listing import in_flight
 from holdfast.types import HASH_BYTES, parse_id
 from holdfast.wire.bundle import encode_bundle
 from holdfast.wire.document import Tombstone, encode_tombstone
 from holdfast.wire.record import Kind
 
-FLYING: Final = 64
 TRIES: Final = 10
 BATCH_ROWS: Final = 5_000
 NAMES: Final = (COMMITS, ARTIFACTS, TAGS)
@@ -123,21 +122,12 @@ class BucketNames:
 
     def _read(self, prefix: str) -> bool:
         """Read what is under a prefix; False when an object went between its listing and its reading."""
-        flying: list[tuple[Meta, Future[Named | None]]] = []
+        backend = self._backend
         whole = True
-
-        def land() -> bool:
-            meta, future = flying.pop(0)
-            try:
-                named = future.result()
-            except (IntegrityError, FormatError) as error:
-                raise UnreadableRoot(
-                    f"nothing is collected: {meta.key} cannot be read, so nobody knows what it names ({error})."
-                    " Repair it, or put a copy of it back",
-                    **{**error.evidence, "root": meta.key},
-                ) from error
+        for meta, named in in_flight(backend, self._unread(prefix), self._get, lambda meta: meta.size_bytes):
             if named is None:
-                return False
+                whole = False
+                continue
             if named.skipped:
                 raise UnreadableRoot(
                     f"nothing is collected: {meta.key} says something that only a newer Holdfast understands,"
@@ -146,8 +136,11 @@ class BucketNames:
                 )
             self._take(named, meta)
             self._watch(1)
-            return True
+        self._flush()
+        return whole
 
+    def _unread(self, prefix: str) -> Iterator[Meta]:
+        """List what is to be read: what was not seen before as it is now."""
         for meta in self._backend.bucket.list(prefix):
             if not is_names_key(meta.key):
                 continue
@@ -157,13 +150,17 @@ class BucketNames:
             if prefix == ARTIFACTS and meta.size_bytes == GRAVE_BYTES:
                 self._bury(parse_id(meta.key.removeprefix(ARTIFACTS)), meta)
                 continue
-            flying.append((meta, self._backend.pool.submit(read_named, self._backend.bucket, meta.key)))
-            if len(flying) >= FLYING:
-                whole = land() and whole
-        while flying:
-            whole = land() and whole
-        self._flush()
-        return whole
+            yield meta
+
+    def _get(self, meta: Meta) -> Named | None:
+        try:
+            return read_named(self._backend.bucket, meta.key)
+        except (IntegrityError, FormatError) as error:
+            raise UnreadableRoot(
+                f"nothing is collected: {meta.key} cannot be read, so nobody knows what it names ({error})."
+                " Repair it, or put a copy of it back",
+                **{**error.evidence, "root": meta.key},
+            ) from error
 
     def _take(self, named: Named, meta: Meta) -> None:
         facts = Facts()
@@ -201,6 +198,8 @@ class BucketNames:
         """A tombstone alone: the artifact is forgotten for good. Its size says so, and nothing needs to be read."""
         self.forget(id_, meta.e_tag or "")
         self._facts.forgotten.append(id_)
+        if len(self._facts.forgotten) >= BATCH_ROWS:
+            self._flush()
 
     def forget(self, id_: bytes, e_tag: str) -> None:
         """Of an artifact only the tombstone is left, in an object with this e_tag."""

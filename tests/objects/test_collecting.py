@@ -226,6 +226,15 @@ def test_names_that_cannot_be_read_stop_everything(store: Store, bucket: PlainBu
     assert generations(bucket) == ["data", "outboard"]
 
 
+def test_what_is_somebody_else_s_is_left_alone(store: Store, bucket: PlainBucket) -> None:
+    foreign = ["commits/README", "artifacts/" + "x" * 36, "tags/x", "blobs/x/data", f"blobs/{HASH}/other"]
+    for key in foreign:
+        bucket.create(key, bytes(77))  # as long as the object of an artifact that is forgotten
+    store.delete(store.put(DATA))
+    assert store.gc(min_age_seconds=0).dropped_blobs == 1
+    assert set(foreign) <= set(bucket.objects)
+
+
 def test_names_of_a_newer_version_stop_everything(store: Store, bucket: PlainBucket) -> None:
     store.delete(store.put(DATA))
     key = commit_key(parse_id("01900000-0000-7000-8000-000000000000"))
