@@ -161,6 +161,18 @@ def test_a_blob_that_is_gone_is_found_beside_those_of_others(store: Store, root:
     assert store.health().missing_blobs == 1
 
 
+def test_what_is_mended_is_forgotten_and_what_is_not_is_remembered(
+    store: Store, root: Path, tmp_path: Path
+) -> None:
+    contents = [sample(500, seed) for seed in range(3)]
+    for artifact in store.put_many(contents):
+        flip(data_of(root, artifact), 9)
+    store.scrub()
+    (tmp_path / "file").write_bytes(contents[0])
+    assert store.repair(tmp_path / "file").repaired_count == 1
+    assert store.health().quarantined == 2
+
+
 def test_a_blob_that_others_collected_is_not_damage(store: Store, root: Path) -> None:
     with store.blobs.put(sample(40_000)) as lease:
         hash_ = lease.hash
