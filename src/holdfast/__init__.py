@@ -190,6 +190,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         value = version("holdfast")
+    elif name == "config":
+        value = import_module("holdfast.config")
     else:
         raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
     globals()[name] = value

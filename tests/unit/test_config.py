@@ -337,3 +337,10 @@ def test_a_wrong_secret_is_not_quoted() -> None:
 def test_a_variable_that_names_a_whole_section_is_refused(name: str) -> None:
     with pytest.raises(InvalidConfig, match=f"{name} names a whole section: set its keys, such as {name}__"):
         load(environ={name: "7"})
+
+
+def test_the_configuration_is_there_without_an_import_of_its_own() -> None:
+    """As documents write it: `holdfast.open(location, config=holdfast.config.load())`."""
+    program = "import holdfast; print(holdfast.config.load.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "load\n"
