@@ -156,6 +156,7 @@ def test_a_blob_that_is_gone_is_found_beside_those_of_others(store: Store, root:
     store.put(contents[4])
     assert store.scrub().ok
     assert store.refresh().blobs_found == len(others)
+    assert store.stats().blobs == len(contents)
     data_of(root, gone).unlink()
     assert store.refresh().blobs_gone == 1
     assert store.health().missing_blobs == 1
