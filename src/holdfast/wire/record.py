@@ -243,6 +243,6 @@ def parse_tail(data: bytes, segment: int, size_bytes: int) -> Tail:
         return Tail(closed=True)
     if entry.kind == Kind.FOOTER and entry.flags & FLAG_END:
         end = End._make(_END.unpack(data[HEADER_BYTES:]))
-        if SEGMENT_HEADER_BYTES <= end.footer_start <= size_bytes - TAIL_BYTES:
+        if SEGMENT_HEADER_BYTES <= end.records_stop <= end.footer_start <= size_bytes - TAIL_BYTES:
             return Tail(end=end)
     return Tail()
