@@ -268,7 +268,7 @@ def test_completion_scripts_are_scripts(bare: Cli, shell: str, tmp_path: Path) -
 
 def test_completion_completes(bare: Cli) -> None:
     asked = bare(_HOLDFAST_COMPLETE="bash_complete", COMP_WORDS="holdfast re", COMP_CWORD="1")
-    assert {line.split(",")[1] for line in asked.lines} == {"rebuild", "repair", "restore"}
+    assert {line.split(",")[1] for line in asked.lines} == {"rebuild", "refresh", "repair", "restore"}
 
 
 # Configuration at the prompt

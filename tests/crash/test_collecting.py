@@ -28,6 +28,7 @@ _STOPPED = """
 import os, signal, sys, random
 from holdfast.chunking import Chunking
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 from holdfast.words import Words, describe
 store = Store._open(sys.argv[1], segment_bytes=65536)
 with log_core(store).adding() as (group, ingest):

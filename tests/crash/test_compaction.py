@@ -178,6 +178,7 @@ def test_a_reader_in_another_process_is_in_the_midst(tmp_path: Path) -> None:
         code = f"""
 import sys
 from holdfast.store import Store
+from holdfast.testing.inside import log_core
 with Store._open({str(path)!r}, segment_bytes={SEGMENT_BYTES}) as store:
     with store.open({artifact.id!r}) as file:
         pieces = store.iter_bytes({artifact.id!r}, 100_000)
