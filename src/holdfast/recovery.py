@@ -210,7 +210,7 @@ class CatalogKeeper:
                 if self._backend.read_only:
                     self._rebuild_in_memory("it is behind storage")
                     return
-                catalog.apply_all(recovery.facts())
+                catalog.apply_all(recovery.facts(), recovery.newly_retired())
                 self._note_unread(recovery)
                 self._note(recovery)
                 recovery.finish()

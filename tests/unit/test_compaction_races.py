@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,3 +190,45 @@ def test_a_catalog_rebuilt_before_the_unlink_points_to_what_stays(
     for artifact in (*kept, *gone[1:]):
         assert len(store.read(artifact)) == 9_000
     assert store.restore(gone[0]).filename == "gone 10"
+
+
+_DYING = """
+import os, sys
+from holdfast.catalog import compacting
+from holdfast.store import Store
+store = Store._open(sys.argv[1], segment_bytes=65536)
+switch = compacting.switch
+def dying(catalog, moves, facts):
+    if facts.retired and (moves.tombstones or moves.drop_tombstones):
+        os._exit(9 if moves.tombstones else 8)
+    switch(catalog, moves, facts)
+compacting.switch = dying
+store.compact(float(sys.argv[2]))
+os._exit(1)
+"""
+
+
+@pytest.mark.parametrize(("share", "code"), [(0.0, 8), (0.5, 9)])
+def test_a_kill_before_the_catalog_hears_that_segments_are_retired(
+    tmp_path: Path, share: float, code: int
+) -> None:
+    """The log says so, and has the tombstones that stay; their rows must not be left where nothing is any more."""
+    path = str(tmp_path / "store")
+    with Store._open(path, create=True, **OPTIONS) as store:
+        small = store.put_many([random.Random(i).randbytes(200) for i in range(20)])
+        kept = store.put(random.Random(100).randbytes(50_000))
+        garbage = [store.put(random.Random(200 + i).randbytes(20_000)) for i in range(8)]
+        drop(store, [*small, *garbage])
+    died = subprocess.run([sys.executable, "-c", _DYING, path, str(share)], check=False)
+    assert died.returncode == code, "9: some tombstones stay"
+    with Store._open(path, **OPTIONS) as store:
+        assert store.scrub().ok
+        assert store.read(kept) == random.Random(100).randbytes(50_000)
+        before = list(log_core(store).catalog.dump())
+        store.compact()
+        assert store.scrub().ok
+        after = list(log_core(store).catalog.dump())
+        store.rebuild()
+        assert list(log_core(store).catalog.dump()) == after
+        assert [line for line in before if not line.startswith("tombstone")] == dump(store)
+        assert store.count() == 1

@@ -6,7 +6,8 @@ the remaining columns as a tie-break, so that nothing depends on which of two eq
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import apsw
@@ -126,8 +127,29 @@ _SEEN: Final = "INSERT INTO seen VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET e_t
 _NO_QUARANTINE: Final = """
 DELETE FROM quarantine
 WHERE EXISTS(SELECT 1 FROM retired WHERE first <= location >> 32 AND stop > location >> 32) RETURNING location"""
+NOWHERE: Final = 1 << 62
+"""Added to a location: above all of them."""
 _OVERLAPPING: Final = "SELECT min(first), max(stop) FROM retired WHERE first <= ? AND stop >= ?"
 _NO_OVERLAPPING: Final = "DELETE FROM retired WHERE first <= ? AND stop >= ?"
+
+
+@contextmanager
+def without_places_in(cursor: apsw.Cursor, retired: Sequence[range]) -> Iterator[None]:
+    """Let rows that point into retired segments lose against a copy elsewhere, whatever is applied meanwhile.
+
+    A compaction that was killed after the log had said what it retires, and before the catalog heard of it, leaves rows
+    of tombstones there: those that stay were copied with that word, of the others no record is left.
+    """
+    tables = ("artifacts", "tombstones", "tags", "uploads") if retired else ()
+    for table in tables:
+        sql = f"UPDATE {table} SET location = location + {NOWHERE} WHERE location >= ? AND location < ?"
+        cursor.executemany(sql, [(run.start << 32, run.stop << 32) for run in retired])
+    yield
+    if tables:
+        cursor.execute(f"DELETE FROM tombstones WHERE location >= {NOWHERE}")
+        cursor.execute(f"DELETE FROM tags WHERE location >= {NOWHERE} AND deleted")
+    for table in tables:  # nothing that counts is left there; if it were, it would be missed
+        cursor.execute(f"UPDATE {table} SET location = location - {NOWHERE} WHERE location >= {NOWHERE}")
 
 
 def apply_facts(cursor: apsw.Cursor, facts: Facts) -> None:

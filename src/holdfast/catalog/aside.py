@@ -8,7 +8,7 @@ sorter and written in one ascending pass: sequential at any size, in bounded mem
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -81,7 +81,7 @@ class AsideCatalog(Catalog):
         else:
             super().apply(facts)
 
-    def apply_all(self, batches: Iterable[Facts]) -> None:
+    def apply_all(self, batches: Iterable[Facts], retired: Sequence[range] = ()) -> None:
         """Take many batches in. Not one transaction: nothing is one until `publish`."""
         for facts in batches:
             self.apply(facts)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import apsw
 
-from holdfast.catalog.apply import apply_facts
+from holdfast.catalog.apply import apply_facts, without_places_in
 from holdfast.catalog.base import CHECKPOINT_PAGES, CatalogFile
 from holdfast.catalog.connection import SharedPool
 from holdfast.catalog.damage import damaged_among
@@ -98,12 +98,16 @@ class Catalog(CatalogFile):
         """
         self._write(lambda cursor: apply_facts(cursor, facts))
 
-    def apply_all(self, batches: Iterable[Facts]) -> None:
-        """Take many batches in, in one transaction, all or nothing; each is dropped before the next is asked for."""
+    def apply_all(self, batches: Iterable[Facts], retired: Sequence[range] = ()) -> None:
+        """Take many batches in, in one transaction, all or nothing; each is dropped before the next is asked for.
+
+        `retired`: segments of which the batches say that they are of no use any more, as this catalog did not know.
+        """
 
         def change(cursor: apsw.Cursor) -> None:
-            for facts in batches:
-                apply_facts(cursor, facts)
+            with without_places_in(cursor, retired):
+                for facts in batches:
+                    apply_facts(cursor, facts)
 
         self._write(change)
 

@@ -21,6 +21,7 @@ from holdfast.backend.log.layout import list_segments, segment_path
 from holdfast.backend.log.payloads import OFFSET_MASK
 from holdfast.backend.log.records import Records, frame_records
 from holdfast.backend.log.replay import windowed
+from holdfast.backend.log.runs import Runs
 from holdfast.backend.log.segment import (
     SegmentIndex,
     SegmentWriter,
@@ -110,7 +111,8 @@ class Recovery:
         self._positions: dict[int, tuple[int, int]] = {}
         self._writer: SegmentWriter | None = None
         self._groups = Groups(disk, root, store_id, self._own_entries)
-        self._groups.retired.add(retired)
+        self._known_retired = Runs(retired)
+        self._groups.retired.add(self._known_retired)
 
     @property
     def problems(self) -> list[Problem]:
@@ -172,6 +174,13 @@ class Recovery:
     def is_retired(self, segment: int) -> bool:
         """Whether a segment was compacted away, as far as `prepare` has seen."""
         return self._groups.is_retired(segment)
+
+    def newly_retired(self) -> list[range]:
+        """Give the segments that were compacted away without the catalog's knowledge, as far as `prepare` has seen."""
+        if list(self._groups.retired) == list(self._known_retired):
+            return []
+        every = (segment for run in self._groups.retired for segment in run)
+        return [range(segment, segment + 1) for segment in every if segment not in self._known_retired]
 
     def facts(self) -> Iterator[Facts]:
         """Give what the catalog is to learn, in batches; the positions last."""
