@@ -38,6 +38,7 @@ from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
 from holdfast.testing.checks import dump_catalog
 from holdfast.testing.faults import Fault, FaultyDisk, SimulatedCrash
+from holdfast.testing.inside import log_core
 from holdfast.testing.streams import Sender
 from holdfast.types import Hash, PutItem
 from tests.crash.world import DEEP, ROOT, World, bury
@@ -135,11 +136,19 @@ class Machine(RuleBasedStateMachine):
             self.unsure.append(unsure)
             self.die(process)
             for other in self.processes[:1]:
+                self.take_over(other.store)
                 while self.unsure:
                     self.unsure.pop(0)(other.store)
             return None
         finally:
             process.disk.heal()
+
+    @staticmethod
+    def take_over(store: Store) -> None:
+        """Bring in what the dead left whole in their segments; until somebody does, nobody knows what became of it."""
+        core = log_core(store)
+        with core.backend.lock():
+            core.keeper.catch_up()
 
     def content(self, size: int, family: int) -> bytes:
         """Make new bytes; those of a family begin alike."""

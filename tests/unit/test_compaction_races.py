@@ -199,7 +199,7 @@ from holdfast.store import Store
 store = Store._open(sys.argv[1], segment_bytes=65536)
 switch = compacting.switch
 def dying(catalog, moves, facts):
-    if facts.retired and (moves.tombstones or moves.drop_tombstones):
+    if facts.retired and (len(sys.argv) > 3 or moves.tombstones or moves.drop_tombstones):
         os._exit(9 if moves.tombstones else 8)
     switch(catalog, moves, facts)
 compacting.switch = dying
@@ -232,3 +232,30 @@ def test_a_kill_before_the_catalog_hears_that_segments_are_retired(
         assert list(log_core(store).catalog.dump()) == after
         assert [line for line in before if not line.startswith("tombstone")] == dump(store)
         assert store.count() == 1
+
+
+def test_a_repaired_place_stays_so_while_its_retired_segment_is_still_there(tmp_path: Path) -> None:
+    """The log says that it is retired, nobody has removed it, and it is scrubbed: what is damaged there is nobody's."""
+    path = str(tmp_path / "store")
+    content = random.Random(1).randbytes(3_000)
+    with Store._open(path, create=True, **OPTIONS) as store:
+        artifact = store.put(content)
+        garbage = store.put(random.Random(2).randbytes(40_000))
+        place = log_core(store).backend.segment_ids()[0]
+        drop(store, [garbage])
+    segment = Path(segment_path(path, place))
+    data = bytearray(segment.read_bytes())
+    data[data.find(content) + 100] ^= 1
+    segment.write_bytes(data)
+    with Store._open(path, **OPTIONS) as store:
+        assert not store.scrub().ok
+        (tmp_path / "original").write_bytes(content)
+        assert store.repair(tmp_path / "original").ok
+        assert store.scrub().ok
+    died = subprocess.run([sys.executable, "-c", _DYING, path, "0", "any"], check=False)
+    assert died.returncode in (8, 9)
+    with Store._open(path, **OPTIONS) as store:
+        assert store.scrub().ok
+        assert store.read(artifact) == content
+        store.rebuild()
+        assert store.scrub().ok

@@ -127,8 +127,6 @@ _SEEN: Final = "INSERT INTO seen VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET e_t
 _NO_QUARANTINE: Final = """
 DELETE FROM quarantine
 WHERE EXISTS(SELECT 1 FROM retired WHERE first <= location >> 32 AND stop > location >> 32) RETURNING location"""
-NOWHERE: Final = 1 << 62
-"""Added to a location: above all of them."""
 _OVERLAPPING: Final = "SELECT min(first), max(stop) FROM retired WHERE first <= ? AND stop >= ?"
 _NO_OVERLAPPING: Final = "DELETE FROM retired WHERE first <= ? AND stop >= ?"
 
@@ -142,14 +140,18 @@ def without_places_in(cursor: apsw.Cursor, retired: Sequence[range]) -> Iterator
     """
     tables = ("artifacts", "tombstones", "tags", "uploads") if retired else ()
     for table in tables:
-        sql = f"UPDATE {table} SET location = location + {NOWHERE} WHERE location >= ? AND location < ?"
+        sql = (
+            f"UPDATE {table} SET location = location + {damage.NOWHERE} WHERE location >= ? AND location < ?"
+        )
         cursor.executemany(sql, [(run.start << 32, run.stop << 32) for run in retired])
     yield
     if tables:
-        cursor.execute(f"DELETE FROM tombstones WHERE location >= {NOWHERE}")
-        cursor.execute(f"DELETE FROM tags WHERE location >= {NOWHERE} AND deleted")
+        cursor.execute(f"DELETE FROM tombstones WHERE location >= {damage.NOWHERE}")
+        cursor.execute(f"DELETE FROM tags WHERE location >= {damage.NOWHERE} AND deleted")
     for table in tables:  # nothing that counts is left there; if it were, it would be missed
-        cursor.execute(f"UPDATE {table} SET location = location - {NOWHERE} WHERE location >= {NOWHERE}")
+        cursor.execute(
+            f"UPDATE {table} SET location = location - {damage.NOWHERE} WHERE location >= {damage.NOWHERE}"
+        )
 
 
 def apply_facts(cursor: apsw.Cursor, facts: Facts) -> None:
@@ -207,7 +209,6 @@ def _apply_retired(cursor: apsw.Cursor, runs: Sequence[tuple[int, int]]) -> None
         cursor.execute("INSERT INTO retired VALUES(?, ?)", run)
         cursor.execute("DELETE FROM segments WHERE id >= ? AND id < ?", (first, stop))
         cursor.execute("DELETE FROM spilled WHERE segment >= ? AND segment < ?", (first, stop))
-        cursor.execute("DELETE FROM repaired WHERE location >= ? AND location < ?", (first << 32, stop << 32))
 
 
 def _apply_artifacts(cursor: apsw.Cursor, rows: Sequence[ArtifactRow]) -> None:

@@ -4,8 +4,8 @@ Whatever the order in which records come, the outcome is the same: what lies at 
 nothing (the new copy has its role and its time), and of the others a payload is read at the lowest that is not in
 quarantine, or else at the lowest.
 
-`quarantine` holds the damage that is not repaired; its rows are facts. `repaired` holds places alone, as long as
-the segments that they lie in.
+`quarantine` holds the damage that is not repaired; its rows are facts. `repaired` holds places alone, for good: a
+segment that was compacted away may lie there for a while, and be scrubbed, and what stands in it is nobody's.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _REPAIRED_AMONG: Final = """
 SELECT value FROM carray(?1)
 WHERE EXISTS(SELECT 1 FROM repaired WHERE location = value)"""
 NOWHERE: Final = 1 << 62
-"""The place of a document whose own was repaired, until the new one is applied, in the same transaction."""
+"""Above all places. That of a document whose own is gone, until the new one is applied, in the same transaction."""
 _UPROOT: Final = "UPDATE {} SET location = ? WHERE location IN (SELECT value FROM carray(?))"
 _KEYS: Final = 2_000
 Row = TypeVar("Row", bound="tuple[Any, ...]")
