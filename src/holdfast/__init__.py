@@ -56,42 +56,42 @@ if TYPE_CHECKING:
     from holdfast.opening import create as create
     from holdfast.opening import open as open
     from holdfast.ranges import ChunkRanges as ChunkRanges
+    from holdfast.reports import Ailment as Ailment
+    from holdfast.reports import ArtifactStats as ArtifactStats
+    from holdfast.reports import Chain as Chain
+    from holdfast.reports import CompactReport as CompactReport
+    from holdfast.reports import Forecast as Forecast
+    from holdfast.reports import GcReport as GcReport
+    from holdfast.reports import Health as Health
+    from holdfast.reports import KeptSegment as KeptSegment
+    from holdfast.reports import Mended as Mended
+    from holdfast.reports import Problem as Problem
+    from holdfast.reports import RecoveryStats as RecoveryStats
+    from holdfast.reports import RefreshStats as RefreshStats
+    from holdfast.reports import RepairReport as RepairReport
+    from holdfast.reports import ScrubReport as ScrubReport
+    from holdfast.reports import SegmentShare as SegmentShare
+    from holdfast.reports import SharedWith as SharedWith
+    from holdfast.reports import Stats as Stats
+    from holdfast.reports import TreeReport as TreeReport
+    from holdfast.reports import VerifyReport as VerifyReport
+    from holdfast.reports import Waiting as Waiting
     from holdfast.resumable import ResumableWriter as ResumableWriter
     from holdfast.store import Store as Store
     from holdfast.tags import Tags as Tags
     from holdfast.types import KEEP as KEEP
-    from holdfast.types import Ailment as Ailment
     from holdfast.types import Artifact as Artifact
-    from holdfast.types import ArtifactStats as ArtifactStats
     from holdfast.types import BlobFormat as BlobFormat
     from holdfast.types import BlobInfo as BlobInfo
     from holdfast.types import BlobStatus as BlobStatus
-    from holdfast.types import Chain as Chain
-    from holdfast.types import CompactReport as CompactReport
     from holdfast.types import Durability as Durability
-    from holdfast.types import Forecast as Forecast
-    from holdfast.types import GcReport as GcReport
     from holdfast.types import Hash as Hash
-    from holdfast.types import Health as Health
-    from holdfast.types import KeptSegment as KeptSegment
     from holdfast.types import LabelCount as LabelCount
-    from holdfast.types import Mended as Mended
-    from holdfast.types import Problem as Problem
     from holdfast.types import Progress as Progress
     from holdfast.types import PutItem as PutItem
-    from holdfast.types import RecoveryStats as RecoveryStats
-    from holdfast.types import RefreshStats as RefreshStats
-    from holdfast.types import RepairReport as RepairReport
-    from holdfast.types import ScrubReport as ScrubReport
-    from holdfast.types import SegmentShare as SegmentShare
     from holdfast.types import SeqInfo as SeqInfo
-    from holdfast.types import SharedWith as SharedWith
-    from holdfast.types import Stats as Stats
     from holdfast.types import Tag as Tag
-    from holdfast.types import TreeReport as TreeReport
     from holdfast.types import Upload as Upload
-    from holdfast.types import VerifyReport as VerifyReport
-    from holdfast.types import Waiting as Waiting
 
 _ELSEWHERE: Final = {
     "Store": "store",
@@ -110,18 +110,23 @@ _VALUES: Final = (
     "BlobFormat",
     "BlobInfo",
     "BlobStatus",
-    "Chain",
-    "CompactReport",
     "Durability",
-    "Forecast",
-    "GcReport",
     "Hash",
     "KEEP",
-    "KeptSegment",
     "LabelCount",
-    "Problem",
     "Progress",
     "PutItem",
+    "SeqInfo",
+    "Tag",
+    "Upload",
+)
+_REPORTS: Final = (
+    "Chain",
+    "CompactReport",
+    "Forecast",
+    "GcReport",
+    "KeptSegment",
+    "Problem",
     "RecoveryStats",
     "RefreshStats",
     "SharedWith",
@@ -131,12 +136,9 @@ _VALUES: Final = (
     "Health",
     "ArtifactStats",
     "Ailment",
-    "SeqInfo",
     "SegmentShare",
     "Stats",
-    "Tag",
     "TreeReport",
-    "Upload",
     "VerifyReport",
     "Waiting",
 )
@@ -176,7 +178,7 @@ _ERRORS: Final = (
     "UploadNotFound",
 )
 
-__all__ = [*_ELSEWHERE, *_VALUES, *_ERRORS, "__version__"]  # noqa: PLE0604  # the names of all modules that stand behind this one
+__all__ = [*_ELSEWHERE, *_VALUES, *_REPORTS, *_ERRORS, "__version__"]  # noqa: PLE0604  # the names of all modules that stand behind this one
 
 
 def __getattr__(name: str) -> Any:
@@ -184,6 +186,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"holdfast.{_ELSEWHERE[name]}"), name)
     elif name in _VALUES:
         value = getattr(import_module("holdfast.types"), name)
+    elif name in _REPORTS:
+        value = getattr(import_module("holdfast.reports"), name)
     elif name in _ERRORS:
         value = getattr(import_module("holdfast.errors"), name)
     elif name == "__version__":

@@ -8,7 +8,8 @@ from holdfast.arguments import items_of, number, whole_number
 from holdfast.core import Core, entered
 from holdfast.engine import Engine
 from holdfast.errors import InvalidHash
-from holdfast.types import Artifact, Chain, CompactReport, Forecast, GcReport, Hash, ProgressCallback
+from holdfast.reports import Chain, CompactReport, Forecast, GcReport
+from holdfast.types import Artifact, Hash, ProgressCallback
 
 
 class Collecting:

@@ -32,8 +32,9 @@ from holdfast.facts import (
     Moves,
 )
 from holdfast.log_core import LogCore
+from holdfast.reports import CompactReport, KeptSegment, Problem
 from holdfast.room import making_room, shorten_log
-from holdfast.types import CompactReport, KeptSegment, Problem, Progress, ProgressCallback
+from holdfast.types import Progress, ProgressCallback
 from holdfast.wire.document import encode_retired
 from holdfast.wire.record import DOCUMENT_KINDS, PAYLOAD_KINDS, SEGMENT_HEADER_BYTES, Kind
 

@@ -15,9 +15,10 @@ from holdfast.artifacts import Artifacts
 from holdfast.core import Core, Ingesting
 from holdfast.errors import InvalidInput, SourceNotFound
 from holdfast.ingest import Stored
+from holdfast.reports import TreeReport
 from holdfast.sources import iter_windows
 from holdfast.trees import put_tree
-from holdfast.types import Artifact, BytesLike, ProgressCallback, TreeReport
+from holdfast.types import Artifact, BytesLike, ProgressCallback
 from holdfast.words import Words, describe
 
 log = logging.getLogger("holdfast")

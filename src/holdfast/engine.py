@@ -11,27 +11,22 @@ if TYPE_CHECKING:
     from holdfast.artifacts import Artifacts
     from holdfast.core import Core
     from holdfast.ranges import ChunkRanges
-    from holdfast.resumable import ResumableWriter
-    from holdfast.types import (
-        Artifact,
+    from holdfast.reports import (
         ArtifactStats,
-        BytesLike,
         Chain,
         CompactReport,
         Forecast,
         GcReport,
-        Hash,
         Health,
-        ProgressCallback,
         RecoveryStats,
-        Ref,
         RefreshStats,
         RepairReport,
         ScrubReport,
         Stats,
-        Upload,
         VerifyReport,
     )
+    from holdfast.resumable import ResumableWriter
+    from holdfast.types import Artifact, BytesLike, Hash, ProgressCallback, Ref, Upload
     from holdfast.words import Words
 
 

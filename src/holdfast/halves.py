@@ -21,8 +21,9 @@ from holdfast.catalog.labels import names_of
 from holdfast.digests import BUCKETS, DigestSet, bucket_range
 from holdfast.errors import HoldfastError, MissingChunk
 from holdfast.facts import KIND_DATA, KIND_MASK
+from holdfast.reports import Problem
 from holdfast.sequences import Sequences
-from holdfast.types import HASH_BYTES, Hash, Problem
+from holdfast.types import HASH_BYTES, Hash
 
 PAGE: Final = 1_000
 MAX_PROBLEMS: Final = 10_000

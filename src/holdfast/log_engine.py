@@ -19,26 +19,21 @@ from holdfast.gc.maintenance import Maintenance
 from holdfast.importing import Import, retire_leftover
 from holdfast.log_core import LogCore
 from holdfast.ranges import ChunkRanges
-from holdfast.types import (
-    Artifact,
+from holdfast.reports import (
     ArtifactStats,
-    BytesLike,
     Chain,
     CompactReport,
     Forecast,
     GcReport,
-    Hash,
     Health,
-    ProgressCallback,
     RecoveryStats,
-    Ref,
     RefreshStats,
     RepairReport,
     ScrubReport,
     Stats,
-    Upload,
     VerifyReport,
 )
+from holdfast.types import Artifact, BytesLike, Hash, ProgressCallback, Ref, Upload
 from holdfast.words import Words
 
 if TYPE_CHECKING:

@@ -41,19 +41,8 @@ from holdfast.object_checks import BlobCheck, Finding
 from holdfast.object_core import ObjectCore
 from holdfast.object_listing import Listed, Tally, iter_blobs
 from holdfast.reading import Reading
-from holdfast.types import (
-    BLOCK_BYTES,
-    Ailment,
-    Hash,
-    Health,
-    Problem,
-    ProgressCallback,
-    Ref,
-    ScrubReport,
-    VerifyReport,
-    now_ms,
-    to_datetime,
-)
+from holdfast.reports import Ailment, Health, Problem, ScrubReport, VerifyReport
+from holdfast.types import BLOCK_BYTES, Hash, ProgressCallback, Ref, now_ms, to_datetime
 
 FLYING: Final = 64
 FLYING_BYTES: Final = 64 << 20

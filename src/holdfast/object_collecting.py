@@ -23,20 +23,9 @@ from holdfast.object_core import ObjectCore
 from holdfast.object_partials import expire_partials
 from holdfast.object_roots import Commit
 from holdfast.object_uploads import expire_uploads
+from holdfast.reports import Chain, CompactReport, Forecast, GcReport
 from holdfast.sequences import Sequences
-from holdfast.types import (
-    Artifact,
-    Chain,
-    CompactReport,
-    Forecast,
-    GcReport,
-    Hash,
-    Progress,
-    ProgressCallback,
-    new_ids,
-    now_ms,
-    parse_id,
-)
+from holdfast.types import Artifact, Hash, Progress, ProgressCallback, new_ids, now_ms, parse_id
 from holdfast.wire.bundle import Document, encode_bundle
 from holdfast.wire.document import parse_artifact
 from holdfast.wire.part import COMMITTING

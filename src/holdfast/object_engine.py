@@ -14,28 +14,22 @@ from holdfast.object_care import health, scrub, verify
 from holdfast.object_collecting import BucketCollector
 from holdfast.object_core import ObjectCore
 from holdfast.ranges import ChunkRanges
-from holdfast.types import (
-    Artifact,
+from holdfast.reports import (
     ArtifactStats,
-    BytesLike,
     Chain,
     CompactReport,
     Forecast,
     GcReport,
-    Hash,
     Health,
-    ProgressCallback,
     RecoveryStats,
-    Ref,
     RefreshStats,
     RepairReport,
     ScrubReport,
     SharedWith,
     Stats,
-    Upload,
     VerifyReport,
-    id_text,
 )
+from holdfast.types import Artifact, BytesLike, Hash, ProgressCallback, Ref, Upload, id_text
 from holdfast.words import Words
 
 if TYPE_CHECKING:

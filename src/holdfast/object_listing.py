@@ -29,7 +29,8 @@ from holdfast.digests import DigestSet
 from holdfast.errors import CorruptObject
 from holdfast.facts import Facts
 from holdfast.object_group import stored_bytes
-from holdfast.types import BLOCK_BYTES, Problem
+from holdfast.reports import Problem
+from holdfast.types import BLOCK_BYTES
 
 BATCH_ROWS: Final = 10_000
 FLYING: Final = 64

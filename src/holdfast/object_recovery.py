@@ -48,15 +48,8 @@ from holdfast.object_listing import (
     iter_blobs,
     name_facts,
 )
-from holdfast.types import (
-    Hash,
-    Problem,
-    Progress,
-    ProgressCallback,
-    RecoveryStats,
-    RefreshStats,
-    now_ms,
-)
+from holdfast.reports import Problem, RecoveryStats, RefreshStats
+from holdfast.types import Hash, Progress, ProgressCallback, now_ms
 
 log = logging.getLogger("holdfast")
 

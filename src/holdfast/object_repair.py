@@ -34,17 +34,8 @@ from holdfast.object_checks import WINDOW_BYTES, BlobCheck
 from holdfast.object_core import ObjectCore
 from holdfast.object_group import stored_bytes
 from holdfast.object_listing import Listed
-from holdfast.types import (
-    BLOCK_BYTES,
-    BytesLike,
-    Hash,
-    Mended,
-    Problem,
-    Progress,
-    ProgressCallback,
-    RepairReport,
-    parse_id,
-)
+from holdfast.reports import Mended, Problem, RepairReport
+from holdfast.types import BLOCK_BYTES, BytesLike, Hash, Progress, ProgressCallback, parse_id
 from holdfast.wire.bundle import MAX_BUNDLE_BYTES, Document, encode_bundle, parse_bundle
 from holdfast.wire.document import (
     ArtifactDocument,

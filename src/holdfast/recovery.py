@@ -21,7 +21,8 @@ from holdfast.catalog.forgetting import count_forgotten
 from holdfast.errors import CorruptSegment, IntegrityError, Unavailable
 from holdfast.facts import Facts
 from holdfast.halves import drop_half_blobs
-from holdfast.types import Problem, Progress, ProgressCallback, RecoveryStats
+from holdfast.reports import Problem, RecoveryStats
+from holdfast.types import Progress, ProgressCallback
 
 log = logging.getLogger("holdfast")
 

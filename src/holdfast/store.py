@@ -29,6 +29,7 @@ from holdfast.log_engine import LogEngine
 from holdfast.making import How, open_core
 from holdfast.naming import Change, Changes, Naming
 from holdfast.reading import Reading
+from holdfast.reports import RecoveryStats, RefreshStats, TreeReport
 from holdfast.tags import Tags
 from holdfast.types import (
     Artifact,
@@ -36,12 +37,9 @@ from holdfast.types import (
     LabelCount,
     ProgressCallback,
     PutItem,
-    RecoveryStats,
     Ref,
-    RefreshStats,
     Scalar,
     Source,
-    TreeReport,
     Upload,
 )
 from holdfast.words import Said, Words, check_key, check_keywords, gather

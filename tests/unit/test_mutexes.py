@@ -21,9 +21,9 @@ from holdfast.care.report import Report
 from holdfast.errors import CorruptSegment
 from holdfast.facts import SEGMENT_OPEN, Facts
 from holdfast.gc.maintenance import Maintenance
+from holdfast.reports import Problem
 from holdfast.store import Store
 from holdfast.testing.inside import log_core
-from holdfast.types import Problem
 
 WAIT_SECONDS = 0.15
 """How long something that must wait is watched. A slow machine makes the test weaker, never red."""

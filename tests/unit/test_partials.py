@@ -33,12 +33,13 @@ from holdfast.errors import Locked, NeedsReopen, NoSpace, PermissionDenied, Unav
 from holdfast.gc import cycle
 from holdfast.importing import expire_partials
 from holdfast.ranges import ChunkRanges
+from holdfast.reports import GcReport
 from holdfast.store import Store
 from holdfast.testing.faults import Fault, FaultyDisk
 from holdfast.testing.inside import log_core
 from holdfast.testing.model_disk import ModelDisk
 from holdfast.testing.streams import Sender, blocks
-from holdfast.types import BLOCK_BYTES, BlobStatus, GcReport, now_ms
+from holdfast.types import BLOCK_BYTES, BlobStatus, now_ms
 
 HASH = bytes(range(32))
 AGES = 1 << 50

@@ -15,10 +15,10 @@ import holdfast
 from holdfast.backend.log.disk import LocalDisk
 from holdfast.backend.log.reader import LargeReader
 from holdfast.errors import Conflict, Unavailable
+from holdfast.reports import Problem
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
 from holdfast.testing.inside import log_core
-from holdfast.types import Problem
 
 
 class FailingDisk(LocalDisk):

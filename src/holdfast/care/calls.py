@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from holdfast.arguments import items_of, number, whole_number
 from holdfast.core import Core, entered
 from holdfast.engine import Engine
-from holdfast.types import (
-    Artifact,
-    ArtifactStats,
-    Health,
-    ProgressCallback,
-    Ref,
-    RepairReport,
-    ScrubReport,
-    Stats,
-    VerifyReport,
-)
+from holdfast.reports import ArtifactStats, Health, RepairReport, ScrubReport, Stats, VerifyReport
+from holdfast.types import Artifact, ProgressCallback, Ref
 
 if TYPE_CHECKING:
     from holdfast.store import Store

@@ -19,7 +19,8 @@ from holdfast.core import MENDABLE
 from holdfast.errors import HoldfastError, MissingChunk
 from holdfast.log_core import LogCore
 from holdfast.reading import Reading
-from holdfast.types import HASH_BYTES, Hash, Problem
+from holdfast.reports import Problem
+from holdfast.types import HASH_BYTES, Hash
 from holdfast.wire.record import ENTRY_BYTES, Entry, Kind, iter_entries
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.engine import Engine
-from holdfast.types import ProgressCallback, RecoveryStats
+from holdfast.reports import RecoveryStats
+from holdfast.types import ProgressCallback
 
 
 def rebuild_deep(engine: Engine, progress: ProgressCallback | None, *, resume: bool) -> RecoveryStats:

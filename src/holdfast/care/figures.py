@@ -6,7 +6,8 @@ from holdfast.catalog.compacting import live_bytes
 from holdfast.errors import HoldfastError
 from holdfast.facts import FLAG_BLOB, KIND_BLOB, KIND_MASK
 from holdfast.log_core import LogCore
-from holdfast.types import Artifact, ArtifactStats, Hash, SegmentShare, SharedWith, Stats, id_text
+from holdfast.reports import ArtifactStats, SegmentShare, SharedWith, Stats
+from holdfast.types import Artifact, Hash, id_text
 
 MAX_SHARED = 100
 ORPHANS = f"""

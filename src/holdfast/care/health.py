@@ -8,7 +8,8 @@ from holdfast.care.scrub import DONE, POSITION, Done, Position, read_hint
 from holdfast.errors import BackendError
 from holdfast.facts import SEGMENT_QUARANTINED
 from holdfast.log_core import LogCore
-from holdfast.types import Ailment, Health, now_ms, to_datetime
+from holdfast.reports import Ailment, Health
+from holdfast.types import now_ms, to_datetime
 
 OUTBOARDS = "bad_outboards"
 """In `meta`: how often an outboard did not verify and was not needed."""

@@ -38,7 +38,8 @@ from holdfast.facts import (
 )
 from holdfast.log_core import LogCore
 from holdfast.recovery import WouldForget
-from holdfast.types import Hash, Mended, Problem, Progress, ProgressCallback, RepairReport
+from holdfast.reports import Mended, Problem, RepairReport
+from holdfast.types import Hash, Progress, ProgressCallback
 from holdfast.wire.document import (
     QuarantineDocument,
     encode_quarantine,

@@ -7,7 +7,8 @@ import time
 from typing import Any, Final
 
 from holdfast.errors import HoldfastError
-from holdfast.types import Hash, Problem, Progress, ProgressCallback, VerifyReport
+from holdfast.reports import Problem, VerifyReport
+from holdfast.types import Hash, Progress, ProgressCallback
 
 MAX_PROBLEMS: Final = 10_000
 

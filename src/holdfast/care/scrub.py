@@ -26,7 +26,8 @@ from holdfast.errors import BackendError, CorruptBlob, CorruptSegment
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SUPERSEDED
 from holdfast.log_core import LogCore
 from holdfast.recovery import WouldForget
-from holdfast.types import Hash, Problem, Progress, ProgressCallback, ScrubReport, now_ms
+from holdfast.reports import Problem, ScrubReport
+from holdfast.types import Hash, Progress, ProgressCallback, now_ms
 from holdfast.wire.record import (
     DOCUMENT_KINDS,
     FLAG_BLOB,

@@ -10,7 +10,8 @@ from holdfast.core import MENDABLE
 from holdfast.errors import BackendError, CorruptBlob, HoldfastError
 from holdfast.log_core import LogCore
 from holdfast.reading import Reading
-from holdfast.types import BLOCK_BYTES, Hash, ProgressCallback, Ref, VerifyReport
+from holdfast.reports import VerifyReport
+from holdfast.types import BLOCK_BYTES, Hash, ProgressCallback, Ref
 
 STEP_BLOCKS = 4_096
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from holdfast.types import Problem, VerifyReport
+    from holdfast.reports import Problem, VerifyReport
 
 SHOWN_PROBLEMS = 20
 DAMAGED = exit_code(IntegrityError(""))

@@ -12,8 +12,9 @@ from holdfast.cli.output import State, escape, note, out, plural, size, when
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from holdfast.reports import Chain, Forecast, GcReport
     from holdfast.store import Store
-    from holdfast.types import Chain, Forecast, GcReport, Progress
+    from holdfast.types import Progress
 
 SHOWN = 20
 SUMMED = 10_000

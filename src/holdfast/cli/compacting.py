@@ -11,7 +11,7 @@ from holdfast.cli.care import DAMAGED, show_problems
 from holdfast.cli.output import State, escape, out, plural, seconds, size
 
 if TYPE_CHECKING:
-    from holdfast.types import CompactReport
+    from holdfast.reports import CompactReport
 
 SHOWN_KEPT = 20
 

@@ -15,8 +15,9 @@ from holdfast.cli.output import State, confirm, display_name, escape, note, out,
 from holdfast.errors import InvalidInput, PermissionDenied, SourceNotFound
 
 if TYPE_CHECKING:
+    from holdfast.reports import Forecast, TreeReport
     from holdfast.store import Store
-    from holdfast.types import Artifact, Forecast, TreeReport
+    from holdfast.types import Artifact
 
 
 @command(

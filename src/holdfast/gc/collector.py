@@ -17,18 +17,10 @@ from holdfast.gc.marks import Marks
 from holdfast.gc.roots import refusal
 from holdfast.importing import expire_partials
 from holdfast.log_core import LogCore
+from holdfast.reports import Chain, CompactReport, Forecast, GcReport
 from holdfast.room import making_room
 from holdfast.sequences import Unreadable
-from holdfast.types import (
-    Artifact,
-    Chain,
-    CompactReport,
-    Forecast,
-    GcReport,
-    Hash,
-    ProgressCallback,
-    now_ms,
-)
+from holdfast.types import Artifact, Hash, ProgressCallback, now_ms
 from holdfast.uploads import expire_uploads
 
 

@@ -23,12 +23,7 @@ from holdfast.gc.marks import Marks, Root, Tracer, pages_of
 from holdfast.gc.roots import iter_held, iter_leases, refusal
 from holdfast.log_core import LogCore
 from holdfast.sequences import Unreadable
-from holdfast.types import (
-    Hash,
-    Progress,
-    ProgressCallback,
-    now_ms,
-)
+from holdfast.types import Hash, Progress, ProgressCallback, now_ms
 
 log = logging.getLogger("holdfast")
 

@@ -20,18 +20,9 @@ from holdfast.gc.marks import Marks, Tracer, pages_of
 from holdfast.gc.roots import iter_direct, iter_held, iter_leases, named_text
 from holdfast.log_core import LogCore
 from holdfast.partials import look
+from holdfast.reports import Chain, Forecast, GcReport
 from holdfast.sequences import Unreadable
-from holdfast.types import (
-    Artifact,
-    Chain,
-    Forecast,
-    GcReport,
-    Hash,
-    Progress,
-    ProgressCallback,
-    id_text,
-    to_datetime,
-)
+from holdfast.types import Artifact, Hash, Progress, ProgressCallback, id_text, to_datetime
 from holdfast.uploads import iter_held as iter_held_by
 from holdfast.wire.upload import parse_upload
 

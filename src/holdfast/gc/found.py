@@ -7,7 +7,8 @@ from typing import Final
 from holdfast.backend.log.session import SessionState
 from holdfast.catalog.collecting import FOREVER_MS
 from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, FLAG_UNNAMED
-from holdfast.types import CompactReport, GcReport, Hash, Waiting, now_ms, to_datetime
+from holdfast.reports import CompactReport, GcReport, Waiting
+from holdfast.types import Hash, now_ms, to_datetime
 
 MAX_LISTED: Final = 10_000
 

@@ -9,10 +9,7 @@ from typing import ClassVar, Final
 import pytest
 
 from holdfast.store import Store
-from holdfast.types import (
-    Durability,
-    Hash,
-)
+from holdfast.types import Durability, Hash
 
 MakeStore = Callable[..., Store]
 

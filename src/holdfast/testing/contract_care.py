@@ -21,11 +21,7 @@ from holdfast.errors import (
 )
 from holdfast.store import Store
 from holdfast.testing.contract_base import ContractBase, sample
-from holdfast.types import (
-    Artifact,
-    Hash,
-    PutItem,
-)
+from holdfast.types import Artifact, Hash, PutItem
 
 
 class CareContract(ContractBase):

@@ -25,12 +25,7 @@ from holdfast.errors import (
 )
 from holdfast.store import Store
 from holdfast.testing.contract_base import ContractBase, Interrupted, MakeStore, boundary_sizes, sample
-from holdfast.types import (
-    BlobFormat,
-    Hash,
-    Progress,
-    PutItem,
-)
+from holdfast.types import BlobFormat, Hash, Progress, PutItem
 
 
 class PuttingContract(ContractBase):

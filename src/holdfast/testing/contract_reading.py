@@ -21,13 +21,7 @@ from holdfast.errors import (
 )
 from holdfast.store import Store
 from holdfast.testing.contract_base import NEAR, ContractBase, sample
-from holdfast.types import (
-    BlobStatus,
-    Hash,
-    PutItem,
-    new_ids,
-    now_ms,
-)
+from holdfast.types import BlobStatus, Hash, PutItem, new_ids, now_ms
 
 
 class ReadingContract(ContractBase):

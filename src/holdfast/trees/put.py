@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import IO, Final, NamedTuple, Protocol
 
 from holdfast.backend.log.disk import translate
+from holdfast.reports import TreeReport
 from holdfast.trees.exclude import Excludes
 from holdfast.trees.walk import SMALL_FILE_BYTES, TreeWalk
-from holdfast.types import HASH_BYTES, BytesLike, Progress, ProgressCallback, TreeReport
+from holdfast.types import HASH_BYTES, BytesLike, Progress, ProgressCallback
 from holdfast.wire.collection import TreeExtras, encode_meta_head, encode_name
 
 _SPOOL_BYTES: Final = 8 << 20

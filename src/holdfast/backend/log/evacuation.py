@@ -20,7 +20,8 @@ from holdfast.backend.log.replay import location_of
 from holdfast.backend.log.segment import check_segment_header, read_index, slice_entries
 from holdfast.errors import CorruptBlob, CorruptSegment, HoldfastError, IntegrityError
 from holdfast.facts import KIND_SHIFT, DataPlace, Moves
-from holdfast.types import Hash, Problem
+from holdfast.reports import Problem
+from holdfast.types import Hash
 from holdfast.wire.document import (
     parse_artifact,
     parse_blob_head,

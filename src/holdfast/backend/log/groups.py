@@ -15,7 +15,7 @@ from holdfast.backend.log.runs import Runs
 from holdfast.backend.log.segment import SegmentWriter, is_foreign, read_index, slice_entries
 from holdfast.errors import CorruptSegment, FormatError
 from holdfast.facts import Facts
-from holdfast.types import Problem
+from holdfast.reports import Problem
 from holdfast.wire.document import parse_retired
 from holdfast.wire.record import (
     ENTRY,

@@ -35,7 +35,7 @@ from holdfast.backend.log.segment import (
 from holdfast.backend.log.tidy import close_quiet, remove_retired, retire, seal_again
 from holdfast.errors import BackendError
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SEALED, SEGMENT_SUPERSEDED, Facts
-from holdfast.types import Problem
+from holdfast.reports import Problem
 from holdfast.wire.document import revision_of
 from holdfast.wire.record import (
     ENTRY,

@@ -8,7 +8,7 @@ from typing import Final
 from holdfast import _native
 from holdfast.errors import FormatError, HoldfastError, IntegrityError
 from holdfast.facts import KIND_SHIFT, ArtifactRow, Facts
-from holdfast.types import Problem
+from holdfast.reports import Problem
 from holdfast.wire.document import (
     DOCUMENT_VERSION,
     parse_artifact,

@@ -14,7 +14,8 @@ from holdfast import _native
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import SEGMENTS, segment_path
 from holdfast.errors import CorruptSegment, HoldfastError, NoSpace, Unavailable
-from holdfast.types import BytesLike, Problem
+from holdfast.reports import Problem
+from holdfast.types import BytesLike
 from holdfast.wire.record import (
     ENTRY_BYTES,
     FLAG_END,
