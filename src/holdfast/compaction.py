@@ -1,8 +1,8 @@
-"""Giving back what nobody needs: which segments are rewritten, in what order, and the steps that lose nothing.
+"""Giving back what nobody needs: segments are rewritten, in steps that lose nothing.
 
-For each batch of segments: copy what counts (`backend.log.evacuation`), make it durable, move the rows to the new
-places durably, see that no row points into the old segments, say in the log that they are retired, unlink. A crash
-between any two of these leaves copies that nobody needs, or files that the next opener removes.
+`candidates` says which. For each batch: copy what counts (`backend.log.evacuation`), make it durable, move the rows
+to the new places durably, see that no row points into the old segments, say in the log that they are retired, unlink.
+A crash between any two of these leaves copies that nobody needs, or files that the next opener removes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from holdfast import _native
 from holdfast.backend.log.collector import collecting
@@ -19,54 +19,26 @@ from holdfast.backend.log.evidence import Evidence
 from holdfast.backend.log.layout import SEGMENTS, segment_path
 from holdfast.backend.log.outlet import Outlet
 from holdfast.backend.log.runs import Runs
-from holdfast.backend.log.segment import read_index
+from holdfast.candidates import Candidate, Choice, in_batches
 from holdfast.catalog import compacting
-from holdfast.catalog.compacting import RECORD_BYTES, CatalogPlaces
-from holdfast.errors import BackendError, HoldfastError, InvalidInput, NoSpace
-from holdfast.facts import (
-    SEGMENT_OPEN,
-    SEGMENT_QUARANTINED,
-    SEGMENT_SEALED,
-    SEGMENT_SUPERSEDED,
-    Facts,
-    Moves,
-)
+from holdfast.catalog.compacting import CatalogPlaces
+from holdfast.errors import HoldfastError, InvalidInput, NoSpace
+from holdfast.facts import SEGMENT_SUPERSEDED, Facts, Moves
 from holdfast.log_core import LogCore
 from holdfast.reports import CompactReport, KeptSegment, Problem
 from holdfast.room import making_room, shorten_log
 from holdfast.types import Progress, ProgressCallback
 from holdfast.wire.document import encode_retired
-from holdfast.wire.record import DOCUMENT_KINDS, PAYLOAD_KINDS, SEGMENT_HEADER_BYTES, Kind
+from holdfast.wire.record import PAYLOAD_KINDS, Kind
 
 DEFAULT_MIN_DEAD_SHARE: Final = 1 / 3
 """What a collection compacts on its own: at most two bytes are copied for one that is freed (docs/decisions/013)."""
-BATCH_SEGMENTS: Final = 64
-BATCH_BYTES: Final = 256 << 20
-"""How much is copied before the old segments go: so much more room is needed meanwhile."""
 SWITCHED_ROWS: Final = 5_000
 """Rows moved in one transaction, under the store's lock: others write between two."""
 NEEDED_BYTES: Final = 4 << 20
 """What moving the rows of one segment takes in the catalog's log, beside the copies."""
 MAX_LISTED: Final = 10_000
 MIN_TOMBSTONES: Final = 1_000
-MAX_TOMBSTONES: Final = 1_000_000
-"""How many are looked at in one run."""
-ROW_KINDS: Final = (PAYLOAD_KINDS | DOCUMENT_KINDS) - {
-    int(Kind.QUARANTINE),
-    int(Kind.REPAIR),
-    int(Kind.RETIRED),
-}
-"""Records to which a row points as long as they count."""
-
-
-class Candidate(NamedTuple):
-    """A segment in which something is dead."""
-
-    segment: int
-    size_bytes: int
-    live_bytes: int
-    dead_bytes: int
-    state: int
 
 
 def compact(
@@ -146,15 +118,17 @@ class _Compaction:
     def run(self, dry_run: bool) -> CompactReport:
         with self._backend.lock():
             self._core.keeper.catch_up()
-        self._catalog = self._core.catalog
+        self._catalog = catalog = self._core.catalog
+        choice = Choice(self._backend, catalog, self._share, self._kept)
+        self._reinstate(choice.list_broken_off())
         if dry_run:
-            return self._forecast()
-        self._close_idle()
-        candidates = self._plan()
+            return self._forecast(choice.forecast())
+        choice.close_idle()
+        candidates = choice.plan()
         self._total_bytes = sum(one.live_bytes for one in candidates)
-        last = self._with_tombstones(candidates)
+        last, self._evidence = choice.look_for_tombstones(candidates, self._min_tombstones)
         try:
-            self._empty_all(list(_batches(candidates, last)))
+            self._empty_all(list(in_batches(candidates, last)))
         except _Stopped:
             pass
         except _Replaced:
@@ -166,154 +140,6 @@ class _Compaction:
                 with suppress(HoldfastError):  # as far as there is room: `health` says what is missing
                     self._backend.reserve.fill()
         return self._report()
-
-    # -- choosing
-
-    def _plan(self) -> list[Candidate]:
-        """Choose segments, those of which least is to be copied first."""
-        catalog = self._catalog
-        states, live, contents = (
-            catalog.segments(),
-            compacting.live_bytes(catalog),
-            compacting.contents(catalog),
-        )
-        chosen: list[Candidate] = []
-        measured: dict[int, int] = {}
-        self._reinstate(  # where one broke off before it did so itself
-            [
-                segment
-                for segment, (_, state) in states.items()
-                if state == SEGMENT_SUPERSEDED and live.get(segment)
-            ]
-        )
-        for segment in self._backend.segment_ids():
-            _, state = states.get(segment, (0, SEGMENT_OPEN))
-            found = self._disk.stat(segment_path(self._root, segment))
-            if found is None or state == SEGMENT_OPEN:
-                continue
-            counts = live.get(segment, 0)
-            if self._is_dense(found.size_bytes, counts):
-                continue
-            if state == SEGMENT_QUARANTINED:
-                self._kept[segment] = "it is in quarantine"
-                continue
-            content = contents.get(segment)
-            if content is None:
-                try:
-                    content = self._measure(segment)
-                except (BackendError, OSError) as error:
-                    self._kept[segment] = f"it cannot be read ({error})"
-                    continue
-                if state == SEGMENT_SEALED:
-                    measured[segment] = content
-            dead = max(0, content - counts)
-            if state == SEGMENT_SUPERSEDED and not counts:
-                dead = found.size_bytes
-            if dead and dead >= self._share * found.size_bytes:
-                chosen.append(Candidate(segment, found.size_bytes, counts, dead, state))
-        if measured:
-            compacting.set_contents(catalog, measured)
-        quarantined = compacting.quarantined(catalog)
-        for one in chosen:
-            if one.segment in quarantined:
-                self._kept[one.segment] = "it holds damaged records that are not repaired yet"
-        return sorted(
-            (one for one in chosen if one.segment not in self._kept),
-            key=lambda one: (one.live_bytes, one.segment),
-        )
-
-    def _with_tombstones(self, candidates: list[Candidate]) -> set[int]:
-        """Begin to look for what tombstones may hide, if there are enough of them; gives the segments that have some.
-
-        Those come last and each by itself: a lower revision may lie in any segment that goes before.
-        """
-        counts = compacting.segments_with_tombstones(self._catalog)
-        segments = {one.segment for one in candidates if one.segment in counts}
-        lost = self._backend.lost_segments(self._catalog.segments())
-        if not segments or lost or sum(counts[segment] for segment in segments) < self._min_tombstones:
-            return set()
-        names: list[tuple[str, Any]] = []
-        for segment in sorted(segments):
-            names += compacting.useless_tombstones(self._catalog, segment)
-            if len(names) > MAX_TOMBSTONES:
-                break
-        self._evidence = Evidence(self._disk, self._root, names)
-        if any(state == SEGMENT_QUARANTINED for _, state in self._catalog.segments().values()):
-            self._evidence.obstacle = "a segment is in quarantine"
-        return segments
-
-    def _is_dense(self, size_bytes: int, live_bytes: int) -> bool:
-        """Whether too little can be dead, whatever the segment is made of."""
-        most = size_bytes - live_bytes
-        return most <= 0 or most < self._share * size_bytes
-
-    def _measure(self, segment: int) -> int:
-        """Give how many bytes of records a segment holds to which rows may point."""
-        path = segment_path(self._root, segment)
-        handle = self._disk.open(path, "r")
-        try:
-            return _content(read_index(self._disk, handle, segment, path).entries)
-        finally:
-            self._disk.close(handle)
-
-    def _close_idle(self) -> None:
-        """Seal segments that nobody writes to, ours and those that others left, where that pays."""
-        live = compacting.live_bytes(self._catalog)
-        writers = self._backend.committer.writers
-        sealed = False
-        for segment, (applied, state) in sorted(self._catalog.segments().items()):
-            counts = live.get(segment, 0)
-            if state != SEGMENT_OPEN or applied <= SEGMENT_HEADER_BYTES or self._is_dense(applied, counts):
-                continue
-            try:
-                writer = writers.take_closed(segment, applied)
-                if writer is None:
-                    continue
-                dead = _content(writer.entries(SEGMENT_HEADER_BYTES, writer.offset)) - counts
-                if dead > 0 and dead >= self._share * writer.offset:
-                    writers.seal(writer)
-                    sealed = True
-                else:
-                    writers.checkin(writer)
-            except OSError:
-                continue
-        if sealed:
-            self._backend.committer.apply()
-
-    def _forecast(self) -> CompactReport:
-        """Say what would be done; open segments count as far as nobody writes to them now."""
-        catalog = self._catalog
-        live = compacting.live_bytes(catalog)
-        own = self._backend.committer.writers.own()
-        chosen = self._plan()
-        for segment, (applied, state) in sorted(catalog.segments().items()):
-            if state == SEGMENT_OPEN and not self._is_dense(applied, live.get(segment, 0)):
-                if segment not in own and not self._is_free(segment):
-                    continue
-                with suppress(BackendError, OSError):
-                    counts = live.get(segment, 0)
-                    dead = self._measure(segment) - counts
-                    if dead > 0 and dead >= self._share * applied:
-                        chosen.append(Candidate(segment, applied, counts, dead, state))
-        return CompactReport(
-            dry_run=True,
-            segments=tuple(one.segment for one in chosen)[:MAX_LISTED],
-            size_bytes=sum(one.size_bytes for one in chosen),
-            copied_bytes=sum(one.live_bytes for one in chosen),
-            freed_bytes=sum(one.dead_bytes for one in chosen),
-            kept=self._list_kept(),
-            seconds=time.monotonic() - self._started,
-        )
-
-    def _is_free(self, segment: int) -> bool:
-        try:
-            handle = self._disk.open(segment_path(self._root, segment), "a")
-        except (FileNotFoundError, HoldfastError):
-            return False
-        try:
-            return self._disk.lock(handle)
-        finally:
-            self._disk.close(handle)
 
     # -- emptying
 
@@ -549,6 +375,17 @@ class _Compaction:
 
     # -- telling
 
+    def _forecast(self, chosen: list[Candidate]) -> CompactReport:
+        return CompactReport(
+            dry_run=True,
+            segments=tuple(one.segment for one in chosen)[:MAX_LISTED],
+            size_bytes=sum(one.size_bytes for one in chosen),
+            copied_bytes=sum(one.live_bytes for one in chosen),
+            freed_bytes=sum(one.dead_bytes for one in chosen),
+            kept=self._list_kept(),
+            seconds=time.monotonic() - self._started,
+        )
+
     def _watch(self, more_bytes: int) -> None:
         if self._stop() or self._core.was_closed:
             raise _Stopped
@@ -573,28 +410,6 @@ class _Compaction:
             reserve_used=self._reserve_used,
             seconds=time.monotonic() - self._started,
         )
-
-
-def _batches(candidates: list[Candidate], last: set[int]) -> Iterator[list[Candidate]]:
-    """Put together what is emptied at a time; what has tombstones comes `last`, the oldest first, each by itself."""
-    batch: list[Candidate] = []
-    size = 0
-    for one in candidates:
-        if one.segment in last:
-            continue
-        if batch and (len(batch) == BATCH_SEGMENTS or size + one.live_bytes > BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(one)
-        size += one.live_bytes
-    if batch:
-        yield batch
-    yield from ([one] for one in sorted(candidates) if one.segment in last)
-
-
-def _content(entries: bytes) -> int:
-    kinds, _, _, stored, _, _ = _native.entry_columns(entries)
-    return sum(length + RECORD_BYTES for kind, length in zip(kinds, stored, strict=True) if kind in ROW_KINDS)
 
 
 def _hashes(entries: bytes) -> list[bytes]:
