@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from holdfast import _native
@@ -49,7 +50,7 @@ def compact(
     dry_run: bool = False,
 ) -> CompactReport:
     """Rewrite segments of which at least this share is dead; `Locked` while somebody else collects or compacts."""
-    core.backend.committer  # noqa: B018  # refuses a store that was opened to read
+    core.backend.require_writing()
     if not 0 <= min_dead_share <= 1:
         raise InvalidInput(f"min_dead_share is {min_dead_share}; 0 to 1 is allowed")
 
@@ -330,7 +331,7 @@ class _Compaction:
                         one.entry.flags,
                         one.payload,
                         None,
-                        lambda new, m=moves, o=one: m.append((o.key, o.location, new)),  # type: ignore[misc]
+                        partial(_move, moves, one),
                     )
             gone = Runs(range(segment, segment + 1) for segment in segments)
             gone.add(run for source in sources for run in source.retired)
@@ -410,6 +411,10 @@ class _Compaction:
             reserve_used=self._reserve_used,
             seconds=time.monotonic() - self._started,
         )
+
+
+def _move(moves: list[tuple[object, int, int]], tombstone: Pending, location: int) -> None:
+    moves.append((tombstone.key, tombstone.location, location))
 
 
 def _hashes(entries: bytes) -> list[bytes]:

@@ -10,9 +10,11 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from holdfast.backend.log.partial import Partial
+from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.log.session import LEASE_RAW
 from holdfast.errors import CorruptBlob
 from holdfast.filling import Filling
@@ -155,11 +157,11 @@ def expire_partials(core: LogCore, now_ms: int) -> int:
     What is left of those that were completed goes too. Gives how many; what they had in the log is garbage then.
     """
     oldest_ms = now_ms - int(core.options.partial_age_seconds * 1000)
-    removed = 0
-    for digest in core.backend.partials.hashes():
-        is_complete = core.catalog.find_blob(digest) is not None
-        removed += core.backend.partials.remove(
-            digest,
-            lambda state, done=is_complete: done or state is None or state.written_ms <= oldest_ms,  # type: ignore[misc]
-        )
-    return removed
+
+    def is_over(is_complete: bool, state: PartialState | None) -> bool:
+        return is_complete or state is None or state.written_ms <= oldest_ms
+
+    return sum(
+        core.backend.partials.remove(digest, partial(is_over, core.catalog.find_blob(digest) is not None))
+        for digest in core.backend.partials.hashes()
+    )

@@ -98,7 +98,7 @@ class LogCore(Core):
         self.kept.let_go(digest)
 
     def check_writable(self) -> None:
-        self.backend.committer  # noqa: B018  # refuses
+        self.backend.require_writing()
 
     def lease(self, digests: Sequence[bytes], kind: int) -> list[int]:
         return self.backend.session.lease(digests, kind)
@@ -163,7 +163,7 @@ class LogCore(Core):
     def changing(self) -> Iterator[Group]:
         """Hold the store's lock and a pin for a change to what has a name: read, check, append, fsync, apply."""
         backend = self.backend
-        backend.committer  # noqa: B018  # refuses a store that was opened to read before anything is waited for
+        backend.require_writing()
         with backend.lock(), backend.operation():
             self.keeper.catch_up()
             group = backend.group()

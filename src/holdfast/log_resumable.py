@@ -50,7 +50,7 @@ class LogResumableWriter(ResumableWriter):
             time_ms,
             details=encode_details(details),
         )
-        core.backend.committer  # noqa: B018  # refuses a store that was opened to read
+        core.backend.require_writing()
         with core.backend.lock():
             core.backend.claims.take(UPLOADS, document.token.hex(), f"the upload {document.token.hex()}")
         return cls._started(core, artifacts, details, document, document.revision)
@@ -59,7 +59,7 @@ class LogResumableWriter(ResumableWriter):
     def resume(cls, core: LogCore, artifacts: Artifacts, token: str) -> Self:
         """Go on with an upload: `UploadNotFound`, `Locked`."""
         raw = uploads.parse_token(token)
-        core.backend.committer  # noqa: B018
+        core.backend.require_writing()
         with core.backend.lock():
             core.keeper.catch_up()
             uploads.find_open(core, raw, now_ms())

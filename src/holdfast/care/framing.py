@@ -7,6 +7,7 @@ nothing worse. Payloads are never touched here: they are stored anew elsewhere (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 from holdfast import _native
@@ -14,7 +15,7 @@ from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.segment import read_tail, scan_records, slice_entries
 from holdfast.errors import FormatError
-from holdfast.types import now_ms
+from holdfast.types import BytesLike, now_ms
 from holdfast.wire.record import (
     DOCUMENT_KINDS,
     ENTRY,
@@ -276,7 +277,7 @@ class Framing:
             payload = self._read(entry.stored_bytes, entry.offset + HEADER_BYTES)
             if _native.blake3(payload) == entry.hash:
                 continue
-            mended = mend_bit(payload, lambda trial, want=entry.hash: _native.blake3(trial) == want)  # type: ignore[misc]
+            mended = mend_bit(payload, partial(_has_hash, entry.hash))
             if entry.kind == Kind.CLOSE and mended is None:
                 mended = bytes(16)
             if mended is None:
@@ -300,6 +301,10 @@ class Framing:
             self._left.append((start, "the index does not list what is there"))
         elif self._read(size - start, start) != whole:
             self._write(whole, start, "index")
+
+
+def _has_hash(hash_: bytes, payload: BytesLike) -> bool:
+    return _native.blake3(payload) == hash_
 
 
 def _each(entries: bytes) -> Iterator[Entry]:

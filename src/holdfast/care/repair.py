@@ -87,7 +87,7 @@ class Repair:
 
     def run(self, *, give_up: bool) -> RepairReport:
         started = time.monotonic()
-        self._backend.committer  # noqa: B018  # refuses a store that was opened to read
+        self._backend.require_writing()
         self._core.write_down_damage()
         with self._backend.operation():
             self._mend_framing()

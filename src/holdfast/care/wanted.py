@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from holdfast import _native
@@ -171,7 +171,7 @@ def find_owners(core: LogCore, wanted: set[bytes]) -> dict[bytes, list[Owner]]:
             (Kind.MANIFEST_PAGE, reader.manifest.iter_pages()),
             (Kind.OUTBOARD_PAGE, reader.outboard_stream.iter_pages()),
         ):
-            _own(owners, row, kind, wanted, lambda pages=pages: (hash_ for hash_, _ in pages))  # type: ignore[misc]
+            _own(owners, row, kind, wanted, pages)
         try:
             for start, _, _, digest in reader.manifest.iter_chunks():
                 if digest in wanted:
@@ -187,10 +187,10 @@ def _own(
     row: Any,
     kind: int,
     wanted: set[bytes],
-    pages: Callable[[], Iterator[bytes]],
+    pages: Iterator[tuple[bytes, Any]],
 ) -> None:
     try:
-        for hash_ in pages():
+        for hash_, _ in pages:
             if hash_ in wanted:
                 owners.setdefault(hash_, []).append(Owner(row.hash, row.size, None, kind))
     except (HoldfastError, *MENDABLE):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import apsw
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from holdfast.catalog.aside import AsideCatalog
 
 T = TypeVar("T")
+P = ParamSpec("P")
 _HAS_BLOB = f"""
 SELECT 1 FROM blobs WHERE hash = ?1 UNION ALL SELECT 1 FROM data WHERE hash = ?1 AND flags & {FLAG_BLOB}"""
 NAMED = """
@@ -147,11 +148,11 @@ class Catalog(CatalogFile):
 
     # Reading
 
-    def _read(self, query: Callable[[Reader], T]) -> T:
+    def _read(self, query: Callable[Concatenate[Reader, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             reader = self._pool.take()
             try:
-                return query(reader)
+                return query(reader, *args, **kwargs)
             finally:
                 self._pool.give(reader)
         except MET as error:
@@ -229,7 +230,7 @@ class Catalog(CatalogFile):
         before = HIGHEST if after is None else after
         while limit is None or limit > 0:
             size = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
-            page = self._read(lambda reader, b=before, n=size: reader.artifacts_before(b, deleted, n))  # type: ignore[misc]
+            page = self._read(Reader.artifacts_before, before, deleted, size)
             yield from page
             if len(page) < size:
                 return
@@ -248,7 +249,7 @@ class Catalog(CatalogFile):
         """Stream the tags or links in use that begin with a prefix, in order, with how many artifacts bear them."""
         end = prefix_end(prefix)
         while True:
-            page = self._read(lambda reader, a=after: names_page(reader, kind, prefix, end, a, PAGE_ROWS))  # type: ignore[misc]
+            page = self._read(names_page, kind, prefix, end, after, PAGE_ROWS)
             yield from page
             if len(page) < PAGE_ROWS:
                 return
@@ -284,7 +285,7 @@ class Catalog(CatalogFile):
     def iter_tags(self, after: str | None = None) -> Iterator[TagEntry]:
         """Stream all tags by name, deleted ones included, in pages like `iter_artifacts`."""
         while True:
-            page = self._read(lambda reader, a=after: reader.tags_after(a, PAGE_ROWS))  # type: ignore[misc]
+            page = self._read(Reader.tags_after, after, PAGE_ROWS)
             yield from page
             if len(page) < PAGE_ROWS:
                 return
@@ -294,7 +295,7 @@ class Catalog(CatalogFile):
         """Stream the live tags that begin with a prefix, in pages like `iter_artifacts`."""
         end, sign, after = prefix_end(prefix), ">=", prefix
         while True:
-            page = self._read(lambda reader, s=sign, a=after: reader.tags_range(s, a, end, PAGE_ROWS))  # type: ignore[misc]
+            page = self._read(Reader.tags_range, sign, after, end, PAGE_ROWS)
             yield from page
             if len(page) < PAGE_ROWS:
                 return
@@ -311,7 +312,7 @@ class Catalog(CatalogFile):
             LOWEST,
             "SELECT token, doc FROM uploads WHERE state = 0 AND token > ? ORDER BY token LIMIT 100",
         )
-        while page := self._read(lambda reader, a=after: reader.all(sql, (a,))):  # type: ignore[misc]
+        while page := self._read(Reader.all, sql, (after,)):
             yield from (doc for _, doc in page)
             after = page[-1][0]
 

@@ -12,7 +12,7 @@ import apsw
 
 from holdfast.catalog.apply import apply_facts
 from holdfast.catalog.catalog import Catalog
-from holdfast.catalog.queries import BATCH_KEYS
+from holdfast.catalog.queries import BATCH_KEYS, Reader
 from holdfast.facts import (
     FLAG_BLOB,
     FLAG_CONDEMNED,
@@ -126,7 +126,7 @@ class CatalogPlaces:
         rows: list[tuple[Any, ...]] = []
         for start in range(0, len(ordered), BATCH_KEYS):
             packed = apsw.carray(tuple(ordered[start : start + BATCH_KEYS]))
-            rows += self._catalog._read(lambda reader, p=packed: reader.all(sql, (p,)))  # type: ignore[misc]
+            rows += self._catalog._read(Reader.all, sql, (packed,))
         return rows
 
 

@@ -7,7 +7,7 @@ from typing import Final
 import apsw
 
 from holdfast.catalog.catalog import Catalog
-from holdfast.catalog.queries import PAGE_ROWS
+from holdfast.catalog.queries import PAGE_ROWS, Reader
 from holdfast.catalog.unusable import CatalogUnusable
 
 _LIVE: Final = (
@@ -27,11 +27,11 @@ def count_forgotten(old: Catalog, new: Catalog) -> int:
     try:
         for live, unknown, after in zip(_LIVE, _UNKNOWN, (b"", ""), strict=True):
             while True:
-                page = old._read(lambda reader, a=after, sql=live: reader.all(sql, (a, PAGE_ROWS)))  # type: ignore[misc]
+                page = old._read(Reader.all, live, (after, PAGE_ROWS))
                 if not page:
                     break
                 keys = apsw.carray(tuple(key for (key,) in page))
-                ((count,),) = new._read(lambda reader, k=keys, sql=unknown: reader.all(sql, (k,)))  # type: ignore[misc]
+                ((count,),) = new._read(Reader.all, unknown, (keys,))
                 lost += int(count)
                 ((after,),) = page[-1:]
     except CatalogUnusable:

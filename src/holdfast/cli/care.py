@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -37,7 +38,7 @@ def verify(state: State, refs: tuple[str, ...]) -> int:
             report = store.verify(name, progress=bar)
             damaged = damaged or not report.ok
             document = {"ref": str(name), **report.to_dict()}
-            state.answer(document, lambda ref=ref, report=report: _show(ref, report))  # type: ignore[misc]
+            state.answer(document, partial(_show, ref, report))
             if state.quiet and not state.json and not report.ok:
                 out(str(name))
     return DAMAGED if damaged else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -121,7 +122,7 @@ def why(state: State, ref: str) -> None:
     if not chains and not state.json:
         note("nothing keeps it: the next gc takes it, once its undo window is over")
     for chain in chains:
-        state.answer(chain.to_dict(), lambda chain=chain: _show_chain(chain), quiet=escape(chain.root))  # type: ignore[misc]
+        state.answer(chain.to_dict(), partial(_show_chain, chain), quiet=escape(chain.root))
 
 
 def _show_chain(chain: Chain) -> None:

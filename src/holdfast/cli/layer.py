@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
@@ -107,7 +108,7 @@ def tag_rm(state: State, names: tuple[str, ...], dry_run: bool, yes: bool) -> in
             verb = "would delete" if dry_run else "deleted"
             document = {"name": tag.name, "deleted": not dry_run, "dry_run": dry_run}
             line = f"{verb} {escape(tag.name)}  blake3:{tag.hash}"
-            state.answer(document, lambda line=line: out(line), quiet=escape(tag.name))  # type: ignore[misc]
+            state.answer(document, partial(out, line), quiet=escape(tag.name))
     return 0
 
 
@@ -188,7 +189,7 @@ def blob_add(state: State, paths: tuple[str, ...], name: str | None) -> None:
             document: dict[str, Any] = {"hash": str(lease.hash), "size_bytes": lease.size_bytes}
             document |= {"durability": str(lease.durability), "tag": name}
             line = f"{lease.hash}  {size(lease.size_bytes)}"
-            state.answer(document, lambda line=line: out(line), quiet=str(lease.hash))  # type: ignore[misc]
+            state.answer(document, partial(out, line), quiet=str(lease.hash))
 
 
 @command("cat", example="holdfast blob cat tag:data | sha256sum\nholdfast blob cat af1349b9 --range 0..4096")

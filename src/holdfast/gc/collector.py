@@ -63,7 +63,7 @@ class Collector:
         if dry:
             with _naming_roots(core):
                 return dry_run(core, age, progress)
-        core.backend.committer  # noqa: B018  # refuses a store that was opened to read
+        core.backend.require_writing()
         return making_room(core, lambda: self._gc(age, max_batches, progress, stop))
 
     def _gc(

@@ -19,7 +19,7 @@ from holdfast.catalog.collecting import Cycle, Touch
 from holdfast.digests import BUCKETS, bucket_range
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
 from holdfast.gc.found import MAX_LISTED, Found, expiry_ms, is_behind, unmarked_bits, waiting_for
-from holdfast.gc.marks import Marks, Root, Tracer, pages_of
+from holdfast.gc.marks import Marks, Root, Tracer, blob_pages, data_pages, pages_of
 from holdfast.gc.roots import iter_held, iter_leases, refusal
 from holdfast.log_core import LogCore
 from holdfast.sequences import Unreadable
@@ -27,7 +27,6 @@ from holdfast.types import Hash, Progress, ProgressCallback, now_ms
 
 log = logging.getLogger("holdfast")
 
-PAGE_ROWS: Final = 2_000
 TRANSACTION_ROWS: Final = 500
 """Others write between two transactions; one of this many rows takes a few milliseconds."""
 LONGEST_PAUSE_SECONDS: Final = 0.05
@@ -172,7 +171,7 @@ class Collection:
     ) -> Iterator[tuple[list[tuple[int, bytes]], int, bytes]]:
         for number, after, below in _ranges(done):
             live = marks.blobs.bucket(number)
-            for page in pages_of(lambda a, b=below: books.blob_page(self._catalog(), a, b, PAGE_ROWS), after):  # type: ignore[misc]
+            for page in blob_pages(self._catalog, after, below):
                 doomed = [
                     (0, hash_) for hash_, _, _, condemned in page if hash_ not in live and not condemned
                 ]
@@ -184,7 +183,7 @@ class Collection:
         for number, after, below in _ranges(done):
             blobs = marks.blobs.bucket(number)
             payloads = marks.payloads.bucket(number)
-            for page in pages_of(lambda a, b=below: books.data_page(self._catalog(), a, b, PAGE_ROWS), after):  # type: ignore[misc]
+            for page in data_pages(self._catalog, after, below):
                 doomed = []
                 for hash_, flags, _ in page:
                     bits = unmarked_bits(hash_, flags, blobs, payloads)
@@ -233,16 +232,16 @@ class Collection:
 
     def _uncondemned_blobs(self) -> Iterator[bytes]:
         for _, low, high in _ranges(b""):
-            for page in pages_of(lambda a, b=high: books.blob_page(self._catalog(), a, b, PAGE_ROWS), low):  # type: ignore[misc]
+            for page in blob_pages(self._catalog, low, high):
                 yield from (hash_ for hash_, _, _, condemned in page if not condemned)
 
     def _pardon(self, marks: Marks) -> None:
         for number, low, high in _ranges(b""):
             blobs, payloads = marks.blobs.bucket(number), marks.payloads.bucket(number)
-            for page in pages_of(lambda a, b=high: books.blob_page(self._catalog(), a, b, PAGE_ROWS), low):  # type: ignore[misc]
+            for page in blob_pages(self._catalog, low, high):
                 reached = [hash_ for hash_, _, _, condemned in page if condemned and hash_ in blobs]
                 self._pardon_rows(reached, [])
-            for rows in pages_of(lambda a, b=high: books.data_page(self._catalog(), a, b, PAGE_ROWS), low):  # type: ignore[misc]
+            for rows in data_pages(self._catalog, low, high):
                 pardoned = []
                 for hash_, flags, _ in rows:
                     bits = flags & _BOTH

@@ -14,9 +14,8 @@ from holdfast.catalog import collecting as books
 from holdfast.digests import BUCKETS, DigestSet, bucket_range
 from holdfast.errors import BlobNotFound, CorruptBlob, FormatError, IntegrityError
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
-from holdfast.gc.cycle import PAGE_ROWS
 from holdfast.gc.found import MAX_LISTED, expiry_ms, unmarked_bits
-from holdfast.gc.marks import Marks, Tracer, pages_of
+from holdfast.gc.marks import Marks, Tracer, blob_pages, data_pages
 from holdfast.gc.roots import iter_direct, iter_held, iter_leases, named_text
 from holdfast.log_core import LogCore
 from holdfast.partials import look
@@ -51,13 +50,13 @@ def _unmarked(catalog: Catalog, marks: Marks, until_ms: int, started: float) -> 
     dropped_blobs = dropped_payloads = freed = 0
     for number, low, high in _all_ranges():
         live, payloads = marks.blobs.bucket(number), marks.payloads.bucket(number)
-        for page in pages_of(lambda a, b=high: books.blob_page(catalog, a, b, PAGE_ROWS), low):  # type: ignore[misc]
+        for page in blob_pages(lambda: catalog, low, high):
             gone = [hash_ for hash_, _, _, _ in page if hash_ not in live]
             dropped_blobs += len(gone)
             freed += sum(stored for hash_, _, stored, _ in page if hash_ not in live)
             freed += books.copies_bytes(catalog, gone, of_blobs=True)
             blobs += gone[: MAX_LISTED - len(blobs)]
-        for rows in pages_of(lambda a, b=high: books.data_page(catalog, a, b, PAGE_ROWS), low):  # type: ignore[misc]
+        for rows in data_pages(lambda: catalog, low, high):
             bits = [
                 (unmarked_bits(hash_, flags, live, payloads), hash_, stored) for hash_, flags, stored in rows
             ]
@@ -158,7 +157,7 @@ def _parents(core: LogCore, catalog: Catalog, tracer: Tracer, target: bytes) -> 
     parents: dict[bytes, set[bytes]] = {target: set()}
     for number, low, high in _all_ranges():
         del number
-        for page in pages_of(lambda a, b=high: books.blob_page(catalog, a, b, PAGE_ROWS), low):  # type: ignore[misc]
+        for page in blob_pages(lambda: catalog, low, high):
             for hash_, location, stored, _ in page:
                 if hash_ != target and _has(tracer, target, hash_, location, stored):
                     parents[target].add(hash_)

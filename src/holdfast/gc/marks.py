@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 import apsw
 
 from holdfast.backend.log.pieces import iter_pieces
 from holdfast.catalog import Catalog
-from holdfast.catalog.collecting import blob_page
+from holdfast.catalog.collecting import blob_page, data_page
 from holdfast.digests import DigestSet, bucket_range
 from holdfast.errors import BlobNotFound, FormatError, HoldfastError, IntegrityError, NotFound
 from holdfast.facts import KIND_DATA, KIND_MASK
@@ -21,6 +21,7 @@ from holdfast.types import Hash
 
 T = TypeVar("T")
 R = TypeVar("R", bound=tuple[Any, ...])
+PAGE_ROWS: Final = 2_000
 Root: TypeAlias = tuple[bytes, int]
 """A hash that is kept, and 1 if it is followed as a hash seq, else 0."""
 Watch: TypeAlias = Callable[[int], None]
@@ -97,7 +98,7 @@ class Tracer:
             for number, bucket in blobs.buckets():
                 low, high = bucket_range(number)
                 large: set[bytes] = set()
-                for page in pages_of(lambda after, b=high: blob_page(self._catalog(), after, b, BATCH), low):  # type: ignore[misc]
+                for page in blob_pages(self._catalog, low, high):
                     found = [
                         (location, stored, hash_) for hash_, location, stored, _ in page if hash_ in bucket
                     ]
@@ -144,3 +145,17 @@ def pages_of(page_after: Callable[[bytes], list[R]], after: bytes) -> Iterator[l
     while page := page_after(after):
         yield page
         after = page[-1][0]
+
+
+def blob_pages(
+    catalog: Callable[[], Catalog], after: bytes, below: bytes
+) -> Iterator[list[tuple[bytes, int, int, int]]]:
+    """Give the rows of large blobs (`books.blob_page`) between two hashes, from whichever catalog there is by then."""
+    return pages_of(lambda last: blob_page(catalog(), last, below, PAGE_ROWS), after)
+
+
+def data_pages(
+    catalog: Callable[[], Catalog], after: bytes, below: bytes
+) -> Iterator[list[tuple[bytes, int, int]]]:
+    """Give the rows of payloads (`books.data_page`) in the same way."""
+    return pages_of(lambda last: data_page(catalog(), last, below, PAGE_ROWS), after)

@@ -146,6 +146,10 @@ class LogBackend:
             raise PermissionDenied(f"the store at {self.root} was opened read-only", path=self.root)
         return self._committer
 
+    def require_writing(self) -> None:
+        """Refuse a store that was opened to read."""
+        _ = self.committer
+
     def operation(self) -> AbstractContextManager[None]:
         """Pin what the catalog says from here on until the operation ends. A store opened to read has no session."""
         session = self._session

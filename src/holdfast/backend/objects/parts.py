@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import Final, NamedTuple
 
@@ -241,7 +242,7 @@ class Parts:
                 pieces = read_verified(
                     part.head.hash,
                     part.head.size_bytes,
-                    lambda offset, length, data=data: data[offset - start : offset - start + length],  # type: ignore[misc]
+                    partial(_slice_at, start, data),
                     pairs.read,
                     ChunkRanges.bytes(start, stop),
                 )
@@ -347,3 +348,8 @@ def _cover(found: Iterator[Span]) -> list[Span]:
 
 def _unit(span: Span) -> int:
     return BLOCK_BYTES if span.at >= span.part.data_at else PAIR_BYTES
+
+
+def _slice_at(start: int, data: BytesLike, offset: int, length: int) -> BytesLike:
+    """Give bytes of a window of a blob that begins at `start`."""
+    return data[offset - start : offset - start + length]
