@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 
 from holdfast.backend.objects.backend import Generations
+from holdfast.backend.objects.ends import list_whole, make_ends
 from holdfast.backend.objects.layout import ARTIFACTS, BLOBS, COMMITS, TAGS, is_names_key
 from holdfast.backend.objects.names import read_named
 from holdfast.care.report import Report, problem_of
@@ -156,7 +157,7 @@ class Scrub:
 
     def _names(self, section: str, after: str) -> Iterator[_Task]:
         for meta in filter(
-            lambda one: is_names_key(one.key), self._backend.bucket.list(section, after=after)
+            lambda one: is_names_key(one.key), list_whole(self._backend.bucket, section, after=after)
         ):
             future = self._backend.pool.submit(self._check_name, meta.key)
             yield _Task(meta.key, "", 0, meta.size_bytes, False, future)
@@ -241,6 +242,8 @@ def scrub(
 ) -> ScrubReport:
     """Check what is in the bucket: a whole pass, or with a budget a part of one; `resume` goes on where one ended."""
     core.write_down_damage()
+    if not core.backend.read_only:
+        make_ends(core.backend.bucket)  # then what was removed along with one is missed below
     report = Report("scrub", progress)
     work = Scrub(core, report, max_bytes, bytes_per_second)
     if resume and (kept := read_hint(core, POSITION, Place)) is not None:

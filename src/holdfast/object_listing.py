@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from holdfast.backend.objects.backend import Generations, ObjectBackend, generations_of
 from holdfast.backend.objects.bucket import Meta
+from holdfast.backend.objects.ends import list_whole
 from holdfast.backend.objects.layout import (
     ARTIFACTS,
     BLOBS,
@@ -106,7 +107,7 @@ def iter_blobs(backend: ObjectBackend, tally: Tally, after: str = "") -> Iterato
 
 def _ours(backend: ObjectBackend, tally: Tally, after: str) -> Iterator[tuple[BlobKey, Meta]]:
     """Give the objects under `blobs/` that are ours; what lies between them is counted."""
-    for meta in backend.bucket.list(BLOBS, after=after):
+    for meta in list_whole(backend.bucket, BLOBS, after=after):
         key = parse_blob_key(meta.key)
         if key is None:
             tally.foreign += 1

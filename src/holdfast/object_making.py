@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.backend.objects.backend import ObjectBackend
-from holdfast.backend.objects.bucket import Bucket
+from holdfast.backend.objects.bucket import Bucket, Meta
 from holdfast.backend.objects.cache import BlockCache
+from holdfast.backend.objects.ends import make_ends
 from holdfast.backend.objects.layout import (
     ARTIFACTS,
     BLOBS,
@@ -24,6 +25,7 @@ from holdfast.backend.objects.layout import (
     UPLOADS,
     Identity,
     encode_identity,
+    parse_blob_key,
     parse_identity,
 )
 from holdfast.backend.objects.probe import honours_conditions
@@ -76,7 +78,11 @@ def open_object_core(
             if not create or read_only:
                 raise StoreNotFound(
                     f"there is no store at {bucket.location}: `holdfast init` or create=True makes one"
-                    + (", around the blobs that are there" if next(iter(bucket.list(BLOBS)), None) else ""),
+                    + (
+                        ", around the blobs that are there"
+                        if any(map(_is_blob, islice(bucket.list(BLOBS), LOOKED_AT)))
+                        else ""
+                    ),
                     path=bucket.location,
                 )
             identity = _make_identity(bucket)
@@ -102,6 +108,10 @@ def open_object_core(
         raise
 
 
+def _is_blob(meta: Meta) -> bool:
+    return parse_blob_key(meta.key) is not None
+
+
 def _find_identity(bucket: Bucket) -> Identity | None:
     found = bucket.get(IDENTITY_KEY, max_bytes=MAX_IDENTITY_BYTES)
     try:
@@ -119,6 +129,7 @@ def _make_identity(bucket: Bucket) -> Identity:
             f"{bucket.location} holds other objects ({strange[0]!r:.100}): give the store a prefix of its own",
             path=bucket.location,
         )
+    make_ends(bucket)
     identity = Identity(os.urandom(16), now_ms())
     if bucket.create(IDENTITY_KEY, encode_identity(identity)) is not None:
         return identity

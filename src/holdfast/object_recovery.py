@@ -17,6 +17,7 @@ import msgspec
 
 from holdfast.backend.objects.backend import ObjectBackend
 from holdfast.backend.objects.bucket import Meta
+from holdfast.backend.objects.ends import list_whole, make_ends
 from holdfast.backend.objects.layout import IDENTITY_KEY, MAX_IDENTITY_BYTES, parse_identity
 from holdfast.backend.objects.names import Named, facts_of
 from holdfast.catalog import Catalog, CatalogUnusable
@@ -160,6 +161,7 @@ class ObjectKeeper:
                 self._path = None
                 stats = self._rebuild("a store opened read-only is read anew", progress)
                 return RefreshStats(is_rebuilt=True, requests=stats.requests, seconds=stats.seconds)
+            self._check_identity()
             refresh = Refresh(self._backend, catalog, progress)
             if not refresh.run():
                 log.info(
@@ -197,6 +199,8 @@ class ObjectKeeper:
         requests = backend.bucket.requests.snapshot()
         if self._was_open:
             self._check_identity()
+        if not backend.read_only:
+            make_ends(backend.bucket)  # where somebody removed them
         if reason is not None:
             log.info("the catalog of %s is rebuilt from the bucket: %s", backend.bucket.location, reason)
         tally = Tally()
@@ -298,7 +302,7 @@ def read_bucket(backend: ObjectBackend, tally: Tally) -> Iterator[Facts]:
     for prefix in NAMES:
         for _ in range(TRIES):
             vanished = tally.vanished
-            yield from name_facts(backend, backend.bucket.list(prefix), tally)
+            yield from name_facts(backend, list_whole(backend.bucket, prefix), tally)
             if tally.vanished == vanished:
                 break
     yield from blob_facts(backend, tally)
@@ -308,7 +312,7 @@ def _changed(backend: ObjectBackend, catalog: Catalog, prefix: str, gone: list[s
     """Give what is listed and was not seen like that; `gone` gets what was seen and is not listed."""
     seen = iter_seen(catalog, prefix)
     known = next(seen, None)
-    for meta in backend.bucket.list(prefix):
+    for meta in list_whole(backend.bucket, prefix):
         while known is not None and known[0] < meta.key:
             gone.append(known[0])
             known = next(seen, None)

@@ -14,6 +14,7 @@ import apsw
 
 from holdfast.backend.objects.backend import ObjectBackend
 from holdfast.backend.objects.bucket import Meta
+from holdfast.backend.objects.ends import list_whole
 from holdfast.backend.objects.layout import ARTIFACTS, COMMITS, TAGS, artifact_key, is_names_key
 from holdfast.backend.objects.names import GRAVE_BYTES, Named, facts_of, read_named
 from holdfast.catalog import labels
@@ -141,7 +142,7 @@ class BucketNames:
 
     def _unread(self, prefix: str) -> Iterator[Meta]:
         """List what is to be read: what was not seen before as it is now."""
-        for meta in self._backend.bucket.list(prefix):
+        for meta in list_whole(self._backend.bucket, prefix):
             if not is_names_key(meta.key):
                 continue
             self.objects += 1

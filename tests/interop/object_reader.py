@@ -68,7 +68,7 @@ class Bucket:
             if part[2] is not None if part[1] == "gone" else part[2] != "0":
                 self.blobs.setdefault(digest_of(path.parent.name), {})[part[1], int(part[2] or 0)] = path
         for folder in ("commits", "artifacts", "tags"):
-            for path in sorted(root.glob(f"{folder}/*")):
+            for path in sorted(root.glob(f"{folder}/[0-9a-f]*")):
                 try:
                     self._take(f"{folder}/{path.name}", path.read_bytes())
                 except Damaged as error:

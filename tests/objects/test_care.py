@@ -208,7 +208,7 @@ def test_names_come_back_from_one_bit_from_the_catalog_and_from_a_copy(
     store.update(artifacts[1], filename="second")
     store.delete(artifacts[2])
     store.tags.set("name", artifacts[0].hash)
-    (commit,) = (root / "commits").iterdir()
+    (commit,) = (root / "commits").glob("*-*")
     changed, deleted = (root / "artifacts" / artifact.id for artifact in artifacts[1:])
     tag = root / tag_key("name")
     before = list(store.find()), list(store.find(deleted=True)), list(store.tags.list())

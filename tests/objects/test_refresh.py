@@ -193,7 +193,7 @@ def test_a_refresh_of_a_local_store_has_nothing_to_do(tmp_path: Path) -> None:
 def test_damaged_names_of_others_are_told(machine: Machine, root: Path) -> None:
     one, two = machine(), machine()
     one.put(b"one")
-    (path,) = (root / "commits").iterdir()
+    (path,) = (root / "commits").glob("*-*")
     path.write_bytes(b"rubbish")
     stats = two.refresh()
     assert (stats.damaged, stats.problems[0].kind) == (1, "corrupt_object")

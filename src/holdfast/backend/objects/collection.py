@@ -19,6 +19,7 @@ import msgspec
 
 from holdfast.backend.objects.backend import ObjectBackend
 from holdfast.backend.objects.bucket import Bucket, Meta
+from holdfast.backend.objects.ends import list_whole
 from holdfast.backend.objects.layout import (
     BLOBS,
     COLLECTOR_KEY,
@@ -72,7 +73,7 @@ class BlobObjects(NamedTuple):
 
 def iter_blobs(bucket: Bucket) -> Iterator[BlobObjects]:
     """List what there is of all blobs, in the order of their hashes; what is not ours, or in base32, is passed over."""
-    keyed = ((parse_blob_key(meta.key), meta) for meta in bucket.list(BLOBS))
+    keyed = ((parse_blob_key(meta.key), meta) for meta in list_whole(bucket, BLOBS))
     ours = ((key, meta) for key, meta in keyed if key is not None and len(key.name) == 64)
     for hash_, group in groupby(ours, lambda one: one[0].hash):
         data: dict[int, Meta] = {}

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 from holdfast.backend.log.partial_reader import read_verified
 from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.objects.bucket import Bucket, Meta
+from holdfast.backend.objects.ends import list_whole
 from holdfast.backend.objects.layout import PARTS, parse_part_key, part_key, parts_prefix
 from holdfast.errors import CorruptBlob, FormatError, MissingChunk, Unavailable
 from holdfast.ranges import ChunkRanges
@@ -103,7 +104,7 @@ class Parts:
 
     def iter_all(self) -> Iterator[tuple[bytes, list[Meta]]]:
         """Give the hashes of all partial blobs, ascending, with their objects: one listing."""
-        keyed = ((parse_part_key(meta.key), meta) for meta in self.bucket.list(PARTS))
+        keyed = ((parse_part_key(meta.key), meta) for meta in list_whole(self.bucket, PARTS))
         for hash_, group in groupby(keyed, lambda one: one[0]):
             if hash_ is not None:
                 yield hash_, [meta for _, meta in group]

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from holdfast import _native
 from holdfast.backend.objects.bucket import Bucket, Meta
+from holdfast.backend.objects.ends import list_whole
 from holdfast.backend.objects.layout import UPLOADS, parse_upload_key, upload_key, upload_prefix
 from holdfast.errors import Conflict, CorruptObject, FormatError
 from holdfast.types import BytesLike
@@ -111,7 +112,7 @@ class Pieces:
 
     def iter_all(self) -> Iterator[tuple[bytes, list[Meta]]]:
         """Give the tokens of all uploads, ascending, those that have ended too, with their objects: one listing."""
-        keyed = ((parse_upload_key(meta.key), meta) for meta in self._bucket.list(UPLOADS))
+        keyed = ((parse_upload_key(meta.key), meta) for meta in list_whole(self._bucket, UPLOADS))
         for token, group in groupby(keyed, lambda one: one[0][0] if one[0] is not None else None):
             if token is not None:
                 yield token, [meta for _, meta in group]
