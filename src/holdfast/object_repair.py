@@ -88,7 +88,7 @@ class Repair:
             self._tell()
         for one in bad:
             if not one.hash:
-                if self._mend_names(one):
+                if self._mend_names(one, give_up=give_up):
                     release_bad(catalog, [one.key])
                 elif give_up:
                     self._give_up([one.key])
@@ -276,7 +276,8 @@ class Repair:
 
     # -- names
 
-    def _mend_names(self, bad: Bad) -> bool:
+    def _mend_names(self, bad: Bad, *, give_up: bool) -> bool:
+        """Put an object of names right. What the catalog read of an older state counts only before it is given up."""
         key, bucket = bad.key, self._backend.bucket
         try:
             if read_named(bucket, key) is not None:
@@ -284,11 +285,15 @@ class Repair:
         except CorruptObject:
             pass
         found = bucket.get(key, max_bytes=MAX_BUNDLE_BYTES)
-        made = self._right_bytes(key, None if found is None else found[0])
+        raw, e_tag = (None, None) if found is None else (found[0], found[1].e_tag)
+        documents = self._from_catalog(key)
+        is_older = e_tag is not None and not self._was_read(key, e_tag)
+        made = self._right_bytes(key, raw, [] if is_older and not give_up else documents)
         if made is None:
-            self._missing.append(
-                Problem(kind=CorruptObject.kind, message="no source has what it said", path=key)
-            )
+            message = "no source has what it said"
+            if documents:
+                message += ": it was changed since this catalog read it; with give_up it becomes again what that knows"
+            self._missing.append(Problem(kind=CorruptObject.kind, message=message, path=key))
             return False
         data, source = made
         meta = self._backend.keep_damaged(key)
@@ -302,7 +307,7 @@ class Repair:
         self._note("object of names", b"", source)
         return True
 
-    def _right_bytes(self, key: str, raw: bytes | None) -> tuple[bytes, str] | None:
+    def _right_bytes(self, key: str, raw: bytes | None, known: list[Document]) -> tuple[bytes, str] | None:
         def is_right(data: bytes) -> bool:
             try:
                 parse_bundle(data, key)
@@ -313,9 +318,8 @@ class Repair:
         if raw is not None and (mended := mend_bit(raw, is_right)) is not None:
             return mended, COMPUTED
         found: list[tuple[int, bytes, str]] = []
-        documents = self._from_catalog(key)
-        if documents:
-            found.append((_revision(documents), encode_bundle(documents, key), CATALOG))
+        if known:
+            found.append((_revision(known), encode_bundle(known, key), CATALOG))
         for origin in self._origins:
             if isinstance(origin, StoreOrigin):
                 data = origin.object_at(self._core.keeper.store_id, key)
@@ -332,7 +336,7 @@ class Repair:
     def _from_catalog(self, key: str) -> list[Document]:
         """Give what an object said and still counts, if the catalog has read it."""
         catalog = self._core.catalog
-        if not catalog.ask("SELECT 1 FROM seen WHERE key = ?", (key,)):
+        if not self._was_read(key):
             return []
         if key.startswith(ARTIFACTS):
             id_ = parse_id(key.removeprefix(ARTIFACTS))
@@ -348,6 +352,11 @@ class Repair:
             ]
         rows = catalog.ask(f"SELECT {_ARTIFACT} FROM artifacts WHERE location = ?", (place_of(key),))
         return [(Kind.ARTIFACT, _encode(row)) for row in rows]
+
+    def _was_read(self, key: str, e_tag: str | None = None) -> bool:
+        """Whether the catalog has read an object; with `e_tag`, as it is now."""
+        rows = self._core.catalog.ask("SELECT e_tag FROM seen WHERE key = ?", (key,))
+        return bool(rows) and e_tag in (None, rows[0][0])
 
     def _give_up(self, keys: Sequence[str]) -> None:
         """Take damaged objects away, but for a copy under `damaged/`."""

@@ -51,6 +51,13 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+def rot(path: Path) -> None:
+    """Make all of a file wrong, as a disk does it: nobody wrote to it."""
+    before = path.stat()
+    path.write_bytes(b"rubbish".ljust(before.st_size, b"!"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def data_of(root: Path, artifact: Artifact) -> Path:
     return root / data_key(artifact.hash.digest)
 
@@ -218,7 +225,7 @@ def test_names_come_back_from_one_bit_from_the_catalog_and_from_a_copy(
     def damage_all(*, wholly: bool) -> None:
         for path in everything:
             if wholly:
-                path.write_bytes(b"rubbish")
+                rot(path)
             else:
                 flip(path, 20)
         report = store.scrub()
@@ -246,7 +253,29 @@ def test_names_come_back_from_one_bit_from_the_catalog_and_from_a_copy(
     }
     check()
     for path in everything:
-        assert (root / "damaged" / path.relative_to(root)).read_bytes() == b"rubbish"
+        assert (root / "damaged" / path.relative_to(root)).read_bytes().startswith(b"rubbish!")
+
+
+def test_a_catalog_that_is_behind_takes_no_change_of_others_back(
+    store: Store, root: Path, tmp_path: Path
+) -> None:
+    artifact = store.put(b"one", filename="first")
+    store.update(artifact, filename="second")
+    with holdfast.open(f"dir://{root}", catalog=tmp_path / "behind.db") as behind:
+        store.update(artifact, filename="third")
+        shutil.copytree(root, tmp_path / "copy")
+        (root / "artifacts" / artifact.id).write_bytes(b"rubbish")
+        assert not behind.scrub().ok
+        (problem,) = behind.repair().missing
+        assert "changed since" in problem.message
+        assert behind.repair(f"dir://{tmp_path}/copy").ok
+        assert behind.info(artifact).filename == "third"
+        store.update(artifact, filename="fourth")
+        (root / "artifacts" / artifact.id).write_bytes(b"rubbish")
+        assert not behind.scrub().ok
+        behind.repair(give_up=True)
+        assert behind.scrub().ok
+        assert behind.info(artifact).filename == "third"
 
 
 def test_another_store_is_no_source_for_names(store: Store, root: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import _native
 from holdfast.backend.objects.cache import BlockCache
 from holdfast.backend.objects.directory import DirectoryBucket
 from holdfast.backend.objects.layout import data_key, outboard_key
@@ -17,6 +18,7 @@ from holdfast.store import Store
 from holdfast.testing.contract_base import sample
 from holdfast.testing.faults import SimulatedCrash
 from holdfast.testing.faulty_bucket import BucketFault, FaultyBucket
+from tests.objects.test_care import rot
 
 FAULTS = (
     BucketFault.BEFORE,
@@ -30,26 +32,33 @@ CONTENTS = [sample(size) for size in (900, 40_000, 70_000, 300)]
 
 
 def make(root: Path) -> Path:
-    """Make a store in which each kind of thing is damaged, and a catalog that knows it."""
+    """Make a store with each kind of thing, and what it can be repaired from."""
     bucket = DirectoryBucket(str(root / "objects"), create=True)
     with Store._open_objects(bucket, root / "catalog.db", create=True) as store:
         artifacts = store.put_many(CONTENTS, metadata={"k": 1})
         store.update(artifacts[0], filename="new")
         store.delete(artifacts[3])
         store.tags.set("name", artifacts[1].hash)
-        objects = root / "objects"
-        for path in (*(objects / "artifacts").iterdir(), *(objects / "tags").iterdir()):
-            path.write_bytes(b"rubbish")
-        data = objects / data_key(artifacts[1].hash.digest)
-        data.write_bytes(CONTENTS[1][:20_000] + bytes(20_000))
-        shutil.copy(data, root / "wrong")
-        (objects / data_key(artifacts[2].hash.digest)).unlink()
-        (objects / outboard_key(artifacts[2].hash.digest)).unlink()
-        store.scrub()
     for number, content in enumerate(CONTENTS):
         (root / "sources").mkdir(exist_ok=True)
         (root / "sources" / f"{number}").write_bytes(content)
     return root
+
+
+def damage(root: Path) -> None:
+    """Damage each kind of thing, in a copy of the store, whose catalog knows it then."""
+    objects = root / "objects"
+    with Store._open_objects(DirectoryBucket(str(objects)), root / "catalog.db") as store:
+        store.refresh()
+        for path in (*(objects / "artifacts").glob("*-*"), *(objects / "tags").glob("[0-9a-f]*")):
+            rot(path)
+        damaged, missing = (_native.blake3(content) for content in CONTENTS[1:3])
+        data = objects / data_key(damaged)
+        data.write_bytes(CONTENTS[1][:20_000] + bytes(20_000))
+        shutil.copy(data, root / "wrong")
+        (objects / data_key(missing)).unlink()
+        (objects / outboard_key(missing)).unlink()
+        store.scrub()
 
 
 def check(root: Path, *, mended: bool) -> None:
@@ -113,6 +122,7 @@ def test_every_request_may_fail(
         number += 1
         root = tmp_path / str(number)
         shutil.copytree(made, root)
+        damage(root)
         faulty = FaultyBucket(DirectoryBucket(str(root / "objects")), fault, number)
         faulty.where = lambda site: site.key != "store.json"
         run(root, work, faulty)
