@@ -243,3 +243,32 @@ def test_keys_that_leave_the_directory_are_no_keys() -> None:
     for key in ("", "/a", "a/", "a//b", "../a", "a/../b", ".new/x", "a\0b", "a b", "ü", "x" * 201):
         with pytest.raises(ValueError, match="no key"):
             bucket.head(key)
+
+
+@pytest.mark.parametrize("how", ["create", "replace", "upload"])
+def test_what_somebody_removes_as_soon_as_it_is_there_was_written(how: str) -> None:
+    """A commit may be gathered by others, or its artifact forgotten, before its writer looks at it again."""
+
+    class Hasty(FaultyDisk):
+        def link(self, source: str, target: str) -> None:
+            super().link(source, target)
+            self.unlink(target)
+
+        def rename(self, source: str, target: str) -> None:
+            super().rename(source, target)
+            self.unlink(target)
+
+    model = ModelDisk()
+    bucket = DirectoryBucket(ROOT, create=True, disk=model)
+    other = DirectoryBucket(ROOT, disk=Hasty(model))
+    calls: dict[str, Callable[[str], Meta | None]] = {
+        "create": lambda _: other.create("tags/b", b"12"),
+        "replace": lambda e_tag: other.replace("tags/a", b"12", e_tag),
+        "upload": lambda _: other.upload("tags/a", (b"12",), 2),
+    }
+    there = bucket.create("tags/a", b"1")
+    assert there is not None
+    made = calls[how](there.e_tag or "")
+    assert made is not None
+    assert made.size_bytes == 2
+    assert made.e_tag != there.e_tag

@@ -179,9 +179,9 @@ class DirectoryBucket:
         if found is not None:
             self._settle(key, found)
             return None
-        new = self._write(key, (data,))
+        new, meta = self._write(key, (data,))
         if self._publish(new, key):
-            return self._published(key)
+            return meta
         self._remove(new)
         found = self._disk.stat(path)
         if found is not None:
@@ -198,18 +198,19 @@ class DirectoryBucket:
             found = self._disk.stat(path)
             if found is None or found.is_dir or _e_tag(found) != e_tag:
                 return None
-            self._rename(self._write(key, (data,), other_than=found), key, found)
-            return self._published(key)
+            new, meta = self._write(key, (data,), other_than=found)
+            self._rename(new, key, found)
+            return meta
         finally:
             self._disk.close(lock)
 
     def upload(self, key: str, pieces: Iterable[BytesLike], size_bytes: int) -> Meta:
         path = self._path(key)
         self.requests.count("put")
-        new = self._write(key, exactly(pieces, size_bytes))
+        new, meta = self._write(key, exactly(pieces, size_bytes))
         if not self._publish(new, key):
             self._rename(new, key, self._disk.stat(path))
-        return self._published(key)
+        return meta
 
     def copy(self, source: str, target: str) -> Meta | None:
         meta = self.head(source)
@@ -234,8 +235,13 @@ class DirectoryBucket:
 
     # --- how a file gets its name
 
-    def _write(self, key: str, pieces: Iterable[BytesLike], *, other_than: FileStat | None = None) -> str:
-        """Make a durable file in `.new/`, with another e_tag than the one that it is to replace."""
+    def _write(
+        self, key: str, pieces: Iterable[BytesLike], *, other_than: FileStat | None = None
+    ) -> tuple[str, Meta]:
+        """Make a durable file in `.new/`, with another e_tag than the one that it is to replace.
+
+        Gives its path, and what it is under its key: by the time it has that, somebody may have removed it again.
+        """
         while True:
             unique = f"{self._pid}-{time.time_ns():x}-{next(self._names)}"
             new = f"{self._root}/{NEW}/{key.replace('/', ',')},{unique}"
@@ -259,13 +265,14 @@ class DirectoryBucket:
                     self._disk.truncate(handle, 0)
                     self._disk.pwrite(handle, tuple(pieces), 0)
                 self._disk.fsync(handle)
+                meta = _meta(key, self._disk.fstat(handle))
                 self.requests.moved(bytes_out=at)
             finally:
                 self._disk.close(handle)
         except BaseException:
             self._remove(new)
             raise
-        return new
+        return new, meta
 
     def _publish(self, new: str, key: str) -> bool:
         """Give a durable file its key as a second name, durably. False: the key is taken."""
@@ -310,12 +317,6 @@ class DirectoryBucket:
             self._remove(new)
             raise
         self._sync_above(key)
-
-    def _published(self, key: str) -> Meta:
-        found = self._disk.stat(self._path(key))
-        if found is None:
-            raise _removed(self._path(key), key)
-        return _meta(key, found)
 
     def _settle(self, key: str, found: FileStat) -> None:
         """Make a name durable that may not be: its writer has not come to remove the other one."""
