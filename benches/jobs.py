@@ -22,6 +22,24 @@ from resource import RUSAGE_SELF, getrusage
 from typing import Any, Final
 
 from benches.encode_jobs import decode_ranges, encode, encode_ranges, kernel
+from benches.object_jobs import (
+    boto3_get,
+    boto3_put,
+    bucket_clear,
+    bucket_get,
+    bucket_get_each,
+    bucket_put,
+    bucket_put_each,
+    bucket_put_many,
+    bucket_ranges,
+    bucket_rebuild,
+    obstore_get,
+    obstore_get_each,
+    obstore_list,
+    obstore_put,
+    obstore_put_each,
+    obstore_ranges,
+)
 from benches.organise_jobs import (
     collect,
     fill_half,
@@ -554,6 +572,16 @@ def main() -> None:
 
 
 __all__ = [
+    "boto3_get",
+    "boto3_put",
+    "bucket_clear",
+    "bucket_get",
+    "bucket_get_each",
+    "bucket_put",
+    "bucket_put_each",
+    "bucket_put_many",
+    "bucket_ranges",
+    "bucket_rebuild",
     "claim_half",
     "collect",
     "decode",
@@ -568,6 +596,12 @@ __all__ = [
     "maintain_idle",
     "make_stream",
     "mark",
+    "obstore_get",
+    "obstore_get_each",
+    "obstore_list",
+    "obstore_put",
+    "obstore_put_each",
+    "obstore_ranges",
     "put_tagged",
     "update_each",
 ]

@@ -24,7 +24,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benches import compacting, large, opening, organising, partials, small, trees
+from benches import compacting, large, objects, opening, organising, partials, small, trees
 from benches.corpora import place
 from benches.encoding import encode, kernels
 from benches.encoding import ranges as streams
@@ -60,6 +60,11 @@ ROWS: Final[dict[str, Callable[[Bench], Report]]] = {
     "idle": organising.idle,
     "compact": compacting.compact,
     "pause": compacting.pause,
+    "bucket_put": objects.bucket_put,
+    "bucket_get": objects.bucket_get,
+    "bucket_small": objects.bucket_small,
+    "bucket_ranges": objects.bucket_ranges,
+    "bucket_rebuild": objects.bucket_rebuild,
 }
 COLUMNS: Final = ("who", "median", "slowest to fastest", "beside", "CPU", "memory", "proof")
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "performance.md"
