@@ -135,7 +135,8 @@ class BucketCollector:
     ) -> CompactReport:
         """Gather small objects of names, and leave out what `artifacts/` says better; data is never moved."""
         core = self._core
-        started = time.monotonic()
+        bucket = core.backend.bucket
+        started, before = time.monotonic(), bucket.requests.snapshot()
         if not dry_run:
             core.check_writable()
         with self._collecting(
@@ -152,6 +153,7 @@ class BucketCollector:
             freed_bytes=report.freed_bytes,
             names_gathered=report.names_gathered,
             seconds=time.monotonic() - started,
+            requests=bucket.requests.since(before, bucket.requests.snapshot()),
         )
 
     def _gather(

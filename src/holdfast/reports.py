@@ -239,7 +239,7 @@ class CompactReport(Value, frozen=True, kw_only=True):
     `segments` were rewritten and are gone; of their `size_bytes` `copied_bytes` were live and lie elsewhere now;
     `freed_bytes` is what the store takes less. `kept`: what had dead bytes and stays, and why. `problems`: damage that
     was met; a damaged record is never copied, and its segment never removed. Of a bucket: `names_gathered` objects of
-    names were put into fewer; blobs stay where they are.
+    names were put into fewer; blobs stay where they are, and `requests` is what the call asked.
     """
 
     dry_run: bool = False
@@ -253,6 +253,7 @@ class CompactReport(Value, frozen=True, kw_only=True):
     reserve_used: bool = False
     names_gathered: int = 0
     seconds: float = 0.0
+    requests: Mapping[str, int] = {}
 
 
 class Waiting(Value, frozen=True, kw_only=True):

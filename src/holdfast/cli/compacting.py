@@ -8,7 +8,7 @@ import click
 
 from holdfast.cli.base import command
 from holdfast.cli.care import DAMAGED, show_problems
-from holdfast.cli.output import State, escape, out, plural, seconds, size
+from holdfast.cli.output import State, escape, out, plural, requests_line, seconds, size
 
 if TYPE_CHECKING:
     from holdfast.reports import CompactReport
@@ -26,7 +26,8 @@ SHOWN_KEPT = 20
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be rewritten, and how much that frees.")
 def compact(state: State, min_dead_share: float, dry_run: bool) -> int:
-    """Give room back: rewrite segments without what was deleted and collected.
+    """Give room back: rewrite segments without what was deleted and collected. Of a bucket it gathers small objects of
+    names into fewer.
 
     What is live is checked, copied and safe on disk before its old segment goes. On a full disk the room that is kept
     in reserve is used. The exit code is 5 when damage was met: those segments stay as they are.
@@ -43,6 +44,9 @@ def compact(state: State, min_dead_share: float, dry_run: bool) -> int:
 
 
 def _show(report: CompactReport) -> None:
+    if report.requests:
+        _show_gathered(report)
+        return
     count = plural(len(report.segments), "segment")
     if not report.segments:
         out(
@@ -66,6 +70,22 @@ def _show(report: CompactReport) -> None:
             break
         out(f"  segment {kept.segment} stays: {escape(kept.reason)}")
     show_problems(report.problems, len(report.problems))
+
+
+def _show_gathered(report: CompactReport) -> None:
+    """Say what became of a bucket's objects of names."""
+    if report.names_gathered:
+        verb = "would gather" if report.dry_run else "gathered"
+        less = f", {size(report.freed_bytes)} less" if report.freed_bytes else ""
+        out(
+            f"{verb} {plural(report.names_gathered, 'object')} of names into fewer{less};"
+            " blobs stay where they are"
+        )
+    else:
+        out(
+            "nothing to do: the names of this bucket stand in as few objects as they can; blobs stay where they are"
+        )
+    out(f"the bucket was asked {requests_line(report.requests)}")
 
 
 COMMANDS: tuple[click.Command, ...] = (compact,)
