@@ -7,7 +7,7 @@ anew. Then it is seen that nothing which is named lacks a piece. Memory: the ind
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 from holdfast.backend.log.layout import segment_path
@@ -95,12 +95,14 @@ def broken_stretches(index: SegmentIndex) -> list[tuple[int, int]]:
 
 def _with_entries(rows: list[Row], entries: bytes) -> Iterator[tuple[Row, Entry | None]]:
     """Give each row with the entry at its place; both come in the order of places."""
-    at, entry = 0, None
+    step = 4_096 * ENTRY_BYTES
+    parts = (iter_entries(entries[first : first + step]) for first in range(0, len(entries), step))
+    left = chain.from_iterable(parts)
+    entry = next(left, None)
     for row in rows:
         offset = row.location & OFFSET_MASK
-        while at < len(entries) and (entry is None or entry.offset < offset):
-            (entry,) = iter_entries(entries[at : at + ENTRY_BYTES])
-            at += ENTRY_BYTES
+        while entry is not None and entry.offset < offset:
+            entry = next(left, None)
         yield row, entry if entry is not None and entry.offset == offset else None
 
 

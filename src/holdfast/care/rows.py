@@ -22,6 +22,7 @@ from holdfast.wire.document import (
 from holdfast.wire.record import Entry, Kind
 
 _KIND_BITS: Final = 0x7F
+_BLOB: Final = int(Kind.BLOB) & _KIND_BITS
 _OWN: Final = 0xFF & ~(FLAG_CONDEMNED | FLAG_UNNAMED)
 
 _PLACE: Final = ("hash", "stored", "ifnull(plain, stored)", "flags")
@@ -66,7 +67,7 @@ class Row(NamedTuple):
     def record_hash(self) -> bytes | None:
         """The hash of the record, where the row tells it."""
         if self.table in ("data", "copies"):
-            return None if self.columns[3] & KIND_MASK == (Kind.BLOB & _KIND_BITS) << KIND_SHIFT else self.key
+            return None if self.columns[3] & KIND_MASK == _BLOB << KIND_SHIFT else self.key
         document = self.document
         return None if document is None else _native.blake3(document)
 
@@ -74,16 +75,13 @@ class Row(NamedTuple):
         """Whether a record of this entry is the one that the row comes from."""
         if self.table in ("data", "copies"):
             hash_, stored, plain, flags = self.columns
-            if flags >> KIND_SHIFT == Kind.BLOB & _KIND_BITS:
-                return entry.kind == Kind.BLOB and entry.stored_bytes == stored
-            role = 1 if self.table == "data" else 0  # a row has the roles of all of its copies
-            kind, own, has = flags >> KIND_SHIFT, flags & _OWN, entry.flags
-            return (entry.kind & _KIND_BITS, entry.stored_bytes, entry.plain_bytes, entry.hash) == (
-                kind,
-                stored,
-                plain,
-                hash_,
-            ) and own | role | 1 == has | role | 1
+            kind, flags = flags >> KIND_SHIFT, flags & _OWN
+            if stored != entry.stored_bytes or kind != entry.kind & _KIND_BITS:
+                return False
+            if kind == _BLOB:
+                return True
+            differ = (flags ^ entry.flags) & ~1  # a row has the roles of all of its copies
+            return hash_ == entry.hash and plain == entry.plain_bytes and not differ
         if self.table == "blobs":
             return entry.kind == Kind.BLOB and entry.stored_bytes == self.columns[2]
         kinds = {
