@@ -20,7 +20,7 @@ from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.segment import SegmentIndex, check_segment_header, read_index, slice_entries
 from holdfast.care.compare import compare
 from holdfast.care.report import Report
-from holdfast.care.stretches import check_stretch, iter_stretches
+from holdfast.care.stretches import Stretch, check_stretch, iter_stretches
 from holdfast.catalog import CatalogUnusable
 from holdfast.errors import BackendError, CorruptBlob, CorruptSegment
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SUPERSEDED
@@ -30,10 +30,10 @@ from holdfast.reports import Problem, ScrubReport
 from holdfast.types import Hash, Progress, ProgressCallback, now_ms
 from holdfast.wire.record import (
     DOCUMENT_KINDS,
+    ENTRY_BYTES,
     FLAG_BLOB,
     PAYLOAD_KINDS,
     SEGMENT_HEADER_BYTES,
-    Entry,
     Kind,
 )
 
@@ -44,6 +44,8 @@ PASS_EVERY_MS: Final = 30 * 86_400_000
 STEP_BYTES_PER_SECOND: Final = 32 << 20
 KEPT: Final = (PAYLOAD_KINDS | DOCUMENT_KINDS) - {int(Kind.TIMES)}
 """What goes into quarantine: the rest is derived from these, and is put back in place."""
+_BLOB: Final = int(Kind.BLOB)
+_DATA: Final = int(Kind.DATA)
 POSITION: Final = "scrub_position"
 DONE: Final = "scrub_done"
 T = TypeVar("T", bound=msgspec.Struct)
@@ -178,12 +180,12 @@ class Scrub:
             broken = bool(found)
             whole = True
             for run, bad in self._check_all(handle, index, entries, pool):
-                self.position.offset = run[-1].stop  # first: counting it tells the caller, who may raise
+                self.position.offset = run.stop  # first: counting it tells the caller, who may raise
                 broken |= self._take(segment, run, bad, repaired, path)
-                for _ in self._pace.took(run[-1].stop - run[0].offset):
+                for _ in self._pace.took(run.stop - run.start):
                     self._report.checked(0)
                 if self._pace.is_spent:
-                    whole = run[-1].offset == int.from_bytes(entries[-44:-40], "little")
+                    whole = run.packed[-ENTRY_BYTES:] == entries[-ENTRY_BYTES:]
                     break
             if broken:
                 self._give_up(segment, state, whole=clean or index.size_bytes <= applied)
@@ -208,9 +210,9 @@ class Scrub:
         gaps = []
         at = SEGMENT_HEADER_BYTES
         for run in iter_stretches(index.entries):
-            if run[0].offset != at:
+            if run.start != at:
                 gaps.append(at)
-            at = run[-1].stop
+            at = run.stop
         return [
             Problem(
                 kind=CorruptSegment.kind,
@@ -224,11 +226,11 @@ class Scrub:
 
     def _check_all(
         self, handle: int, index: SegmentIndex, entries: bytes, pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[list[Entry], dict[int, str]]]:
+    ) -> Iterator[tuple[Stretch, dict[int, str]]]:
         """Give stretches in order, with what is wrong by the number of the entry; a few are worked on at a time."""
         start = self.position.offset
         runs = iter_stretches(slice_entries(entries, start, 1 << 32))
-        waiting: deque[tuple[list[Entry], Future[dict[int, str]]]] = deque()
+        waiting: deque[tuple[Stretch, Future[dict[int, str]]]] = deque()
         try:
             for run in runs:
                 waiting.append((run, pool.submit(check_stretch, self._backend, handle, index.segment, run)))
@@ -243,18 +245,15 @@ class Scrub:
                 if not future.cancel():
                     future.exception()  # the handle is closed after this
 
-    def _take(
-        self, segment: int, run: list[Entry], bad: dict[int, str], repaired: set[int], path: str
-    ) -> bool:
+    def _take(self, segment: int, run: Stretch, bad: dict[int, str], repaired: set[int], path: str) -> bool:
         """Count a stretch and report what is wrong in it; True when the structure is broken."""
         broken = False
         blobs = sum(
-            number not in bad
-            and (entry.kind == Kind.BLOB or (entry.kind == Kind.DATA and bool(entry.flags & FLAG_BLOB)))
-            for number, entry in enumerate(run)
+            number not in bad and (kind == _BLOB or (kind == _DATA and bool(flags & FLAG_BLOB)))
+            for number, (kind, flags) in enumerate(zip(run.kinds, run.flags, strict=True))
         )
         for number, why in sorted(bad.items()):
-            entry = run[number]
+            entry = run.entry(number)
             if entry.offset in repaired:
                 continue  # nobody's: where there is no index that tells what it was, a gap is met here
             broken |= why == "header" or entry.kind not in KEPT
@@ -270,7 +269,7 @@ class Scrub:
                     path=path,
                 )
             )
-        self._report.checked(run[-1].stop - run[0].offset, len(run), blobs)
+        self._report.checked(run.stop - run.start, run.records, blobs)
         return broken
 
     def _give_up(self, segment: int, state: int, *, whole: bool) -> None:
