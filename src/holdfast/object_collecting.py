@@ -33,6 +33,8 @@ from holdfast.wire.part import COMMITTING
 MAX_CHAINS: Final = 100
 GATHERED_BYTES: Final = 4 << 20
 """About how large an object of gathered names becomes."""
+GATHERED_OBJECTS: Final = 1_000
+"""How many of them it takes the place of at most."""
 SMALL_BYTES: Final = 1 << 20
 """Smaller objects of names are gathered, when somebody asks for it."""
 WORTH: Final = 0.5
@@ -196,7 +198,7 @@ class BucketCollector:
                 continue
             group.append(one)
             weight += _live_bytes(one)
-            if weight >= GATHERED_BYTES:
+            if weight >= GATHERED_BYTES or len(group) >= GATHERED_OBJECTS:
                 finish()
         finish()
         return CompactReport(

@@ -66,6 +66,27 @@ def test_writing_where_no_directory_is_left_is_a_typed_error(store: Store, root:
             call()
 
 
+def test_nothing_is_written_where_a_disk_should_be(store: Store, root: Path) -> None:
+    """The place of a disk that is away is an empty directory; what is put there would be hidden when it is back."""
+    (artifact,) = store.find()
+    away = root.with_name("away")
+    root.rename(away)
+    root.mkdir()
+    calls = (
+        lambda: store.put(b"new"),
+        lambda: store.put(b"content"),
+        lambda: store.update(artifact, filename="x"),
+        lambda: store.tags.set("t", artifact.hash),
+    )
+    for call in calls:
+        with pytest.raises(BackendError, match="unmounted"):
+            call()
+    assert not list(root.iterdir())
+    root.rmdir()
+    away.rename(root)
+    assert store.read(store.put(b"new")) == b"new"
+
+
 @pytest.mark.parametrize("location", ["s3:/bucket", "dir:/tmp/x", "GS:/bucket/p", "az:/c"])
 def test_a_slash_too_few_makes_no_local_store(
     location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

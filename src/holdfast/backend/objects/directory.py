@@ -75,6 +75,8 @@ class DirectoryBucket:
             raise StoreNotFound(f"{self._root} is no directory", path=self._root)
         if create:
             self._make_root(self._root)
+        self._opened = self._which()
+        """Which directory it was: another in its place, as when a disk is unmounted, gets nothing."""
         self._sweep()
 
     def __repr__(self) -> str:
@@ -346,12 +348,22 @@ class DirectoryBucket:
     def _make(self, directory: str) -> None:
         if "/" in directory:
             self._make(directory.rpartition("/")[0])
+        elif self._which() != self._opened:
+            raise Unavailable(
+                f"{self._root} is another directory than the one that was opened, or gone: was a disk unmounted?"
+                " Nothing was written there",
+                path=self._root,
+            )
         try:
             self._disk.mkdir(f"{self._root}/{directory}")
         except FileExistsError:
             pass
         except FileNotFoundError as error:
             raise _removed(f"{self._root}/{directory}", directory) from error
+
+    def _which(self) -> tuple[int, int] | None:
+        found = self._disk.stat(self._root)
+        return None if found is None else (found.dev, found.ino)
 
     def _make_root(self, path: str) -> None:
         """Make the root and what is missing above it. What is there may be so without being durable."""
