@@ -51,6 +51,18 @@ def test_from_the_configuration_to_a_store_and_back_without_its_catalog(configur
     assert cli("--store", location, "cat", artifact).raw == b"some bytes"
 
 
+def test_a_bucket_that_is_absent_is_made_by_nobody_here(
+    cli: Cli, servers: Callable[[str], LocalServer]
+) -> None:
+    access = servers("minio").access
+    cli.env |= {"AWS_ENDPOINT_URL": access.endpoint, "AWS_ALLOW_HTTP": "true"}
+    cli.env |= {"AWS_ACCESS_KEY_ID": access.access_key, "AWS_SECRET_ACCESS_KEY": access.secret_key}
+    for command in ("init", "ls"):
+        said = cli("--store", "s3://absent-bucket/x", command, code=3).error
+        assert "no such bucket" in said
+        assert "holdfast init" not in said
+
+
 def test_a_catalog_in_memory_leaves_none_on_the_disk(configured: Cli) -> None:
     cli = configured
     cli.env["HOLDFAST_BLOB_STORE__DB_PATH"] = ":memory:"

@@ -146,7 +146,9 @@ def _unexpected(error: Exception) -> str:
 
 
 def _hint(error: HoldfastError, state: State) -> str | None:
-    if isinstance(error, StoreNotFound):
+    if (
+        isinstance(error, StoreNotFound) and "status" not in error.evidence
+    ):  # else the bucket itself is not there
         return f"to make one: holdfast init {escape(str(state.location or 'LOCATION'))}"
     if isinstance(error, PermissionDenied) and state.location:
         return f"the store is {escape(state.location)}"
