@@ -242,12 +242,12 @@ def scrub(
 ) -> ScrubReport:
     """Check what is in the bucket: a whole pass, or with a budget a part of one; `resume` goes on where one ended."""
     core.write_down_damage()
-    if not core.backend.read_only:
-        make_ends(core.backend.bucket)  # then what was removed along with one is missed below
     report = Report("scrub", progress)
     work = Scrub(core, report, max_bytes, bytes_per_second)
     if resume and (kept := read_hint(core, POSITION, Place)) is not None:
         work.position = kept
+    elif not core.backend.read_only:
+        make_ends(core.backend.bucket)  # then what was removed along with one is missed below
     whole = False
     try:
         whole = work.run()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -756,7 +757,7 @@ def test_streams_uploads_and_collections_of_several_machines_at_once(bucket: Buc
     def stream(seed: int) -> None:
         sender, rng = Sender(sample(7 * BLOCK_BYTES + seed, seed)), random.Random(seed)
         with open_store(bucket) as store:
-            for _ in range(200):
+            for _ in range(2_000):
                 rest = store.blobs.missing_ranges(sender.hash)
                 if not rest:
                     try:
@@ -785,6 +786,7 @@ def test_streams_uploads_and_collections_of_several_machines_at_once(bucket: Buc
         with open_store(bucket) as store:
             while not working.acquire(blocking=False):
                 store.gc(min_age_seconds=0)
+                time.sleep(0.01)  # else a stream may start anew for ever
 
     def run(work: Callable[[int], None], seed: int) -> None:
         try:
