@@ -273,10 +273,10 @@ class Machine(RuleBasedStateMachine):
         death=DEATH,
     )
     def update(self, pick: int, which: int, add: set[str], stale: bool, death: Death) -> None:
-        key = self.some(which)
+        process, key = self.process(pick), self.some(which)
         if key is None:
             return
-        process, old = self.process(pick), self.artifacts[key]
+        old = self.artifacts[key]
         if stale:
             with pytest.raises(Conflict):
                 process.store.update(key, add_tags=["never"], if_revision=old.revision + 1)
@@ -297,21 +297,21 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=PICK, which=PICK, death=DEATH)
     def delete(self, pick: int, which: int, death: Death) -> None:
-        key = self.some(which)
+        process, key = self.process(pick), self.some(which)
         if key is None:
             with pytest.raises(ArtifactNotFound):
-                self.process(pick).store.delete("00000000-0000-7000-8000-000000000000")
+                process.store.delete("00000000-0000-7000-8000-000000000000")
             return
-        process, old = self.process(pick), self.artifacts[key]
+        old = self.artifacts[key]
         new = old._replace(deleted=True, revision=old.revision + 1)
         self.change(process, death, key, lambda: process.store.delete(key), new)
 
     @rule(pick=PICK, which=PICK, death=DEATH)
     def restore(self, pick: int, which: int, death: Death) -> None:
-        key = self.some(which, deleted=True)
+        process, key = self.process(pick), self.some(which, deleted=True)
         if key is None:
             return
-        process, old = self.process(pick), self.artifacts[key]
+        old = self.artifacts[key]
         new = old._replace(deleted=False, revision=old.revision + 1)
         self.change(process, death, key, lambda: process.store.restore(key), new)
 
@@ -319,10 +319,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=PICK, which=PICK, start=PICK, length=PICK)
     def read(self, pick: int, which: int, start: int, length: int) -> None:
-        key = self.some(which)
+        store, key = self.process(pick).store, self.some(which)
         if key is None:
             return
-        store, content = self.process(pick).store, self.artifacts[key].content
+        content = self.artifacts[key].content
         start %= len(content) + 1
         length %= len(content) - start + 1
         assert store.read(key, start, length) == content[start : start + length]

@@ -169,7 +169,7 @@ class Scrub:
             # Beyond what is applied, an open segment may end in what somebody is writing right now.
             clean = index.sealed or index.closed
             found = [p for p in index.problems if clean or (p.offset_bytes or 0) < applied]
-            found += [problem] if problem is not None else []
+            found += [problem] if problem is not None and not index.holds_nothing else []
             if index.sealed and not index.problems:
                 found += self._gaps(index, path)
             found = [p for p in found if not p.offset_bytes or p.offset_bytes not in repaired]

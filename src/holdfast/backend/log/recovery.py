@@ -300,6 +300,7 @@ class Recovery:
             if dead and (index.sealed or index.closed):
                 self._confirm(handle, index)
                 self._groups.note_retired(index.entries, handle, self._groups.retired)
+                problem = None if index.holds_nothing else problem
                 broken = problem is not None
                 if index.sealed and index.problems and self._is_whole(handle, segment, path, index):
                     self._reseal.append((segment, index.records_stop))
@@ -414,6 +415,8 @@ class Recovery:
         segment = tail.found.segment
         whole_after_broken = broken = False
         for commit, _ in self._groups.iter_commits(tail.found.entries, segment, tail.handle):
+            if commit is not None and commit.extents and self._is_all_retired(commit):
+                continue  # nothing of it is left here, and what counts of it was copied before that went
             parts = None if commit is None else self._members(commit, tail)
             if commit is None or parts is None:
                 broken = True
@@ -438,6 +441,9 @@ class Recovery:
         if tail.dead:  # what was applied in place stays there, and is to be scrubbed, missed and compacted
             holds = tail.applied > SEGMENT_HEADER_BYTES
             self._positions[segment] = (tail.applied, SEGMENT_SEALED if holds else SEGMENT_SUPERSEDED)
+
+    def _is_all_retired(self, commit: Commit) -> bool:
+        return all(self._groups.is_retired(extent.segment) for extent in commit.extents)
 
     def _members(self, commit: Commit, tail: _Tail) -> list[bytes | None] | None:
         """Give the entries of each extent if the group is whole, as its digest says.

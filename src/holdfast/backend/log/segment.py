@@ -330,6 +330,11 @@ class SegmentIndex(NamedTuple):
     records_stop: int
     problems: tuple[Problem, ...]
 
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether it was sealed without a record: what is damaged of it then is nobody's loss."""
+        return self.sealed and not self.problems and self.records_stop <= SEGMENT_HEADER_BYTES
+
 
 def read_index(
     disk: Disk, handle: int, segment: int, path: str, *, start: int = SEGMENT_HEADER_BYTES, deep: bool = False
