@@ -23,6 +23,7 @@ from benches.measure import (
     Report,
     Run,
     Sample,
+    Series,
     at_least,
     at_most,
     command,
@@ -141,18 +142,8 @@ def bucket_put(bench: Bench) -> Report:
         if shutil.which("mc"):
             runs["mc"] = _then_clear(at, "mc", lambda: at.mc("cp", str(path), f"bench/{BUCKET}/mc"))
         found = bench.race(runs)
-    ours = found["Holdfast"]
-    clients = {name: one for name, one in found.items() if name not in ("Holdfast", "cp + sync")}
-    best = min(clients, key=lambda name: clients[name].seconds)
-    goals = [at_least(f"≥ 0.9 × the fastest client ({best})", ours.faster_than(clients[best]), 0.9, " ×")]
-    beside = {name: series for name, series in found.items() if name != "Holdfast"}
-    lines = [line("Holdfast", ours, rate(SIZE), beside=beside, proof=_proof(ours.counts))]
-    lines += [line(name, series, rate(SIZE)) for name, series in beside.items()]
-    return Report(
-        bucket_put.__doc__ or "",
-        lines,
-        [*goals, memory_goal(ours)],
-        f"One file of 1 GiB in the page cache; {ON}",
+    return _beside_clients(
+        bucket_put.__doc__, found, "cp + sync", f"One file of 1 GiB in the page cache; {ON}"
     )
 
 
@@ -180,16 +171,20 @@ def bucket_get(bench: Bench) -> Report:
                 target, lambda: at.mc("cp", f"bench/{BUCKET}/plain", str(target))
             )
         found = bench.race(runs)
+    corpus = f"The same, read from its start; {ON}"
+    return _beside_clients(bucket_get.__doc__, found, "BLAKE3, one thread", corpus)
+
+
+def _beside_clients(title: str | None, found: dict[str, Series], limit: str, corpus: str) -> Report:
+    """Write a row of 1 GiB: we stand beside the fastest client, and beside `limit`, which is none."""
     ours = found["Holdfast"]
-    clients = {name: one for name, one in found.items() if name not in ("Holdfast", "BLAKE3, one thread")}
-    best = min(clients, key=lambda name: clients[name].seconds)
-    goals = [at_least(f"≥ 0.9 × the fastest client ({best})", ours.faster_than(clients[best]), 0.9, " ×")]
+    clients = [name for name in found if name not in ("Holdfast", limit)]
+    best = min(clients, key=lambda name: found[name].seconds)
+    goal = at_least(f"≥ 0.9 × the fastest client ({best})", ours.faster_than(found[best]), 0.9, " ×")
     beside = {name: series for name, series in found.items() if name != "Holdfast"}
     lines = [line("Holdfast", ours, rate(SIZE), beside=beside, proof=_proof(ours.counts))]
     lines += [line(name, series, rate(SIZE)) for name, series in beside.items()]
-    return Report(
-        bucket_get.__doc__ or "", lines, [*goals, memory_goal(ours)], f"The same, read from its start; {ON}"
-    )
+    return Report(title or "", lines, [goal, memory_goal(ours)], corpus)
 
 
 def bucket_small(bench: Bench) -> Report:

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example bao -- vectors > ../tests/unit/data/bao_vectors.json`
 
-#[allow(dead_code)]
+#[allow(dead_code)] // the same source as the module, of which this uses a part
 #[path = "../src/kernels/mod.rs"]
 mod kernels;
 

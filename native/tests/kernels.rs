@@ -2,7 +2,7 @@
 //!
 //! They are included by path, so that these tests link neither the extension module nor libpython.
 
-#[allow(dead_code)]
+#[allow(dead_code)] // the same source as the module, of which this uses a part
 #[path = "../src/kernels/mod.rs"]
 mod kernels;
 

@@ -1,6 +1,6 @@
 //! Encoding and decoding of BAO streams against the crate `bao-tree`, byte for byte, and bad streams.
 
-#[allow(dead_code)]
+#[allow(dead_code)] // the same source as the module, of which this uses a part
 #[path = "../src/kernels/mod.rs"]
 mod kernels;
 

@@ -119,7 +119,7 @@ class ChangingContract(ContractBase):
     def test_what_cannot_be_kept_changes_nothing(self, store: Store, change: dict[str, object]) -> None:
         put = store.put(b"data", tags=["t"], metadata={"k": 0})
         with pytest.raises(InvalidInput):
-            store.update(put, **change)  # type: ignore[arg-type]
+            store.update(put, **change)  # type: ignore[arg-type]  # wrong on purpose
         assert store.info(put.id) == put
 
     def test_update_of_what_is_not_there(self, store: Store) -> None:

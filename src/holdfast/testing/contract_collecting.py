@@ -170,7 +170,7 @@ class CollectingContract(ContractBase):
     def test_numbers_that_make_no_sense_are_refused(self, store: Store) -> None:
         for options in ({"min_age_seconds": -1}, {"max_batches": 0}):
             with pytest.raises(InvalidInput):
-                store.gc(**options)  # type: ignore[arg-type]
+                store.gc(**options)  # type: ignore[arg-type]  # wrong on purpose
 
     def test_others_work_while_it_collects(self, store: Store) -> None:
         errors: list[BaseException] = []

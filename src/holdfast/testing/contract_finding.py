@@ -181,4 +181,4 @@ class FindingContract(ContractBase):
         with pytest.raises((InvalidInput, TypeError)):
             store.find(**filters)
         with pytest.raises(TypeError, match="nonsense"):
-            store.count(nonsense=1)  # type: ignore[call-arg]
+            store.count(nonsense=1)  # type: ignore[call-arg]  # wrong on purpose

@@ -311,7 +311,7 @@ class PuttingContract(ContractBase):
         with pytest.raises(TooLarge):
             store.put_many((b"x%d" % i for i in range(11)), max_items=10)
         with pytest.raises((InvalidInput, TypeError)):
-            store.put_many([b"first", PutItem(b"second", metadata={"bad": b""})])  # type: ignore[dict-item]
+            store.put_many([b"first", PutItem(b"second", metadata={"bad": b""})])  # type: ignore[dict-item]  # wrong on purpose
         assert list(store.find()) == []
         assert store.stats().blobs == 0
 

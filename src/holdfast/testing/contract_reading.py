@@ -162,7 +162,7 @@ class ReadingContract(ContractBase):
                 call(ref)
         for other in (5, None, b"bytes"):
             with pytest.raises((InvalidInput, NotFound, TypeError)):
-                store.info(other)  # type: ignore[arg-type]
+                store.info(other)  # type: ignore[arg-type]  # wrong on purpose
 
     def test_find_is_newest_first_and_pages(self, store: Store) -> None:
         artifacts = [store.put(b"%d" % i, filename=f"{i}") for i in range(25)]

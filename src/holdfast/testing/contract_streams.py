@@ -76,7 +76,7 @@ class StreamsContract(ContractBase):
         with pytest.raises(BlobNotFound):
             store.blobs.encode(Hash(bytes(32)))
         with pytest.raises(InvalidHash):
-            store.blobs.encode("ab" * 32)  # type: ignore[arg-type]
+            store.blobs.encode("ab" * 32)  # type: ignore[arg-type]  # wrong on purpose
 
     def test_an_empty_blob_is_eight_zero_bytes(self, make_store: MakeStore) -> None:
         with make_store(allow_empty=True) as store:
@@ -162,7 +162,7 @@ class StreamsContract(ContractBase):
                 store.blobs.hash_seq([])
             for bad in (["ab"], [5], [b"x" * 32]):
                 with pytest.raises(InvalidHash):
-                    store.blobs.hash_seq(bad)  # type: ignore[arg-type]
+                    store.blobs.hash_seq(bad)  # type: ignore[arg-type]  # wrong on purpose
             with make_store() as other, pytest.raises(FormatError):
                 other.blobs.decode_seq(hash_, store.blobs.encode(hash_))
 

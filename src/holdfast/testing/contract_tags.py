@@ -107,7 +107,7 @@ class TagsContract(ContractBase):
         with pytest.raises(BlobNotFound):
             store.tags.set("t", Hash(bytes(32)))
         with pytest.raises(InvalidInput):
-            store.tags.set("t", "00" * 32)  # type: ignore[arg-type]
+            store.tags.set("t", "00" * 32)  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(InvalidInput):
             store.tags.set("t", blob(store, b"x"), "other")
         assert list(store.tags.list()) == []

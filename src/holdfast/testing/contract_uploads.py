@@ -174,7 +174,7 @@ class UploadsContract(ContractBase):
             with pytest.raises(EmptyData):
                 store.writer("empty", resumable=True).commit()
             with pytest.raises(InvalidInput):
-                store.writer("a", resumable=True).write("text")  # type: ignore[arg-type]
+                store.writer("a", resumable=True).write("text")  # type: ignore[arg-type]  # wrong on purpose
 
     def test_what_is_required_must_be_there_at_the_end(self, store: Store) -> None:
         first = store.put(b"required")
