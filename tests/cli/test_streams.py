@@ -128,7 +128,7 @@ def test_a_closed_pipe_is_quiet_and_a_terminal_is_refused(cli: Cli) -> None:
                 cwd=cli.place,
                 env=cli.environ(),
                 timeout=60,
-                **streams,  # type: ignore[call-overload]  # one of the three, by parameter
+                **streams,  # type: ignore[call-overload]  # the name of one is computed
             )
             assert done.returncode == 2
             assert b"terminal" in done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import _native
+from holdfast import _native, object_collecting
 from holdfast.backend.objects import collection as steps
 from holdfast.backend.objects.bucket import Bucket, Meta
 from holdfast.backend.objects.collection import Turn
@@ -371,6 +371,18 @@ def test_small_commits_are_gathered_when_somebody_asks(store: Store, bucket: Pla
         assert other.restore(artifacts[1]).tags == ("1",)
     assert store.compact().names_gathered == 0
     assert store.refresh().is_rebuilt is False  # ours are known
+
+
+def test_so_many_are_gathered_at_a_time(
+    store: Store, bucket: PlainBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_collecting, "GATHERED_OBJECTS", 8)
+    artifacts = [store.put(sample(100, seed)) for seed in range(20)]
+    assert store.compact().names_gathered == 20
+    assert len(keys(bucket, COMMITS)) == 3
+    assert store.compact().names_gathered == 3  # what is still small goes together
+    with another(bucket) as other:
+        assert {one.id for one in other.find()} == {one.id for one in artifacts}
 
 
 def test_a_gathered_object_stands_behind_those_it_takes_the_place_of(
