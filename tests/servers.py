@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import urllib.error
 import urllib.request
 from base64 import b64decode, b64encode
+from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -61,6 +64,37 @@ def azure_place(access: Access, prefix: str, **more: Any) -> BucketPlace:
         **more,
     }
     return BucketPlace("azure", prefix=prefix, endpoint=endpoint, **fields)
+
+
+def let_all_read(access: Access) -> None:
+    """Let whoever has no credentials list the bucket of an S3 server and read from it, and no more."""
+    where = f"arn:aws:s3:::{access.bucket}"
+    rule = {"Effect": "Allow", "Principal": {"AWS": ["*"]}}
+    rules = [
+        rule | {"Action": ["s3:ListBucket"], "Resource": [where]},
+        rule | {"Action": ["s3:GetObject"], "Resource": [f"{where}/*"]},
+    ]
+    body = json.dumps({"Version": "2012-10-17", "Statement": rules}).encode()
+    host, now = urlsplit(access.endpoint).netloc, datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    digest = hashlib.sha256(body).hexdigest()
+    signed = f"host:{host}\nx-amz-content-sha256:{digest}\nx-amz-date:{now}\n"
+    names = "host;x-amz-content-sha256;x-amz-date"
+    asked = hashlib.sha256(f"PUT\n/{access.bucket}\npolicy=\n{signed}\n{names}\n{digest}".encode())
+    scope = f"{now[:8]}/{access.region}/s3/aws4_request"
+    key = f"AWS4{access.secret_key}".encode()
+    for part in scope.split("/"):
+        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    text = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{asked.hexdigest()}"
+    signature = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    who = f"Credential={access.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
+    headers = {
+        "x-amz-content-sha256": digest,
+        "x-amz-date": now,
+        "authorization": f"AWS4-HMAC-SHA256 {who}",
+    }
+    url = f"{access.endpoint}/{access.bucket}?policy="
+    request = urllib.request.Request(url, data=body, method="PUT", headers=headers)
+    urllib.request.urlopen(request, timeout=10).close()
 
 
 def _make_container(access: Access, key: str) -> None:

@@ -24,7 +24,7 @@ from holdfast.catalog import ArtifactBlob, ArtifactEntry, BlobRow, Catalog
 from holdfast.catalog.objects import Bad, drop_blobs, note_bad
 from holdfast.core import Core, Options
 from holdfast.digests import DigestSet
-from holdfast.errors import BlobNotFound, CorruptBlob, HoldfastError, MissingChunk, PermissionDenied
+from holdfast.errors import BlobNotFound, CorruptBlob, HoldfastError, MissingChunk
 from holdfast.facts import KIND_BLOB, Facts
 from holdfast.kept import Kept
 from holdfast.object_group import ObjectGroup, ObjectIngest, Stale, stored_bytes
@@ -101,9 +101,7 @@ class ObjectCore(Core):
         return self._durability
 
     def check_writable(self) -> None:
-        if self.read_only:
-            where = self.backend.bucket.location
-            raise PermissionDenied(f"the store at {where} was opened read-only", path=where)
+        self.backend.check_writable()
 
     @contextmanager
     def operation(self) -> Iterator[None]:

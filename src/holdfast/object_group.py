@@ -22,7 +22,7 @@ from holdfast.backend.objects.spool import Spool, Stock
 from holdfast.bao import OutboardBuilder, outboard_bytes
 from holdfast.catalog import Catalog
 from holdfast.catalog.objects import bad_among, release_blobs, set_size
-from holdfast.errors import BlobNotFound, Conflict, HoldfastError, PermissionDenied, TooLarge
+from holdfast.errors import BlobNotFound, Conflict, HoldfastError, TooLarge
 from holdfast.facts import Facts
 from holdfast.ingest import Stored
 from holdfast.types import BLOCK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BytesLike, Durability, new_ids, now_ms
@@ -65,9 +65,7 @@ class ObjectGroup:
     def __init__(
         self, backend: ObjectBackend, catalog: Callable[[], Catalog], durability: Durability, time_ms: int = 0
     ) -> None:
-        if backend.read_only:
-            where = backend.bucket.location
-            raise PermissionDenied(f"the store at {where} was opened read-only", path=where)
+        backend.check_writable()
         self.spool = Spool()
         self.blobs: dict[bytes, Waiting] = {}
         """Blobs whose bytes came with this group and are to be in the bucket."""

@@ -30,7 +30,14 @@ from holdfast.backend.objects.layout import (
 )
 from holdfast.backend.objects.probe import honours_conditions
 from holdfast.core import Options
-from holdfast.errors import Conflict, CorruptObject, FormatError, InvalidConfig, StoreNotFound
+from holdfast.errors import (
+    Conflict,
+    CorruptObject,
+    FormatError,
+    InvalidConfig,
+    PermissionDenied,
+    StoreNotFound,
+)
 from holdfast.object_core import ObjectCore
 from holdfast.object_recovery import CONDITIONS, ObjectKeeper
 from holdfast.types import Durability, now_ms
@@ -93,19 +100,56 @@ def open_object_core(
                 path=bucket.location,
             )
         backend = ObjectBackend(bucket, read_only=read_only, cache=cache)
-        keeper = ObjectKeeper(backend, identity.id, catalog_path)
         try:
-            keeper.open()
-            if not read_only:
-                _check_conditions(bucket, keeper)
+            keeper = _open_keeper(backend, identity.id, catalog_path)
             return ObjectCore(backend, keeper, options or Options(), durability, directory)
         except BaseException:
-            keeper.close()
             backend.pool.shutdown()
             raise
     except BaseException:
         bucket.close()
         raise
+
+
+def _open_keeper(backend: ObjectBackend, store_id: bytes, path: Path | None) -> ObjectKeeper:
+    """Open the catalog, and see that writers are kept apart; where the bucket may not be written, to read alone."""
+    if backend.read_only:
+        return _try_keeper(backend, store_id, path, read_only=True)
+    try:
+        return _try_keeper(backend, store_id, path, read_only=False)
+    except PermissionDenied as error:
+        refused = _refused_write(backend.bucket)
+        if refused is None:
+            raise  # something else is not allowed
+        backend.read_only, backend.refused = True, refused
+        log.warning("%s is opened read-only: %s", backend.bucket.location, error)
+    try:
+        return _try_keeper(backend, store_id, path, read_only=False)  # the catalog may be ours all the same
+    except PermissionDenied:
+        return _try_keeper(backend, store_id, path, read_only=True)
+
+
+def _try_keeper(
+    backend: ObjectBackend, store_id: bytes, path: Path | None, *, read_only: bool
+) -> ObjectKeeper:
+    keeper = ObjectKeeper(backend, store_id, path, read_only=read_only)
+    try:
+        keeper.open()
+        if not backend.read_only:
+            _check_conditions(backend.bucket, keeper)
+    except BaseException:
+        keeper.close()
+        raise
+    return keeper
+
+
+def _refused_write(bucket: Bucket) -> PermissionDenied | None:
+    """Give how a bucket refuses to be written; None where it does not."""
+    try:
+        honours_conditions(bucket)
+    except PermissionDenied as error:
+        return error
+    return None
 
 
 def _is_blob(meta: Meta) -> bool:

@@ -75,10 +75,16 @@ class Listing(msgspec.Struct):
 
 
 class ObjectKeeper:
-    """Holds the catalog of an open store over a bucket. `path`: None keeps it in memory."""
+    """Holds the catalog of an open store over a bucket. `path`: None keeps it in memory.
 
-    def __init__(self, backend: ObjectBackend, store_id: bytes, path: Path | None) -> None:
+    `read_only`: the catalog is not written either; a bucket that may only be read can have one that is.
+    """
+
+    def __init__(
+        self, backend: ObjectBackend, store_id: bytes, path: Path | None, *, read_only: bool
+    ) -> None:
         self._backend = backend
+        self._read_only = read_only
         self.store_id = store_id
         self._path = path
         self._catalog: Catalog | None = None
@@ -101,7 +107,7 @@ class ObjectKeeper:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep other processes from making the same catalog: whoever waited finds one that is whole."""
-        if self._path is None or self._backend.read_only:
+        if self._path is None or self._read_only:
             yield
             return
         try:
@@ -157,7 +163,7 @@ class ObjectKeeper:
         """Bring the catalog up to date with what others did; a store that was opened to read gets it in memory."""
         with self._mutex:
             catalog = self.current()
-            if self._backend.read_only and self._path is not None:
+            if self._read_only and self._path is not None:
                 self._path = None
                 stats = self._rebuild("a store opened read-only is read anew", progress)
                 return RefreshStats(is_rebuilt=True, requests=stats.requests, seconds=stats.seconds)
@@ -184,7 +190,7 @@ class ObjectKeeper:
     def _open_existing(self) -> Catalog:
         if self._path is None or not self._path.exists():
             raise CatalogUnusable("it is not there", path=str(self._path))
-        catalog = Catalog.open(self._path, self.store_id, read_only=self._backend.read_only)
+        catalog = Catalog.open(self._path, self.store_id, read_only=self._read_only)
         if catalog.get_meta(WHOLE) is None:
             catalog.close()
             raise CatalogUnusable("it was never filled to its end", path=str(self._path))
@@ -206,7 +212,7 @@ class ObjectKeeper:
         tally = Tally()
         hints, known = self._hints()
         facts = _watched(read_bucket(backend, tally), progress)
-        if self._path is None or backend.read_only:
+        if self._path is None or self._read_only:
             fresh = Catalog.open(None, self.store_id)
             for batch in facts:
                 fresh.apply(batch)

@@ -30,6 +30,8 @@ class HttpFault(StrEnum):
     """What a provider says of credentials that are too old."""
     SKEWED = "skewed"
     """What it says of a clock that is wrong."""
+    DENIED = "denied"
+    """What it says of credentials without that permission."""
     HTML = "html"
     """A page for people, with status 200."""
     DROP_BEFORE = "drop-before"
@@ -57,6 +59,7 @@ _STATUSES: Final = {
     HttpFault.S412: (412, "PreconditionFailed"),
     HttpFault.EXPIRED: (400, "ExpiredToken"),
     HttpFault.SKEWED: (403, "RequestTimeTooSkewed"),
+    HttpFault.DENIED: (403, "AccessDenied"),
 }
 _PAGE: Final = b"<!DOCTYPE html><html><body><h1>Welcome</h1></body></html>"
 _OF_THE_CONNECTION: Final = frozenset({"connection", "transfer-encoding", "keep-alive", "content-length"})

@@ -105,7 +105,8 @@ _NO_BUCKET: Final = _Meaning(
 )
 _DENIED: Final = _Meaning(
     PermissionDenied,
-    "not allowed to {doing} ({said}): the credentials lack that permission (reading needs get and list, writing put)",
+    "not allowed to {doing} ({said}): the credentials lack that permission (reading needs get and list,"
+    " writing put and delete)",
 )
 _UNKNOWN: Final = _Meaning(
     PermissionDenied,
@@ -147,6 +148,7 @@ _OF_CODE: Final[dict[str, _Meaning]] = {
     ),
     **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"), _EXPIRED),
     "RequestTimeTooSkewed": _SKEWED,
+    "AccessDenied": _DENIED,  # of one key of a batch that is deleted there is no status
     **dict.fromkeys(
         ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException",
          "InvalidRegion"),

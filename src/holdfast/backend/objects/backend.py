@@ -33,7 +33,15 @@ from holdfast.backend.objects.parts import Parts
 from holdfast.backend.objects.reader import LargeObjectReader, SmallObjectReader
 from holdfast.backend.objects.spool import PIECE_BYTES, Spool, Stock
 from holdfast.bao import OutboardBuilder, outboard_bytes
-from holdfast.errors import BlobNotFound, CorruptBlob, FormatError, HoldfastError, MissingChunk, Unavailable
+from holdfast.errors import (
+    BlobNotFound,
+    CorruptBlob,
+    FormatError,
+    HoldfastError,
+    MissingChunk,
+    PermissionDenied,
+    Unavailable,
+)
 from holdfast.types import BLOCK_BYTES, BytesLike, Hash
 
 THREADS: Final = 32
@@ -95,6 +103,8 @@ class ObjectBackend:
         self.bucket = bucket
         self.cache = BlockCache() if cache is None else cache
         self.read_only = read_only
+        self.refused: PermissionDenied | None = None
+        """Why it is read-only, where nobody has asked for that: the bucket does not let us write."""
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix=POOL)
         self.remade_outboards = 0
         self.parts = Parts(bucket, self.pool)
@@ -105,6 +115,19 @@ class ObjectBackend:
         """Whether some keys have hashes in base32; then a blob that is missed is looked for so as well."""
         self._damage: dict[str, tuple[bytes, str]] = {}
         self._readers: OrderedDict[bytes, LargeObjectReader] = OrderedDict()
+
+    def check_writable(self) -> None:
+        """`PermissionDenied` where nothing may be written."""
+        if not self.read_only:
+            return
+        where = self.bucket.location
+        if self.refused is None:
+            raise PermissionDenied(f"the store at {where} was opened read-only", path=where)
+        raise PermissionDenied(
+            f"the store at {where} can only be read from here: {self.refused}. Give that permission, then open it"
+            " anew",
+            **{"path": where, **self.refused.evidence},
+        )
 
     # -- reading
 

@@ -407,7 +407,7 @@ class DirectoryBucket:
         directory = f"{self._root}/{NEW}"
         try:
             names = self._disk.listdir(directory)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionDenied):
             return
         before_ns = time.time_ns() - STALE_SECONDS * 10**9
         for name in names:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from holdfast.backend.objects.bucket import Bucket
-from holdfast.errors import InvalidConfig
+from holdfast.errors import InvalidConfig, PermissionDenied
 
 PROBE: Final = "check/"
 
@@ -41,4 +42,5 @@ def honours_conditions(bucket: Bucket) -> Conditions:
             match = False
         return Conditions(create, match)
     finally:
-        bucket.delete([key])
+        with suppress(PermissionDenied):  # who may add and not delete leaves it there, once for each catalog
+            bucket.delete([key])
