@@ -54,8 +54,9 @@ def open(
 
     `create=True` makes it if it is not there. `read_only` takes no lock and has no session: a collection that
     another process runs does not wait for it. `catalog` says where that of an object store lies: a path, or
-    ":memory:". A bucket that does not let us write is opened read-only, with a warning. `use_reserve`: where the disk is too full to open a store, use its
-    reserve; for who goes on to delete, collect or compact. `StoreNotFound`, `FormatError`, `PermissionDenied`.
+    ":memory:". A bucket that does not let us write is opened read-only, with a warning. `use_reserve`: where the
+    disk is too full to open a store, use its reserve; for who goes on to delete, collect or compact.
+    `StoreNotFound`, `FormatError`, `PermissionDenied`.
     """
     if location is None:
         if config is None:
