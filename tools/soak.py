@@ -22,7 +22,8 @@ from typing import Any
 from holdfast.chunking import Chunking
 from holdfast.errors import FormatError, HoldfastError
 from holdfast.store import Store
-from holdfast.testing.checks import CheckFailed, check_store
+from holdfast.testing.checks import check_store
+from holdfast.testing.ledger import CheckFailed
 from holdfast.testing.processes import Figures, Torturer
 
 OPTIONS: dict[str, Any] = {"chunking": Chunking.choose("fastcdc", 4096), "segment_bytes": 256 << 10}

@@ -16,7 +16,8 @@ from typing import Any
 
 from holdfast.errors import HoldfastError, NoSpace
 from holdfast.store import Store
-from holdfast.testing.checks import Event, Ledger, check_store
+from holdfast.testing.checks import check_store
+from holdfast.testing.ledger import Event, Ledger
 from tests.crash.world import CHUNKING, SEGMENT_BYTES, attempt, piece
 
 OPTIONS: dict[str, Any] = {"chunking": CHUNKING, "segment_bytes": SEGMENT_BYTES}

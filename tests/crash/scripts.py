@@ -15,7 +15,7 @@ from unittest.mock import patch
 from holdfast import compaction, filling, importing
 from holdfast._native import blake3
 from holdfast.store import Store
-from holdfast.testing.checks import Piece
+from holdfast.testing.ledger import Piece
 from holdfast.testing.streams import blocks
 from holdfast.types import Hash
 from tests.crash.world import (

@@ -19,7 +19,7 @@ from holdfast.store import Store
 from holdfast.testing.checks import check_store
 from holdfast.testing.processes import Torturer
 from holdfast.types import Hash
-from tests.crash.world import CHUNKING, DEEP, SEED, SEGMENT_BYTES, replay
+from tests.crash.world import CHUNKING, SEED, SEGMENT_BYTES, figure, replay
 
 OPTIONS: dict[str, Any] = {"chunking": CHUNKING, "segment_bytes": SEGMENT_BYTES}
 DATA = random.Random(1).randbytes(60_000)
@@ -113,7 +113,7 @@ def torture(path: Path, seconds: float) -> None:
 
 def test_four_write_and_two_read_while_one_collects(tmp_path: Path) -> None:
     with replay("tests/crash/test_collecting.py::test_four_write_and_two_read_while_one_collects"):
-        torture(tmp_path / "store", 1800 if DEEP else 15)
+        torture(tmp_path / "store", figure(15, 1800))
 
 
 @pytest.mark.deep

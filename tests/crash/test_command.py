@@ -12,9 +12,9 @@ from pathlib import Path
 
 from holdfast.store import Store
 from holdfast.testing.checks import dump_catalog
-from tests.crash.world import DEEP, SEED, replay
+from tests.crash.world import SEED, figure, replay
 
-KILLS = 500 if DEEP else 20
+KILLS = figure(20, 500)
 COMMAND = [sys.executable, "-m", "holdfast.cli"]
 
 

@@ -19,8 +19,9 @@ import pytest
 from holdfast.catalog import compacting
 from holdfast.errors import Unavailable
 from holdfast.store import Store
-from holdfast.testing.checks import Ledger, check_store
+from holdfast.testing.checks import check_store
 from holdfast.testing.inside import log_core
+from holdfast.testing.ledger import Ledger
 from holdfast.testing.processes import Torturer
 from tests.crash.scripts import SCRIPTS, _wear, _worn, small_switches
 from tests.crash.world import (
@@ -33,6 +34,7 @@ from tests.crash.world import (
     SimulatedCrash,
     attempt,
     bury,
+    figure,
     new_world,
     piece,
     replay,
@@ -47,7 +49,7 @@ def test_processes_write_read_and_compact(tmp_path: Path) -> None:
     Store._open(str(path), create=True, **OPTIONS).close()
     with replay("tests/crash/test_compaction.py::test_processes_write_read_and_compact"):
         torturer = Torturer(path, SEED, writers=3, readers=2, compactors=2, options=OPTIONS)
-        for _ in range(200 if DEEP else 40):  # until enough was compacted: longer on a busy machine
+        for _ in range(figure(40, 200)):  # until enough was compacted: longer on a busy machine
             figures = torturer.run(seconds=3, pause_seconds=(0.05, 0.6), stop_share=0.4, keep=True)
             if figures.kills > 5 and figures.acknowledged > 20 and figures.compacted > 3 and not DEEP:
                 break
@@ -60,7 +62,7 @@ def test_processes_write_read_and_compact(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch", range(4))
 def test_the_power_fails_while_it_compacts(batch: int) -> None:
     """At a random step of compactions beside other work, with a catalog of that moment, an older one, or none."""
-    for seed in range(SEED + batch * 10, SEED + batch * 10 + (500 if DEEP else 10)):
+    for seed in range(SEED + batch * 10, SEED + batch * 10 + figure(10, 500)):
         rng = random.Random(seed)
         with (
             replay("tests/crash/test_compaction.py::test_the_power_fails_while_it_compacts[0]", seed),
@@ -145,7 +147,7 @@ def test_the_command_is_killed_again_and_again(tmp_path: Path) -> None:
     environment = {**os.environ, "HOLDFAST_LOG__SEGMENT_SIZE_BYTES": str(SEGMENT_BYTES)}
     killed = 0
     with replay("tests/crash/test_compaction.py::test_the_command_is_killed_again_and_again"):
-        for turn in range(40 if DEEP else 6):
+        for turn in range(figure(6, 40)):
             with Store._open(str(path), **OPTIONS) as store:
                 for name in sorted(ledger.artifacts)[turn % 3 :: 3]:
                     store.update(ledger.ids[name], metadata={"noise": f"{turn}" * 3_000})

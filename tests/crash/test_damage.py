@@ -13,7 +13,7 @@ import pytest
 
 from holdfast.errors import HoldfastError
 from holdfast.testing.checks import check_store
-from tests.crash.world import DEEP, ROOT, SEED, World, crash_after, fill, new_world, piece, replay
+from tests.crash.world import DEEP, ROOT, SEED, World, crash_after, figure, fill, new_world, piece, replay
 
 HEADER_BYTES = 64
 KINDS = {
@@ -91,7 +91,7 @@ def test_a_hole_or_garbage_in_the_tail(size_bytes: int, fill_byte: bytes | None)
     rng = random.Random(SEED)
     with new_world() as world, replay("tests/crash/test_damage.py::test_a_hole_or_garbage_in_the_tail"):
         case = torn(world, size_bytes)
-        for number in range(400 if DEEP else 25):
+        for number in range(figure(25, 400)):
             start = rng.randrange(case.before, len(case.content))
             stop = rng.randrange(start + 1, len(case.content) + 1)
             filler = bytes(stop - start) if fill_byte else rng.randbytes(stop - start)
@@ -155,7 +155,7 @@ def test_flipped_bits_anywhere(everything: World) -> None:
     files = everything.disk.files(ROOT)
     segments = sorted(path for path in files if path.endswith(".seg"))
     with replay("tests/crash/test_damage.py::test_flipped_bits_anywhere"):
-        for _ in range(10_000 if DEEP else 60):
+        for _ in range(figure(60, 10_000)):
             path = rng.choice(segments)
             _flip(everything, files, path, rng.randrange(len(files[path])), rng)
 
@@ -193,7 +193,7 @@ def test_a_damaged_catalog_is_built_again(everything: World, tmp_path: Path) -> 
     rng = random.Random(SEED)
     content = everything.copy_catalog().read_bytes()
     with replay("tests/crash/test_damage.py::test_a_damaged_catalog_is_built_again"):
-        for number in range(1000 if DEEP else 30):
+        for number in range(figure(30, 1000)):
             damaged = bytearray(content)
             for _ in range(rng.choice((1, 20))):
                 place = rng.randrange(min(len(damaged), rng.choice((100, 4096, len(damaged)))))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from holdfast.errors import CorruptSegment
-from holdfast.testing.checks import CheckFailed, Ledger, check_store, replayable
+from holdfast.testing.checks import check_store, replayable
+from holdfast.testing.ledger import CheckFailed, Ledger
 from tests.crash.world import SEED, FaultyDisk, World, bury, fill, new_world, piece
 
 

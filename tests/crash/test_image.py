@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from holdfast.store import Store
-from holdfast.testing.checks import Ledger, check_store
+from holdfast.testing.checks import check_store
+from holdfast.testing.ledger import Ledger
 from tests.crash.child import OPTIONS, events
 from tests.crash.test_kernel import TOP, _environment
-from tests.crash.world import DEEP, SEED, replay
+from tests.crash.world import DEEP, SEED, figure, replay
 
-CUTS = 100 if DEEP else 4
+CUTS = figure(4, 100)
 IMAGE_BYTES = 96 << 20
 
 

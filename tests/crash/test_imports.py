@@ -16,12 +16,11 @@ import pytest
 
 import holdfast
 from holdfast.ranges import ChunkRanges
-from holdfast.testing.checks import Piece
+from holdfast.testing.ledger import Piece
 from holdfast.testing.streams import Sender, blocks
 from holdfast.types import BLOCK_BYTES, BlobStatus
 from tests.crash.scripts import small_checkpoints
 from tests.crash.world import (
-    DEEP,
     SEED,
     Fault,
     FaultyDisk,
@@ -29,12 +28,13 @@ from tests.crash.world import (
     World,
     attempt,
     bury,
+    figure,
     new_world,
     piece,
     replay,
 )
 
-CASES: Final = 3_000 if DEEP else 80
+CASES: Final = figure(80, 3_000)
 BATCH: Final = 20
 LOST_BYTES: Final = 16 << 20
 """What a crash may cost at most: what the documents promise."""

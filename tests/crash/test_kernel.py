@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.store import Store
-from holdfast.testing.checks import Ledger, check_store
+from holdfast.testing.checks import check_store
+from holdfast.testing.ledger import Ledger
 from tests.crash.child import OPTIONS, events
 from tests.crash.world import DEEP, SEED, replay
 

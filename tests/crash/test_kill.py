@@ -12,10 +12,10 @@ import pytest
 from holdfast.store import Store
 from holdfast.testing.checks import check_store
 from holdfast.testing.processes import Torturer
-from tests.crash.world import CHUNKING, DEEP, SEED, SEGMENT_BYTES, replay
+from tests.crash.world import CHUNKING, SEED, SEGMENT_BYTES, figure, replay
 
 OPTIONS: dict[str, Any] = {"chunking": CHUNKING, "segment_bytes": SEGMENT_BYTES}
-ROUNDS = 2_500 if DEEP else 40
+ROUNDS = figure(40, 2_500)
 KILLS = 4
 
 
@@ -43,7 +43,7 @@ def test_four_write_and_two_read(tmp_path: Path) -> None:
     Store._open(str(path), create=True, **OPTIONS).close()
     with replay("tests/crash/test_kill.py::test_four_write_and_two_read"):
         torturer = Torturer(path, SEED, writers=4, readers=2, options=OPTIONS)
-        figures = torturer.run(seconds=1800 if DEEP else 12, pause_seconds=(0.02, 0.2), stop_share=0.4)
+        figures = torturer.run(seconds=figure(12, 1800), pause_seconds=(0.02, 0.2), stop_share=0.4)
         print(figures)
         assert figures.kills > 5
         assert figures.acknowledged > 20

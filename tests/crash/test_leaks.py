@@ -16,7 +16,8 @@ import pytest
 
 from holdfast.backend.log.disk import LocalDisk
 from holdfast.store import Store
-from holdfast.testing.checks import Ledger, check_store
+from holdfast.testing.checks import check_store
+from holdfast.testing.ledger import Ledger
 from tests.crash.child import OPTIONS
 from tests.crash.world import DEEP, SEED, Fault, FaultyDisk, attempt, piece, replay
 

@@ -19,8 +19,8 @@ from holdfast.backend.log.lock import StoreLock
 from holdfast.backend.log.session import read_sessions
 from holdfast.errors import HoldfastError, Locked, NeedsReopen
 from holdfast.store import Store
-from holdfast.testing.checks import Ledger
 from holdfast.testing.inside import log_core
+from holdfast.testing.ledger import Ledger
 from holdfast.testing.model_disk import ModelDisk
 from holdfast.trees import export
 from holdfast.types import Hash

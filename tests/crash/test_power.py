@@ -9,19 +9,19 @@ import pytest
 
 from holdfast.errors import HoldfastError
 from tests.crash.world import (
-    DEEP,
     SEED,
     Fault,
     FaultyDisk,
     SimulatedCrash,
     World,
     bury,
+    figure,
     new_world,
     piece,
     replay,
 )
 
-CASES = 50_000 if DEEP else 300
+CASES = figure(300, 50_000)
 BATCH = 25
 
 

@@ -33,13 +33,14 @@ from tests.crash.world import (
     SimulatedCrash,
     World,
     attempt,
+    figure,
     fill,
     new_world,
     piece,
     replay,
 )
 
-FLIPS = 10_000 if DEEP else 1_000
+FLIPS = figure(1_000, 10_000)
 SHARDS = 4
 """Of the random flips, so that two cores share them."""
 
@@ -161,7 +162,7 @@ def test_payloads_of_what_describes(case: Case, kind: str) -> None:
     rng = random.Random(f"{SEED} {kind}")
     found = [record for record in case.records if record.kind == kind]
     with replay(f"tests/crash/test_rot.py::test_payloads_of_what_describes[{kind}]"):
-        for _ in range(200 if DEEP else 12):
+        for _ in range(figure(12, 200)):
             record = rng.choice(found)
             check_rot(case, [(record.path, rng.randrange(record.offset + HEADER_BYTES, record.stop))], rng)
 

@@ -17,13 +17,13 @@ import pytest
 
 from holdfast.errors import HoldfastError, UploadNotFound
 from holdfast.store import Store
-from holdfast.testing.checks import Ledger, check_store
+from holdfast.testing.checks import check_store
 from holdfast.testing.inside import log_core
+from holdfast.testing.ledger import Ledger
 from holdfast.uploads import expire_uploads
 from tests.crash.test_sites import each_site
 from tests.crash.world import (
     CHUNKING,
-    DEEP,
     SEED,
     SEGMENT_BYTES,
     Fault,
@@ -33,6 +33,7 @@ from tests.crash.world import (
     Site,
     World,
     attempt,
+    figure,
     fill,
     piece,
     replay,
@@ -203,7 +204,7 @@ print("done", writer.commit().id, flush=True)
 """
 OPTIONS = {"chunking": CHUNKING, "segment_bytes": SEGMENT_BYTES}
 BYTES = 6_000_000
-KILLS = 40 if DEEP else 4
+KILLS = figure(4, 40)
 
 
 def content(seed: int) -> bytes:

@@ -20,18 +20,26 @@ from holdfast.backend.log.disk import Disk
 from holdfast.chunking import Chunking
 from holdfast.errors import HoldfastError
 from holdfast.store import Store
-from holdfast.testing.checks import Ledger, Piece, check_store, replayable
+from holdfast.testing.checks import check_store, replayable
 from holdfast.testing.faults import Fault, FaultyDisk, SimulatedCrash, Site
 from holdfast.testing.inside import log_core
+from holdfast.testing.ledger import Ledger, Piece
 from holdfast.testing.model_disk import ModelDisk
 
 ROOT: Final = "/model/store"
 SEGMENT_BYTES: Final = 64 << 10
 CHUNKING: Final = Chunking.choose("fastcdc", 4096)
-DEEP: Final = bool(os.environ.get("HOLDFAST_DEEP"))
+SHARE: Final = float(os.environ.get("HOLDFAST_DEEP") or 0)
+"""How much of the deep figures is run: 1 all of it, 0.3 less than a third, 0 (everyday) the small ones."""
+DEEP: Final = SHARE > 0
 SEED: Final = int(os.environ.get("HOLDFAST_SEED", "20261121"))
 
 Act = Callable[[Store, Ledger], None]
+
+
+def figure(everyday: int, deep: int) -> int:
+    """Give how often something is tried: everyday, or as much of the deep figure as was asked for."""
+    return max(everyday, round(deep * SHARE))
 
 
 class World:
@@ -201,6 +209,7 @@ __all__ = [
     "attempt",
     "bury",
     "crash_after",
+    "figure",
     "fill",
     "new_world",
     "open_store",

@@ -19,29 +19,33 @@ import pytest
 from holdfast import _native
 from holdfast.backend.objects.directory import DirectoryBucket
 from holdfast.store import Store
-from holdfast.types import Durability
+from holdfast.types import Artifact, Durability
+from tests.crash.world import DEEP, SEED, figure, replay
 from tests.objects.bucket_child import CONTENTS, acknowledged
 
 CHILD = Path(__file__).with_name("bucket_child.py")
-IS_DEEP = bool(os.environ.get("HOLDFAST_DEEP"))
-SECONDS = 60.0 if IS_DEEP else 6.0
+SECONDS = figure(6, 60)
 ROLES = ("write", "write", "read", "collect", "collect")
 STARTED_SECONDS = 60.0
 
 
-@pytest.mark.timeout(0 if IS_DEEP else 240)
+@pytest.mark.timeout(0 if DEEP else 240)
 def test_writers_readers_and_collectors_share_a_bucket(tmp_path: Path) -> None:
     root = str(tmp_path / "bucket")
     with Store._open_objects(DirectoryBucket(root, create=True), create=True) as store:
         kept = [store.put(content, filename=str(n), tags=["kept"]) for n, content in enumerate(CONTENTS)]
-    seed = int(os.environ.get("HOLDFAST_SEED", "6"))
-    chance = random.Random(seed)
+    with replay("tests/objects/test_processes.py::test_writers_readers_and_collectors_share_a_bucket"):
+        _share(tmp_path, root, kept)
+
+
+def _share(tmp_path: Path, root: str, kept: list[Artifact]) -> None:
+    chance = random.Random(SEED)
     stop = tmp_path / "stop"
     logs = [tmp_path / f"{number}-{role}.log" for number, role in enumerate(ROLES)]
     stack = ExitStack()
     children = [
         subprocess.Popen(
-            [sys.executable, str(CHILD), role, root, str(seed * 100 + number), str(logs[number]), str(stop)],
+            [sys.executable, str(CHILD), role, root, str(SEED * 100 + number), str(logs[number]), str(stop)],
             stderr=stack.enter_context((tmp_path / f"{number}.err").open("wb")),
         )
         for number, role in enumerate(ROLES)
@@ -79,15 +83,15 @@ def test_writers_readers_and_collectors_share_a_bucket(tmp_path: Path) -> None:
             for artifact in kept:
                 assert store.read(artifact.id) == CONTENTS[int(artifact.filename or "0")]
             for id_, hash_ in artifacts.items():
-                assert _native.blake3(store.read(id_)) == hash_.digest, (seed, id_)
+                assert _native.blake3(store.read(id_)) == hash_.digest, id_
             for name, hash_ in tags.items():
-                assert store.tags.get(name).hash == hash_, (seed, name)
-                assert _native.blake3(store.read(hash_)) == hash_.digest, (seed, name)
+                assert store.tags.get(name).hash == hash_, name
+                assert _native.blake3(store.read(hash_)) == hash_.digest, name
             for artifact in store.find():
-                assert _native.blake3(store.read(artifact)) == artifact.hash.digest, (seed, artifact.id)
+                assert _native.blake3(store.read(artifact)) == artifact.hash.digest, artifact.id
             assert store.health().missing_blobs == 0
             store.gc(min_age_seconds=0)
-    print(f"seed {seed}: {counts}, {len(artifacts)} artifacts and {len(tags)} tags acknowledged at the end")
+    print(f"{counts}, {len(artifacts)} artifacts and {len(tags)} tags acknowledged at the end")
 
 
 @pytest.mark.parametrize("work", ["put", "collect"])
@@ -97,7 +101,7 @@ def test_a_process_that_is_stopped_before_any_of_its_requests_loses_nothing(
     """One is stopped by SIGSTOP, the other does its work whole, the first goes on."""
     content = CONTENTS[3]
     hash_ = _native.blake3(content)
-    step = 1 if IS_DEEP or work == "put" else 5
+    step = 1 if DEEP or work == "put" else 5
     for number in range(1, 100, step):
         root, log = str(tmp_path / f"{number}"), tmp_path / f"{number}.log"
         with Store._open_objects(DirectoryBucket(root, create=True), create=True) as store:

@@ -40,7 +40,7 @@ from holdfast.testing.faults import Fault, FaultyDisk, SimulatedCrash
 from holdfast.testing.inside import log_core
 from holdfast.testing.streams import Sender
 from holdfast.types import Hash, PutItem
-from tests.crash.world import DEEP, ROOT, World, bury
+from tests.crash.world import DEEP, ROOT, World, bury, figure
 
 QUICK = "/dev/shm" if os.path.isdir("/dev/shm") else None
 SIZES = st.sampled_from((1, 200, 5_000, 16_384, 16_385, 30_000, 70_000))
@@ -621,7 +621,7 @@ def _reads(store: Store, key: str, state: State) -> bool:
 
 TestStoreMachine = Machine.TestCase
 TestStoreMachine.settings = settings(
-    max_examples=10_000 if DEEP else 300,
+    max_examples=figure(300, 10_000),
     stateful_step_count=40 if DEEP else 22,
     deadline=None,
     derandomize=True,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from holdfast.errors import ArtifactNotFound, BlobNotFound, Locked
-from holdfast.testing.checks import CheckFailed, Event, Ledger, Piece
+from holdfast.testing.ledger import CheckFailed, Event, Ledger, Piece
 
 _SIZES: Final = (9, 900, 5_000, 16_384, 16_385, 40_000, 70_000, 150_000)
 _CONTEXT: Final = multiprocessing.get_context("forkserver")

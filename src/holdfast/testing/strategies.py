@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from holdfast.testing.checks import Piece
+from holdfast.testing.ledger import Piece
 from holdfast.types import Scalar
 
 EDGES: Final = (1, 1023, 1024, 1025, 16_383, 16_384, 16_385, 32_768, 65_535, 65_536, 65_537)
