@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import threading
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -28,6 +27,9 @@ MEMORY_BYTES: Final = 64 << 20
 QUEUE_BYTES: Final = 64 << 20
 """What may wait to be written."""
 BATCH_BYTES: Final = 8 << 20
+LINGER_SECONDS: Final = 0.2
+"""How long what is to be written waits for more: a transaction for each read would cost as much as the read."""
+PAGE_BYTES: Final = 16 << 10
 KEEP_SHARE: Final = 0.9
 """How much of the limit is left after what was used least recently went."""
 EVICT_ROWS: Final = 32
@@ -128,8 +130,10 @@ class BlockFile:
         self._max_bytes = max_bytes
         self._local = threading.local()
         self._mutex = threading.Lock()
-        self._waiting: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._waiting: list[_Work] = []
         self._waiting_bytes = 0
+        self._is_some = threading.Event()
+        self._is_due = threading.Event()
         self._touched: dict[Key, int] = {}
         self._generation = 0
         self._failures = 0
@@ -157,17 +161,14 @@ class BlockFile:
         with self._mutex:
             if self._failures > 1 or self._closed or self._waiting_bytes + size > QUEUE_BYTES:
                 return
-            self._waiting_bytes += size
-            self._start()
-        self._waiting.put(_Work(hash_, blocks, [], time.time_ns()))
+            self._wait(_Work(hash_, blocks, [], time.time_ns()), size)
 
     def drop(self, hash_: bytes, numbers: list[int]) -> None:
         """Forget blocks."""
         with self._mutex:
             if self._failures > 1 or self._closed:
                 return
-            self._start()
-        self._waiting.put(_Work(hash_, {}, numbers, time.time_ns()))
+            self._wait(_Work(hash_, {}, numbers, time.time_ns()), 0)
 
     def close(self) -> None:
         """Write what waits; give up after some seconds."""
@@ -175,10 +176,17 @@ class BlockFile:
             self._closed = True
             thread = self._thread
         if thread is not None:
-            self._waiting.put(None)
+            self._is_due.set()
+            self._is_some.set()
             thread.join(CLOSE_SECONDS)
 
-    def _start(self) -> None:
+    def _wait(self, work: _Work, size_bytes: int) -> None:
+        self._waiting_bytes += size_bytes
+        self._waiting.append(work)
+        if len(self._waiting) == 1:
+            self._is_some.set()
+        if self._waiting_bytes >= BATCH_BYTES:
+            self._is_due.set()
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="holdfast-cache", daemon=True)
             self._thread.start()
@@ -186,28 +194,40 @@ class BlockFile:
     def _write_all(self) -> None:
         ended = False
         while not ended:
-            batch = [self._waiting.get()]
-            size = 0
-            while size < min(BATCH_BYTES, self._max_bytes // 4):
-                try:
-                    batch.append(self._waiting.get_nowait())
-                except queue.Empty:
-                    break
-                size += batch[-1].size_bytes if batch[-1] is not None else 0
-            ended = None in batch
-            work = [one for one in batch if one is not None]
-            generation = self._generation
-            try:
-                if work and self._failures <= 1:
-                    self._write(work)
-            except (apsw.Error, OSError) as error:
-                self._failed(generation, error)
+            self._is_some.wait()
+            self._is_due.wait(LINGER_SECONDS)
             with self._mutex:
-                self._waiting_bytes -= sum(one.size_bytes for one in work)
+                ended = self._closed
+                waiting, self._waiting = self._waiting, []
+                if not ended:
+                    self._is_some.clear()
+                    self._is_due.clear()
+            for work in self._batches(waiting):
+                generation = self._generation
+                try:
+                    if self._failures <= 1:
+                        self._write(work)
+                except (apsw.Error, OSError) as error:
+                    self._failed(generation, error)
+                with self._mutex:
+                    self._waiting_bytes -= sum(one.size_bytes for one in work)
         connection = getattr(self._local, "connection", None)
         if connection is not None:
             with suppress(apsw.Error):
                 connection.close()
+
+    def _batches(self, waiting: list[_Work]) -> Iterator[list[_Work]]:
+        """Give what one transaction takes at a time: not so much that nothing else finds room in the file."""
+        batch: list[_Work] = []
+        size = 0
+        for work in waiting:
+            batch.append(work)
+            size += work.size_bytes
+            if size >= min(BATCH_BYTES, self._max_bytes // 4):
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
 
     def _write(self, work: list[_Work]) -> None:
         connection = self._connection()
@@ -261,7 +281,8 @@ class BlockFile:
         try:
             connection.set_busy_timeout(BUSY_MS)
             connection.execute(
-                "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; PRAGMA cache_size=-2048"
+                f"PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
+                " PRAGMA cache_size=-2048"
             ).fetchall()
             mine = (connection.pragma("application_id"), connection.pragma("user_version"))
             if mine != (APPLICATION_ID, SCHEMA):
