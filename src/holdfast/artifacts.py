@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -12,7 +13,7 @@ from holdfast.core import Core, Grouping, Ingesting, Stream, Watch, entered
 from holdfast.errors import EmptyData, InvalidInput, TooLarge
 from holdfast.finding import FORMATS
 from holdfast.ingest import Stored
-from holdfast.sources import WINDOW_BYTES, iter_windows, source_name, source_size
+from holdfast.sources import WINDOW_BYTES, PathWindows, iter_windows, source_name, source_size
 from holdfast.types import (
     BLOCK_BYTES,
     Artifact,
@@ -212,11 +213,11 @@ class SourceBatch:
         if len(first) < WINDOW_BYTES:
             return self._hold(first)
         self._flush()
-        with self._ingest.stream() as stream:
-            stream.push(first)
-            for window in windows:
-                stream.push(window)
-            self._stored.append(stream.finish())
+        if isinstance(windows, PathWindows):
+            windows.put_back(first)
+        else:
+            windows = chain((first,), windows)
+        self._stored.append(self._ingest.add(windows))
         return self._stored[-1].size_bytes
 
     def finish(self) -> list[Stored]:

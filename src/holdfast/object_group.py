@@ -15,16 +15,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from holdfast import _native
-from holdfast.backend.objects.backend import ObjectBackend, Waiting
+from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, ObjectBackend, Waiting
 from holdfast.backend.objects.layout import artifact_key, commit_key, tag_key
 from holdfast.backend.objects.names import Named, facts_of, is_grave, newest, read_named, revision_of
-from holdfast.backend.objects.spool import Spool, Stock
+from holdfast.backend.objects.spool import FileStock, SourceChanged, Spool, Stock
 from holdfast.bao import OutboardBuilder, outboard_bytes
 from holdfast.catalog import Catalog
 from holdfast.catalog.objects import bad_among, release_blobs, set_size
 from holdfast.errors import BlobNotFound, Conflict, HoldfastError, TooLarge
 from holdfast.facts import Facts
 from holdfast.ingest import Stored
+from holdfast.sources import PathWindows, source_size
 from holdfast.types import BLOCK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BytesLike, Durability, new_ids, now_ms
 from holdfast.wire.bundle import Document, encode_bundle
 from holdfast.wire.document import (
@@ -118,10 +119,15 @@ class ObjectGroup:
         self._flying[future] = blob.hash
         self._flying_bytes += blob.size_bytes
 
-    def rely_on(self, blob: Waiting) -> None:
+    def rely_on(self, blob: Waiting, stock: Stock | None = None) -> None:
         """Rely on a blob that is said to be there; its bytes are kept until that is certain."""
+        self._stocks[blob.hash] = self.spool if stock is None else stock
         self.relied_on[blob.hash] = blob.size_bytes
         self.again[blob.hash] = blob
+
+    def forget(self, hash_: bytes) -> None:
+        """Forget a blob that could not be put."""
+        del self.blobs[hash_], self._stocks[hash_]
 
     def has(self, hash_: bytes) -> bool:
         """Whether the group has a blob's bytes already."""
@@ -224,7 +230,7 @@ class ObjectGroup:
         """Look at what the published names need; where that is gone they are taken back, as far as that can be."""
         try:
             self._settle(facts)
-        except BlobNotFound:
+        except (BlobNotFound, SourceChanged):
             told = Facts()
             with suppress(HoldfastError):  # what cannot be taken back names what is not there: it is hidden
                 if commit is not None:
@@ -310,7 +316,7 @@ class ObjectGroup:
         try:
             for hash_ in chain(self.blobs, self.relied_on.keys() - self.blobs.keys()):
                 blob = self.blobs.get(hash_) or self.again.get(hash_)
-                again = None if blob is None else (blob, self._stocks.get(hash_, self.spool))
+                again = None if blob is None else (blob, self._stocks[hash_])
                 size = self.relied_on[hash_] if blob is None else blob.size_bytes
                 number = self._numbers.get(hash_)
                 looks.append(backend.pool.submit(backend.settle, hash_, size, number, again))
@@ -386,8 +392,21 @@ class ObjectIngest:
             )
 
     def add(self, windows: Iterator[BytesLike], watch: Callable[[int], None] | None = None) -> Stored:
-        """Add the blob that the windows make up. `watch` hears of bytes read, and may raise."""
-        with self.stream() as stream:
+        """Add the blob that the windows make up. `watch` hears of bytes read, and may raise.
+
+        A large file is read once to be hashed, and again to be sent; one that changes between goes through the spool.
+        """
+        if isinstance(windows, PathWindows) and (source_size(windows.path) or 0) > SINGLE_PUT_BYTES:
+            try:
+                return self._add_from(windows, windows.path, watch)
+            except SourceChanged:
+                windows, watch = windows.again(), None
+        return self._add_from(windows, None, watch)
+
+    def _add_from(
+        self, windows: Iterator[BytesLike], path: str | None, watch: Callable[[int], None] | None
+    ) -> Stored:
+        with ObjectStream(self, path) as stream:
             for window in windows:
                 stream.push(window)
                 if watch is not None:
@@ -438,17 +457,30 @@ class ObjectIngest:
         """Begin a blob that comes in windows."""
         return ObjectStream(self)
 
-    def finish_stream(self, start: int, size_bytes: int, hash_: bytes, pairs: Iterable[bytes]) -> None:
-        """Send up what lies in the spool, unless it is known."""
+    def finish_stream(
+        self, start: int, size_bytes: int, hash_: bytes, pairs: Iterable[bytes], path: str | None
+    ) -> None:
+        """Send up what lies in the spool, or at `path`, unless it is known; `SourceChanged` as that says."""
         group = self.group
         if group.has(hash_):
             return
         known, damaged = self._known({hash_: size_bytes})
-        blob = Waiting(hash_, size_bytes, start, self._append_outboard(pairs), bool(damaged))
+        outboard = self._append_outboard(pairs)
+        blob = Waiting(hash_, size_bytes, start, outboard, bool(damaged))
+        stock: FileStock | None = None
+        if path is not None:
+            stock = FileStock(path, size_bytes, group.spool, outboard)
+            blob = blob._replace(start=0, outboard_start=size_bytes)
         if known:
-            group.rely_on(blob)
-        else:
-            group.send(blob)
+            group.rely_on(blob, stock)
+            return
+        group.send(blob, stock)
+        if stock is not None:
+            try:
+                group.arrive()
+            except SourceChanged:
+                group.forget(hash_)
+                raise
 
     def _append_outboard(self, pairs: Iterable[bytes]) -> int:
         start = self.group.spool.size_bytes
@@ -465,10 +497,14 @@ class ObjectIngest:
 
 
 class ObjectStream:
-    """One blob that comes in windows: hashed in another thread while the window goes to the spool."""
+    """One blob that comes in windows: hashed in another thread while the window goes to the spool.
 
-    def __init__(self, ingest: ObjectIngest) -> None:
+    `path`: where the same bytes can be read again, so that they need not go there.
+    """
+
+    def __init__(self, ingest: ObjectIngest, path: str | None = None) -> None:
         self.size_bytes = 0
+        self._path = path
         self._ingest = ingest
         self._hasher = _native.BlobHasher()
         self._builder = OutboardBuilder()
@@ -487,7 +523,8 @@ class ObjectStream:
         self._ingest.check_size(self.size_bytes + len(window))
         self._wait()
         self._pending = self._ingest.pool.submit(self._hash, window)
-        self._ingest.group.spool.append(window)
+        if self._path is None:
+            self._ingest.group.spool.append(window)
         self.size_bytes += len(window)
 
     def finish(self) -> Stored:
@@ -496,7 +533,7 @@ class ObjectStream:
         root, groups = self._hasher.finish()
         self._builder.feed(groups)
         pairs = self._builder.finish(self.size_bytes) if self.size_bytes > BLOCK_BYTES else iter(())
-        self._ingest.finish_stream(self._start, self.size_bytes, root, pairs)
+        self._ingest.finish_stream(self._start, self.size_bytes, root, pairs, self._path)
         return Stored(root, self.size_bytes, 1, None if self._sha256 is None else self._sha256.digest())
 
     def close(self) -> None:

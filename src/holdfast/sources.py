@@ -17,6 +17,7 @@ import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain
 from typing import IO, Any, Final, cast
 
 from holdfast.errors import InvalidInput, PermissionDenied, SourceNotFound, Unavailable
@@ -26,6 +27,27 @@ WINDOW_BYTES: Final = 4 << 20
 _RETRY_SECONDS: Final = 0.01
 
 
+class PathWindows(Iterator[BytesLike]):
+    """The windows of a file, which who needs its bytes twice can read again."""
+
+    def __init__(self, path: str, pool: ThreadPoolExecutor | None = None) -> None:
+        self.path = os.path.abspath(path)
+        self._pool = pool
+        windows = _path_windows(path)
+        self._windows: Iterator[BytesLike] = windows if pool is None else _read_ahead(windows, pool)
+
+    def __next__(self) -> BytesLike:
+        return next(self._windows)
+
+    def put_back(self, window: BytesLike) -> None:
+        """Give it next once more."""
+        self._windows = chain((window,), self._windows)
+
+    def again(self) -> PathWindows:
+        """Begin anew."""
+        return PathWindows(self.path, self._pool)
+
+
 def iter_windows(source: Source, pool: ThreadPoolExecutor | None = None) -> Iterator[BytesLike]:
     """Give the bytes of a source in windows of 4 MiB (the last may be shorter), none for an empty one.
 
@@ -33,8 +55,7 @@ def iter_windows(source: Source, pool: ThreadPoolExecutor | None = None) -> Iter
     of a caller's own iterator passes through.
     """
     if isinstance(source, (str, os.PathLike)):
-        windows = _path_windows(os.fspath(source))
-        return windows if pool is None else _read_ahead(windows, pool)
+        return PathWindows(os.fspath(source), pool)
     if isinstance(source, bytes):
         return _bytes_windows(source)
     if isinstance(source, (bytearray, memoryview)):

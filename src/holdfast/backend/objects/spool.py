@@ -1,4 +1,7 @@
-"""Content that waits until it is in the bucket and was looked at once more: in memory, and above a limit in a file."""
+"""Content that waits until it is in the bucket and was looked at once more.
+
+What comes once is kept in memory, and above a limit in a file; what lies in a file of the user's is read there again.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import IO, Final, Protocol, Self
 
-from holdfast.errors import HoldfastError, NoSpace, Unavailable
+from holdfast.errors import HoldfastError, InvalidInput, NoSpace, NotFound, PermissionDenied, Unavailable
+from holdfast.sources import open_source
 from holdfast.types import BytesLike
 
 MEMORY_BYTES: Final = 16 << 20
@@ -138,4 +142,62 @@ class Spool:
             )
         return Unavailable(
             f"a temporary file in {where} failed: {error.strerror}", path=where, errno=error.errno
+        )
+
+
+class SourceChanged(Unavailable):
+    """A file is not any more what it was when it was hashed. Nothing of it was stored."""
+
+
+class FileStock:
+    """See `Stock`: a user's file, whose bytes begin at 0; the outboard behind them lies in a spool.
+
+    It is opened for each reading, so that any number of them can wait. Whoever reads all of it verifies it.
+    """
+
+    def __init__(self, path: str, size_bytes: int, spool: Spool, outboard_start: int) -> None:
+        self._path = path
+        self._size_bytes = size_bytes
+        self._spool = spool
+        self._outboard_start = outboard_start
+
+    def read(self, start: int, length: int) -> BytesLike:
+        """Give bytes."""
+        return b"".join(self.iter(start, length))
+
+    def iter(self, start: int, length: int) -> Iterator[BytesLike]:
+        """Give a stretch in pieces of 4 MiB or less; `SourceChanged` where the file ends before it."""
+        if start >= self._size_bytes:
+            return self._spool.iter(self._outboard_start + start - self._size_bytes, length)
+        return self._iter_file(start, start + length)
+
+    def wrong(self, hash_: bytes) -> SourceChanged:
+        """Give the error for a file that has other bytes than were hashed."""
+        return SourceChanged(
+            f"{self._path} changed while it was stored (blob {hash_.hex()}): nothing of it was stored; put it again",
+            path=self._path,
+        )
+
+    def _iter_file(self, start: int, stop: int) -> Iterator[BytesLike]:
+        try:
+            with open_source(self._path) as file:
+                while start < stop:
+                    piece = os.pread(file.fileno(), min(PIECE_BYTES, stop - start), start)
+                    if not piece:
+                        break
+                    start += len(piece)
+                    yield piece
+        except (NotFound, PermissionDenied, InvalidInput) as error:
+            raise self._gone() from error
+        except OSError as error:
+            raise Unavailable(
+                f"cannot read {self._path}: {error.strerror}", path=self._path, errno=error.errno
+            ) from error
+        if start < stop:
+            raise self._gone()
+
+    def _gone(self) -> SourceChanged:
+        return SourceChanged(
+            f"{self._path} was removed or cut off while it was stored: nothing of it was stored",
+            path=self._path,
         )

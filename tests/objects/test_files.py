@@ -1,0 +1,182 @@
+"""A large file that is put into a bucket is read twice, and goes through no spool, whatever happens to it between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from holdfast import _native
+from holdfast.backend.objects.backend import SINGLE_PUT_BYTES
+from holdfast.backend.objects.bucket import Bucket, Meta
+from holdfast.backend.objects.layout import COMMITS, data_key, gone_key, outboard_key
+from holdfast.backend.objects.opening import memory_bucket
+from holdfast.backend.objects.spool import SourceChanged, Spool
+from holdfast.errors import BlobNotFound, SourceNotFound
+from holdfast.store import Store
+from holdfast.testing.contract_base import sample
+from holdfast.types import Durability, Hash
+
+SIZE = SINGLE_PUT_BYTES + 70_001
+CONTENT = sample(SIZE, 1)
+OTHER = sample(SIZE, 2)
+
+
+class Watched:
+    """A bucket that calls `before` when a large blob is about to go up, and `named` behind each object of names."""
+
+    def __init__(self, inner: Bucket) -> None:
+        self.inner = inner
+        self.before: Callable[[], object] = lambda: None
+        self.named: Callable[[], object] = lambda: None
+        self.uploads = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def upload(self, key: str, pieces: Any, size_bytes: int) -> Meta:
+        if size_bytes > SINGLE_PUT_BYTES:
+            self.uploads += 1
+            self.before()
+        return self.inner.upload(key, pieces, size_bytes)
+
+    def create(self, key: str, data: bytes) -> Meta | None:
+        made = self.inner.create(key, data)
+        if key.startswith(COMMITS):
+            self.named()
+        return made
+
+
+@pytest.fixture
+def bucket() -> Watched:
+    return Watched(memory_bucket())
+
+
+@pytest.fixture
+def store(bucket: Watched) -> Iterator[Store]:
+    with Store._open_objects(
+        cast("Bucket", bucket), None, create=True, durability=Durability.BUFFERED
+    ) as store:
+        yield store
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "large.bin"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture
+def spooled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collect how many bytes are written to files of spools."""
+    sizes: list[int] = []
+    write = Spool._write
+
+    def watched(self: Spool, at: int, data: Any) -> None:
+        sizes.append(len(data))
+        write(self, at, data)
+
+    monkeypatch.setattr(Spool, "_write", watched)
+    monkeypatch.setattr(Spool.__init__, "__defaults__", (1 << 20,))
+    return sizes
+
+
+def collect(bucket: Watched, hash: Hash) -> None:
+    """Do what a collector on another machine does to a blob that nothing named when it listed."""
+    bucket.inner.create(gone_key(hash.digest, 0), b"")
+    bucket.inner.delete([data_key(hash.digest), outboard_key(hash.digest)])
+
+
+def test_a_file_goes_through_no_spool(store: Store, path: Path, spooled: list[int]) -> None:
+    told: list[int] = []
+    artifact = store.put(path, progress=lambda event: told.append(event.done_bytes))
+    assert store.read(artifact.id) == CONTENT
+    assert (artifact.filename, artifact.size_bytes, told[-1]) == ("large.bin", SIZE, SIZE)
+    assert not spooled
+    (again,) = store.put_many([path])
+    assert again.hash == artifact.hash
+    assert not spooled
+    with store.blobs.put(iter([OTHER])) as lease:
+        assert store.read(lease.hash) == OTHER
+    assert sum(spooled) >= SIZE  # what comes once does
+
+
+def test_one_that_changes_meanwhile_is_stored_as_it_was_read(
+    store: Store, bucket: Watched, path: Path, spooled: list[int]
+) -> None:
+    def change() -> None:
+        bucket.before = lambda: None
+        path.write_bytes(OTHER)
+
+    bucket.before = change
+    told: list[int] = []
+    artifact = store.put(path, progress=lambda event: told.append(event.done_bytes))
+    assert artifact.hash == Hash(_native.blake3(OTHER))
+    assert store.read(artifact.id) == OTHER
+    assert told == sorted(told)
+    assert told[-1] == SIZE
+    assert sum(spooled) >= SIZE
+    assert bucket.uploads == 2
+    assert store.health().ok
+    assert store.stats().blobs == 1
+
+
+@pytest.mark.parametrize("change", ["cut", "grown"])
+def test_one_that_is_cut_or_grows_meanwhile(store: Store, bucket: Watched, path: Path, change: str) -> None:
+    wanted = CONTENT[:1_000] if change == "cut" else CONTENT  # what was there when it was hashed
+
+    def work() -> None:
+        bucket.before = lambda: None
+        path.write_bytes(CONTENT[:1_000] if change == "cut" else CONTENT + b"more")
+
+    bucket.before = work
+    assert store.read(store.put(path).id) == wanted
+
+
+def test_one_that_is_removed_meanwhile_is_an_error(store: Store, bucket: Watched, path: Path) -> None:
+    bucket.before = path.unlink
+    with pytest.raises(SourceNotFound):
+        store.put(path)
+    assert store.count() == 0
+    assert store.stats().blobs == 0
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_what_was_collected_before_it_was_named_is_read_once_more(
+    store: Store, bucket: Watched, path: Path, known: bool
+) -> None:
+    if known:
+        store.blobs.put(path).release()
+    hash = Hash(_native.blake3(CONTENT))
+
+    def work() -> None:
+        bucket.named = lambda: None
+        collect(bucket, hash)
+
+    bucket.named = work
+    artifact = store.put(path)
+    assert bucket.uploads == 2
+    with Store._open_objects(cast("Bucket", bucket), None) as another:
+        assert another.read(artifact.id) == CONTENT
+
+
+def test_a_name_is_taken_back_where_the_file_is_another_by_then(
+    store: Store, bucket: Watched, path: Path
+) -> None:
+    hash = Hash(_native.blake3(CONTENT))
+
+    def work() -> None:
+        bucket.named = lambda: None
+        path.write_bytes(OTHER)
+        collect(bucket, hash)
+
+    bucket.named = work
+    with pytest.raises(SourceChanged, match=r"large\.bin changed .* put it again"):
+        store.put(path)
+    with Store._open_objects(cast("Bucket", bucket), None) as another:
+        assert another.count() == 0
+        with pytest.raises(BlobNotFound):
+            another.read(hash)
