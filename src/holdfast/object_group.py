@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from holdfast import _native
 from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, ObjectBackend, Waiting
+from holdfast.backend.objects.intents import confirm, intent_of, withdraw
 from holdfast.backend.objects.layout import artifact_key, commit_key, tag_key
 from holdfast.backend.objects.names import Named, facts_of, is_grave, newest, read_named, revision_of
 from holdfast.backend.objects.spool import FileStock, SourceChanged, Spool, Stock
@@ -58,6 +59,13 @@ class _Change(NamedTuple):
     documents: list[Document]
     before: Named | None
     removes: bool
+    made: Named | None = None
+    """The object, once it was written."""
+
+    @property
+    def is_intent(self) -> bool:
+        """Whether it says what is to be next, and does not make it so yet."""
+        return self.documents[-1][0] == Kind.INTENDED_TAG
 
 
 class ObjectGroup:
@@ -179,7 +187,8 @@ class ObjectGroup:
         """New artifacts share one object; each change to a name is an object of its own, replaced on condition.
 
         What names something is published first; then all that is relied on is looked at; only then a name is taken
-        from a blob that another of these names may be there to keep (models/bucket.pml, RENAME).
+        from a blob: by a tag that names another one from here on, or because another of these names is there to keep
+        it (models/bucket.pml, RENAME; models/tags.pml).
         """
         new = [
             one for one in self._documents if one[0] == Kind.ARTIFACT and parse_artifact(one[1]).revision == 1
@@ -187,8 +196,6 @@ class ObjectGroup:
         known = set(map(id, new))
         changes = [self._prepare(one) for one in self._documents if id(one) not in known]
         adding = [one for one in changes if not one.removes]
-        if any(_has_tag(one.before) for one in adding):
-            self._settle(Facts())  # what has gone takes nothing else's place, not for a moment
         commit = self._create(new, facts) if new else None
         removing = [one for one in changes if one.removes]
         done: list[_Change] = []
@@ -197,7 +204,9 @@ class ObjectGroup:
         finally:
             if done or not adding:
                 self._settle_or_withdraw(commit, done, facts)
-        self._change_all(removing, facts, done)
+        intents = [one for one in done if one.is_intent]
+        done = [one for one in done if not one.is_intent]
+        self._change_all(intents + removing, facts, done)
 
     def _create(self, new: list[Document], facts: Facts) -> str:
         key = commit_key(self.commit_id or new_ids(1, now_ms())[0])
@@ -214,7 +223,7 @@ class ObjectGroup:
         """Make changes, one after another; once one is made, `Stale` is no more an answer, but a `Conflict`."""
         for change in changes:
             try:
-                e_tag = self._change(change)
+                made = self._change(change)
             except Stale as error:
                 if not done:
                     raise
@@ -222,9 +231,9 @@ class ObjectGroup:
                 raise Conflict(
                     f"{error.message}; {len(done)} changes of this call were made before", done=len(done)
                 ) from error
-            facts_of(change.documents, facts, change.key)
-            facts.seen.append((change.key, e_tag))
-            done.append(change)
+            facts_of(made.documents, facts, made.key)
+            facts.seen.append((made.key, made.e_tag))
+            done.append(change._replace(made=made))
 
     def _settle_or_withdraw(self, commit: str | None, done: list[_Change], facts: Facts) -> None:
         """Look at what the published names need; where that is gone they are taken back, as far as that can be."""
@@ -241,15 +250,18 @@ class ObjectGroup:
             raise
 
     def _undo(self, change: _Change, told: Facts) -> None:
-        """Give a name the state that it had, with the next revision."""
+        """Give a name the state that it had, with the next revision; one that was only intended has it still."""
+        if change.is_intent and change.made is not None:
+            withdraw(self._backend.bucket, change.made)
+            return
         now = read_named(self._backend.bucket, change.key)
         if now is None or newest(now) != max(map(revision_of, change.documents)):
             return  # somebody else has changed it since
         documents = _documents_before(change, newest(now) + 1, self._catalog())
         again = _Change(change.key, documents, now, removes=True)
-        e_tag = self._change(again)
+        made = self._change(again)
         facts_of(documents, told, change.key)
-        told.seen.append((change.key, e_tag))
+        told.seen.append((change.key, made.e_tag))
         for _, hash_, _, _, _, deleted, _ in told.tags[-1:]:
             row = None if deleted else self._catalog().find_blob(hash_)
             if row is not None:
@@ -271,17 +283,24 @@ class ObjectGroup:
         if newest(before) >= revision:
             raise self._stale(before, key)
         documents = [document]
-        if kind == Kind.TOMBSTONE:
+        removes = kind == Kind.TOMBSTONE or (kind == Kind.TAG and parse_tag(payload).deleted)
+        if before is not None and not removes and _has_tag(before):
+            documents = intent_of(document, before)
+        elif kind == Kind.TOMBSTONE:
             documents.insert(0, self._last_state(parse_tombstone(payload).id, before))
         elif kind == Kind.ARTIFACT and before is not None and is_grave(before):
             raise self._stale(before, key)  # forgotten for good: there is nothing to be restored
-        removes = kind == Kind.TOMBSTONE or (kind == Kind.TAG and parse_tag(payload).deleted)
         return _Change(key, documents, before, removes)
 
-    def _change(self, change: _Change) -> str:
-        """Write the next state of a name; gives the e_tag that it has then."""
-        bucket, data = self._backend.bucket, encode_bundle(change.documents, change.key)
-        before = change.before
+    def _change(self, change: _Change) -> Named:
+        """Write the next state of a name, or make so what was intended; gives the object."""
+        bucket = self._backend.bucket
+        if change.made is not None:
+            confirmed = confirm(bucket, change.made)
+            if confirmed is None:
+                raise self._stale(read_named(bucket, change.key), change.key)
+            return confirmed
+        data, before = encode_bundle(change.documents, change.key), change.before
         made = (
             bucket.create(change.key, data)
             if before is None
@@ -289,7 +308,7 @@ class ObjectGroup:
         )
         if made is None:
             raise self._stale(read_named(bucket, change.key), change.key)
-        return made.e_tag or ""
+        return Named(change.key, change.documents, made.e_tag or "")
 
     def _stale(self, found: Named | None, key: str) -> Stale:
         """Tell the catalog what stands there, and give the error."""
@@ -332,17 +351,16 @@ class ObjectGroup:
                 facts.blobs.append((hash_, size, self._time_ms or now_ms(), 0, stored_bytes(size), 1))
 
 
-def _has_tag(named: Named | None) -> bool:
+def _has_tag(named: Named) -> bool:
     """Whether an object holds a tag that names something."""
-    documents = () if named is None else named.documents
-    return any(kind == Kind.TAG and not parse_tag(payload).deleted for kind, payload in documents)
+    return any(kind == Kind.TAG and not parse_tag(payload).deleted for kind, payload in named.documents)
 
 
 def _documents_before(change: _Change, revision: int, catalog: Catalog) -> list[Document]:
     """Give what a name said before a change, as its next state; one that was not there is deleted."""
     kind, payload = change.documents[-1]
     if kind == Kind.TAG:
-        tag = parse_tag(payload if change.before is None else change.before.documents[-1][1])
+        tag = parse_tag(payload if change.before is None else change.before.documents[0][1])
         deleted = change.before is None or tag.deleted
         return [(Kind.TAG, encode_tag(tag._replace(revision=revision, deleted=deleted)))]
     documents = list(change.before.documents) if change.before is not None else []

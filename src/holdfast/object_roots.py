@@ -16,7 +16,7 @@ from holdfast.backend.objects.backend import ObjectBackend
 from holdfast.backend.objects.bucket import Meta
 from holdfast.backend.objects.ends import list_whole
 from holdfast.backend.objects.layout import ARTIFACTS, COMMITS, TAGS, artifact_key, is_names_key
-from holdfast.backend.objects.names import GRAVE_BYTES, Named, facts_of, read_named
+from holdfast.backend.objects.names import GRAVE_BYTES, Named, facts_of, intended, read_named
 from holdfast.catalog import labels
 from holdfast.errors import FormatError, IntegrityError, Unavailable, UnreadableRoot
 from holdfast.facts import Facts
@@ -44,8 +44,8 @@ CREATE TABLE changed(id BLOB PRIMARY KEY NOT NULL) WITHOUT ROWID;
 CREATE TABLE graves(
   id BLOB PRIMARY KEY NOT NULL, revision INTEGER NOT NULL, deleted_ms INTEGER NOT NULL,
   key TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE tags(key TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL, hash BLOB NOT NULL, format INTEGER NOT NULL,
-  deleted INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE tags(key TEXT NOT NULL, number INTEGER NOT NULL, name TEXT NOT NULL, hash BLOB NOT NULL,
+  format INTEGER NOT NULL, deleted INTEGER NOT NULL, PRIMARY KEY(key, number)) WITHOUT ROWID;
 BEGIN;
 """
 _STATE: Final = """
@@ -180,11 +180,12 @@ class BucketNames:
                 self._db.execute("INSERT OR IGNORE INTO changed VALUES(?)", (row.id,))
         for id_, revision, deleted_ms, _ in facts.tombstones:
             self._db.execute(_GRAVE, (id_, revision, deleted_ms, named.key))
-        for name, hash_, format_, _, _, deleted, _ in facts.tags:
-            self._db.execute(
-                "INSERT OR REPLACE INTO tags VALUES(?, ?, ?, ?, ?)",
-                (named.key, name, hash_, format_, deleted),
-            )
+        states = [(name, hash_, format_, deleted) for name, hash_, format_, _, _, deleted, _ in facts.tags]
+        states += [(tag.name, tag.hash, tag.format, 0) for tag in intended(named.documents)]
+        if states:  # what somebody is about to name is kept as what is named
+            self._db.execute("DELETE FROM tags WHERE key = ?", (named.key,))
+            rows = [(named.key, number, *state) for number, state in enumerate(states)]
+            self._db.executemany("INSERT INTO tags VALUES(?, ?, ?, ?, ?, ?)", rows)
         self._see(named.key, named.e_tag)
         mine = self._facts
         mine.artifacts += facts.artifacts

@@ -14,9 +14,15 @@ import pytest
 
 import holdfast
 from holdfast import _native
-from holdfast.backend.objects.layout import base32_name, gone_key, parse_identity
+from holdfast.backend.objects.intents import intent_of
+from holdfast.backend.objects.layout import base32_name, gone_key, parse_identity, tag_key
+from holdfast.backend.objects.names import read_named
 from holdfast.errors import CorruptObject, FormatError, HoldfastError, InvalidInput, UnreadableRoot
 from holdfast.testing.contract_base import sample
+from holdfast.testing.inside import object_core
+from holdfast.wire.bundle import encode_bundle
+from holdfast.wire.document import TagDocument, encode_tag
+from holdfast.wire.record import Kind
 from tests.interop import object_reader
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
@@ -69,6 +75,21 @@ def test_the_second_reader_agrees(bucket: Path, tmp_path: Path) -> None:
     )
     assert len(done.stdout.splitlines()) == len(artifacts)
     assert {path.name for path in target.iterdir()} == artifacts.keys()
+
+
+def test_a_reader_that_knows_no_intents_reads_what_counts(bucket: Path) -> None:
+    """Who died between an intent and its look: the second reader skips the kind, as the format says of unknown ones."""
+    with holdfast.open(f"dir://{bucket}") as store:
+        counting, wanted = store.tags.get("a/tag"), store.blobs.put(b"wanted")
+        key = tag_key("a/tag")
+        before = read_named(object_core(store).backend.bucket, key)
+        assert before is not None
+        document = encode_tag(TagDocument("a/tag", wanted.hash.digest, 0, 2, 7, deleted=False))
+        (bucket / key).write_bytes(encode_bundle(intent_of((Kind.TAG, document), before), key))
+        assert store.rebuild().tags == 1
+        assert store.tags.get("a/tag") == counting
+    assert object_reader.Bucket(bucket).tags["a/tag"] == (1, False, counting.hash.digest)
+    assert struct.pack("<BI", 0x11, len(document)) + document in (bucket / key).read_bytes()
 
 
 def test_the_second_reader_is_small_and_its_own() -> None:

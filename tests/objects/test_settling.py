@@ -10,8 +10,10 @@ import pytest
 from holdfast import _native
 from holdfast.backend.objects.bucket import Bucket, Meta
 from holdfast.backend.objects.layout import data_key, gone_key, outboard_key, tag_key
+from holdfast.backend.objects.names import facts_of, intended, read_named
 from holdfast.backend.objects.opening import memory_bucket
 from holdfast.errors import ArtifactNotFound, BlobNotFound, TagNotFound
+from holdfast.facts import Facts
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
 from holdfast.testing.inside import object_core
@@ -104,10 +106,19 @@ def test_a_blob_that_is_known_sends_no_body_and_is_looked_at(store: Store, bucke
 def test_a_tag_keeps_what_it_had_when_the_other_blob_is_gone(store: Store, bucket: Watched) -> None:
     kept, lost = store.blobs.put(b"kept").hash, put_and_lose(store, bucket)
     store.tags.set("name", kept)
-    bucket.told.clear()
+    seen = []
+
+    def look(key: str) -> None:
+        facts, named = Facts(), read_named(bucket._inner, key)
+        assert named is not None
+        facts_of(named.documents, facts, key)
+        seen.append((facts.tags[-1][1], [tag.hash for tag in intended(named.documents)]))
+
+    bucket.after = look
     with pytest.raises(BlobNotFound):
         store.tags.set("name", lost)
-    assert not [what for what, _ in bucket.told if what != "head"]
+    assert seen == [(kept.digest, [lost.digest]), (kept.digest, [])]  # intended, and taken back
+    bucket.after = lambda key: None
     store.rebuild()
     assert store.tags.get("name").hash == kept
     assert not store.exists(lost)

@@ -20,7 +20,7 @@ MAGIC: Final = b"HFOB"
 VERSION: Final = 1
 MAX_BUNDLE_BYTES: Final = 1 << 28
 """What an object of documents may have; 100,000 artifacts are some 30 MB."""
-KINDS: Final = frozenset({Kind.ARTIFACT, Kind.TAG, Kind.TOMBSTONE})
+KINDS: Final = frozenset({Kind.ARTIFACT, Kind.TAG, Kind.TOMBSTONE, Kind.INTENDED_TAG})
 MUST_UNDERSTAND: Final = 0x80
 """Bit of a kind: who does not know it must not go on."""
 _HEAD: Final = struct.Struct("<4sHI")

@@ -56,9 +56,11 @@ class Kind(IntEnum):
     FOOTER = 0x8E
     RETIRED = 0x0F
     TIMES = 0x10
+    INTENDED_TAG = 0x11
 
 
-KNOWN_KINDS: Final = frozenset(int(kind) for kind in Kind)
+KNOWN_KINDS: Final = frozenset(int(kind) for kind in Kind if kind != Kind.INTENDED_TAG)
+"""Those of a log. An intended tag stands in buckets alone (`wire/bundle.py`)."""
 PAYLOAD_KINDS: Final = frozenset({int(Kind.DATA), int(Kind.OUTBOARD_PAGE), int(Kind.MANIFEST_PAGE)})
 """Records that are found by the hash of their payload."""
 DOCUMENT_KINDS: Final = frozenset(

@@ -11,7 +11,14 @@ from holdfast.backend.objects.layout import ARTIFACTS
 from holdfast.errors import CorruptObject
 from holdfast.facts import ArtifactRow, Facts
 from holdfast.wire.bundle import MAX_BUNDLE_BYTES, Document, encode_bundle, parse_bundle
-from holdfast.wire.document import Tombstone, encode_tombstone, parse_artifact, parse_tag, parse_tombstone
+from holdfast.wire.document import (
+    TagDocument,
+    Tombstone,
+    encode_tombstone,
+    parse_artifact,
+    parse_tag,
+    parse_tombstone,
+)
 from holdfast.wire.record import Kind
 
 
@@ -63,9 +70,16 @@ def newest(named: Named | None) -> int:
     return 0 if named is None else max((revision_of(one) for one in named.documents), default=0)
 
 
+def intended(documents: Sequence[Document]) -> list[TagDocument]:
+    """Give the states of a tag that somebody is about to make its own: roots, and nothing else yet."""
+    return [parse_tag(payload) for kind, payload in documents if kind == Kind.INTENDED_TAG]
+
+
 def revision_of(document: Document) -> int:
-    """Give the revision that a document gives its name."""
+    """Give the revision that a document gives its name; 0 for what is only intended."""
     kind, payload = document
+    if kind == Kind.INTENDED_TAG:
+        return 0
     if kind == Kind.TAG:
         return parse_tag(payload).revision
     return parse_tombstone(payload).revision if kind == Kind.TOMBSTONE else parse_artifact(payload).revision
