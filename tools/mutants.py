@@ -2,7 +2,8 @@
 
 Lines are found in the source itself: each fsync, each store lock and pin, each lock of a file, each lock between
 threads, and each comparison with a hash, a checksum or an identity. `mutants.toml` names for every one of them the
-test that fails without it; orders of steps cannot be found this way and stand there in words.
+test that fails without it. Orders of steps, and looks that are no such call, cannot be found this way: they stand
+there as a piece of the source and what is put in its place, which must still fit (`[[order]]`).
 """
 
 from __future__ import annotations

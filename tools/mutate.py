@@ -79,8 +79,8 @@ class Runner:
         for _ in range(MOST_UNSOUND):
             try:
                 apply(line, tree)
-                failed = run(tree, selection)
-                fails_alone = "::" not in failed or bool(run(tree, shlex.quote(failed)))
+                failed, was_alone = run(tree, selection)
+                fails_alone = was_alone or "::" not in failed or bool(run(tree, shlex.quote(failed)).test)
             finally:
                 file.write_bytes(whole)
             if not failed or (fails_alone and self._passes(tree, failed)):
@@ -91,15 +91,23 @@ class Runner:
     def _passes(self, tree: Path, test: str) -> bool:
         """Whether a test that failed passes with nothing taken away: only then has it missed the line."""
         if test not in self._sound and "::" in test:
-            failed = run(tree, shlex.quote(test))
+            failed = run(tree, shlex.quote(test)).test
             if failed:
                 print(f"with nothing taken away, {test} fails as well", flush=True)
             self._sound[test] = not failed
         return self._sound.get(test, True)
 
 
-def run(tree: Path, selection: str) -> str:
-    """Run a selection in a tree; give the first test that failed, or "" when all passed."""
+class Failed(NamedTuple):
+    """The first test of a selection that failed, or "" when all passed."""
+
+    test: str
+    was_alone: bool = False
+    """Whether it was the first that ran: then no other one can be why it failed."""
+
+
+def run(tree: Path, selection: str) -> Failed:
+    """Run a selection in a tree, up to the first failure."""
     environment = {
         **os.environ,
         "PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}",
@@ -123,17 +131,17 @@ def run(tree: Path, selection: str) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"{selection} (hangs)"
+        return Failed(f"{selection} (hangs)")
     if done.returncode == 0:
-        return ""
+        return Failed("")
     found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     if found:
-        return found[1]
+        return Failed(found[1], not re.search(r"\d+ passed", done.stdout))
     found = re.search(r"^test (\S+) \.\.\. FAILED", done.stdout, re.MULTILINE)
     if found:
-        return f"cargo test {found[1]}"
+        return Failed(f"cargo test {found[1]}")
     if "Timeout" in done.stdout + done.stderr:
-        return f"{selection} (hangs)"
+        return Failed(f"{selection} (hangs)")
     raise RuntimeError(
         f"{selection} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,8 +18,9 @@ from holdfast.catalog.connection import connect
 from holdfast.errors import IntegrityError, NotFound
 from holdfast.store import Store
 from holdfast.testing.checks import dump_catalog
+from holdfast.testing.inside import log_core
 from holdfast.types import Hash
-from holdfast.wire.record import Commit
+from holdfast.wire.record import Commit, Kind
 from tests.crash.test_damage import Record, records
 from tests.crash.world import ROOT, World, crash_after, fill, new_world, piece
 
@@ -142,6 +144,19 @@ def test_a_forged_index_of_a_sealed_segment_is_not_believed(world: World) -> Non
         twin.end()
 
 
+def test_a_forged_index_of_a_sealed_segment_is_made_anew(world: World) -> None:
+    sealed = next(found for found in records(world.disk.files(ROOT)) if found.kind == "footer")
+    whole = world.disk.files(ROOT)[sealed.path]
+    for at in (6, 46 + 20):
+        twin = forged(world, "footer", flip(at))
+        with twin.open(twin.disk) as store:
+            assert not store.scrub().ok
+            assert store.repair().ok
+            assert store.scrub().ok
+            assert twin.disk.files(ROOT)[sealed.path] == whole
+        twin.end()
+
+
 @pytest.mark.parametrize("clean", [True, False])
 def test_a_group_that_does_not_match_its_commit(clean: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a clean segment that is damage and is told of; in an unclean tail the group never existed."""
@@ -169,6 +184,45 @@ def test_a_group_that_does_not_match_its_commit(clean: bool, monkeypatch: pytest
                 assert names == {"old-0"}
 
 
+def compacted(world: World) -> None:
+    """Leave a store in which a compaction said what it retired, and since when the blobs are there that it moved."""
+    fill(world, 12, 9_000)
+    with world.open() as store:
+        for number in range(0, 12, 2):
+            store.delete(world.ledger.ids[f"old-{number}"])
+            world.ledger.forget(f"old-{number}")
+        store.gc(min_age_seconds=0)
+        store.compact()
+
+
+def is_there(kind: Kind) -> str:
+    """Give the name that `records` has for a kind without one."""
+    return f"{int(kind):#x}"
+
+
+def test_a_forged_word_that_segments_are_retired_takes_none_away() -> None:
+    with new_world() as world:
+        compacted(world)
+
+        def all_of_them(payload: bytearray) -> None:
+            struct.pack_into("<II", payload, 4, 1, 1_000)
+
+        twin = forged(world, is_there(Kind.RETIRED), all_of_them)
+        with twin.open(catalog=twin.no_catalog()) as store:
+            assert not right_or_refused(store, twin)
+            assert store.rebuild().damaged
+            assert not right_or_refused(store, twin)
+
+
+def test_forged_times_of_blobs_are_not_believed() -> None:
+    with new_world() as world:
+        compacted(world)
+        twin = forged(world, is_there(Kind.TIMES), lambda payload: payload.__setitem__(9, payload[9] ^ 0x40))
+        with twin.open(catalog=twin.no_catalog()) as store:
+            assert not right_or_refused(store, twin)
+            assert store.rebuild().damaged
+
+
 def test_a_catalog_that_leads_to_another_blob_is_not_believed(world: World) -> None:
     """Two blobs change places in the catalog: each reads as itself, or is refused."""
     twin = world.twin()
@@ -185,6 +239,50 @@ def test_a_catalog_that_leads_to_another_blob_is_not_believed(world: World) -> N
     with twin.open() as store:
         assert not right_or_refused(store, twin), "a rebuild puts all right"
     twin.end()
+
+
+def test_a_catalog_that_leads_to_another_blob_lets_nothing_be_collected() -> None:
+    """The blob that is kept is led to the description of one that goes: its own pieces stay all the same."""
+    with new_world() as world:
+        with world.open() as store:
+            kept, gone = (store.put(random.Random(name).randbytes(30_000)) for name in ("kept", "gone"))
+            content = store.read(kept)
+            store.delete(gone)
+        connection = connect(world.catalog)
+        ((location, stored),) = connection.execute(
+            "SELECT location, stored FROM blobs WHERE hash = ?", (gone.hash.digest,)
+        ).fetchall()
+        connection.execute(
+            "UPDATE blobs SET location = ?, stored = ? WHERE hash = ?", (location, stored, kept.hash.digest)
+        )
+        connection.close()
+        with world.open() as store:
+            with suppress(IntegrityError):
+                store.gc(min_age_seconds=0)
+            store.compact()
+            store.rebuild()
+            assert store.read(kept) == content
+
+
+def test_a_forged_document_is_no_reason_to_let_its_copy_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_world() as world:
+        with world.open() as store:
+            world.ledger.put(store, piece("one", 300))
+            first = next(found for found in records(world.disk.files(ROOT)) if found.kind == "artifact")
+            document = world.disk.files(ROOT)[first.path][first.offset + 64 : first.stop]
+            fillers = [store.put(random.Random(number).randbytes(12_000)) for number in range(12)]
+            group = log_core(store).backend.group()
+            group.add_one(Kind.ARTIFACT, document)
+            group.commit()
+            fillers += [store.put(random.Random(number).randbytes(12_000)) for number in range(12, 24)]
+            store.delete(*fillers)
+            monkeypatch.setattr("holdfast.gc.collector.compact_segments", lambda *_, **__: None)
+            assert store.gc(min_age_seconds=0).complete
+        twin = forged(world, "artifact", flip(30))
+        with twin.open() as store:
+            assert store.compact().segments
+        with twin.open(catalog=twin.no_catalog()) as store:
+            assert not right_or_refused(store, twin)
 
 
 def test_a_segment_of_another_store_is_not_taken_in(world: World) -> None:

@@ -44,7 +44,7 @@ def records(files: dict[str, bytes]) -> Iterator[Record]:
         while path.endswith(".seg") and data[at : at + 4] == b"HFrc":
             kind = data[at + 4]
             (stored,) = struct.unpack_from("<I", data, at + 16)
-            name = "end" if kind == 0x8E and data[at + 5] & 4 else KINDS[kind]
+            name = "end" if kind == 0x8E and data[at + 5] & 4 else KINDS.get(kind, f"{kind:#x}")
             yield Record(path, name, at, at + HEADER_BYTES + stored)
             at += HEADER_BYTES + stored
 

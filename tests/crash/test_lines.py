@@ -14,17 +14,26 @@ from typing import Any
 import pytest
 
 from holdfast import _native
+from holdfast.backend.log.backend import LogBackend
+from holdfast.backend.log.claims import Claims
 from holdfast.backend.log.disk import LocalDisk
+from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.lock import StoreLock
 from holdfast.backend.log.session import read_sessions
+from holdfast.backend.log.tidy import close_quiet, remove_empty, remove_retired, retire, seal_again
+from holdfast.candidates import Choice
+from holdfast.care import health
+from holdfast.catalog import compacting
 from holdfast.errors import HoldfastError, Locked, NeedsReopen
+from holdfast.facts import SEGMENT_OPEN
+from holdfast.recovery import CatalogKeeper
 from holdfast.store import Store
 from holdfast.testing.inside import log_core
 from holdfast.testing.ledger import Ledger
 from holdfast.testing.model_disk import ModelDisk
 from holdfast.trees import export
 from holdfast.types import Hash
-from holdfast.wire.record import FLAG_BLOB, Kind
+from holdfast.wire.record import FLAG_BLOB, SEGMENT_HEADER_BYTES, Kind, frame_one
 from tests.crash.world import (
     CHUNKING,
     ROOT,
@@ -226,6 +235,56 @@ def test_an_export_is_durable_when_it_returns(
     assert "fsync of a directory" in steps[named:], steps
 
 
+@pytest.mark.parametrize("how", ["taken over", "retired", "empty", "of copies", "compacted"])
+def test_a_segment_that_was_removed_does_not_come_back(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its removal counts from then on: others may rely on what stood there being gone."""
+    with new_world() as world:
+        fill(world, 12, 9_000)
+        disk = world.disk
+        handle = disk.open(segment_path(ROOT, 1), "a")
+        size = disk.size(handle)
+        with world.open(catalog=world.no_catalog()) as store:
+            core = log_core(store)
+            if how == "empty":
+                disk.truncate(handle, SEGMENT_HEADER_BYTES)
+                disk.fsync(handle)
+            if how != "taken over":
+                disk.close(handle)
+            if how == "taken over":
+                retire(disk, ROOT, core.backend.store.id, 1, handle, SEGMENT_HEADER_BYTES)
+            elif how == "retired":
+                remove_retired(disk, ROOT, [1])
+            elif how == "empty":
+                remove_empty(disk, ROOT, 1)
+            elif how == "of copies":
+                core.backend.committer.writers.discard(1, size)
+            else:
+                monkeypatch.setattr("holdfast.gc.collector.compact_segments", lambda *_, **__: None)
+                store.delete(*(one for number, one in enumerate(store.find()) if number % 3))
+                store.gc(min_age_seconds=0)
+                assert 1 in store.compact().segments
+            states = [disk.power_cut(random.Random(SEED + seed)) for seed in range(CUTS)]
+        for state in states:
+            assert state.stat(segment_path(ROOT, 1)) is None
+
+
+def test_a_segment_that_is_taken_over_is_cut_durably_before_its_end_is_written() -> None:
+    with new_world() as world:
+        fill(world, 1, 3_000)
+        disk = FaultyDisk(world.disk)
+        path = segment_path(ROOT, 1)
+        with world.open() as store:
+            handle = disk.open(path, "a")
+            retire(disk, ROOT, log_core(store).backend.store.id, 1, handle, disk.size(handle))
+        calls = [site.call for site in disk.sites if site.path == path]
+        assert [call for call in calls if call in ("truncate", "fsync", "pwrite")] == [
+            "truncate",
+            "fsync",
+            "pwrite",
+            "fsync",
+        ]
+
+
 # --- a segment that failed is given up
 
 
@@ -250,6 +309,43 @@ def test_nothing_goes_to_a_segment_that_could_not_be_written_or_cut(call: str) -
             disk.crash()
             world.check(world.disk.clone(), world.copy_catalog())
     assert hit
+
+
+@pytest.mark.parametrize("end", ["close", "seal"])
+def test_a_clean_end_is_written_after_a_sync_of_all_before_it(end: str) -> None:
+    """It says that all before it is durable, and others trust that."""
+    with new_world() as world:
+        disk = FaultyDisk(world.disk)
+        with world.open(disk) as store:
+            writer = log_core(store).backend.committer.writers.checkout(10)
+            record, entry = frame_one(writer.segment, writer.offset, Kind.DATA, b"not synced yet")
+            writer.append([record], entry, len(record))
+            done = len(disk.sites)
+            getattr(writer, end)()
+            calls = [site.call for site in disk.sites[done:] if site.path.endswith(".seg")]
+            assert [call for call in calls if call in ("pwrite", "fsync")] == ["fsync", "pwrite", "fsync"]
+
+
+@pytest.mark.parametrize("how", ["adopt", "take a closed one"])
+def test_a_segment_that_is_looked_at_and_not_taken_is_let_go(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalog knows less of it than there is: somebody else is to look into that, and needs its lock."""
+    with new_world() as world:
+        fill(world, 1, 3_000)
+        with world.open() as store:
+            writers = log_core(store).backend.committer.writers
+            ((segment, (_, state)),) = writers.known().items()
+            if how == "adopt":
+                monkeypatch.setattr(writers, "_known", lambda: {segment: (64, state)})
+                assert writers._adopt() is None
+            else:
+                assert writers.take_closed(segment, 64) is None
+            monkeypatch.undo()
+            disk = FaultyDisk(world.disk)
+            handle = disk.open(segment_path(ROOT, segment), "a")
+            assert disk.lock(handle)
+            disk.close(handle)
 
 
 def _put_and_abort(store: Store, ledger: Ledger) -> None:
@@ -286,7 +382,9 @@ def test_the_store_lock_keeps_other_threads_out() -> None:
         assert isinstance(refused[0], Locked)
 
 
-@pytest.mark.parametrize("work", ["put", "delete", "rebuild", "adopt", "tag"])
+@pytest.mark.parametrize(
+    "work", ["put", "delete", "rebuild", "adopt", "create", "take a closed one", "drop copies", "tag"]
+)
 def test_what_others_rely_on_changes_under_the_store_lock(work: str) -> None:
     """While another process holds it nothing is applied, named, made anew or taken up: whoever tries waits."""
     with new_world() as world:
@@ -294,11 +392,16 @@ def test_what_others_rely_on_changes_under_the_store_lock(work: str) -> None:
         holder = _lock(FaultyDisk(world.disk))
         with world.open() as store:
             key = world.ledger.ids["old-0"]
+            writers = log_core(store).backend.committer.writers
+            ((segment, (applied, _)),) = writers.known().items()
             does: dict[str, Callable[[], object]] = {
                 "put": lambda: store.put(b"x"),
                 "delete": lambda: store.delete(key),
                 "rebuild": store.rebuild,
-                "adopt": lambda: log_core(store).backend.committer.writers.checkout(10),
+                "adopt": lambda: writers.checkout(10),
+                "create": writers.fresh,
+                "take a closed one": lambda: writers.take_closed(segment, applied),
+                "drop copies": lambda: writers.drop_copies(segment, applied),
                 "tag": lambda: store.tags.set("t", store.info(key).hash),
             }
             before = len(world.disk.files(f"{ROOT}/segments"))
@@ -309,6 +412,135 @@ def test_what_others_rely_on_changes_under_the_store_lock(work: str) -> None:
                     assert len(world.disk.files(f"{ROOT}/segments")) == before
             thread.join(20)
             assert not thread.is_alive()
+
+
+def _compact(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with world.open() as store:
+        monkeypatch.setattr("holdfast.gc.collector.compact_segments", lambda *_, **__: None)
+        store.delete(*(world.ledger.ids[f"old-{number}"] for number in range(0, 12, 2)))
+        store.gc(min_age_seconds=0)
+        monkeypatch.setattr(Choice, "list_broken_off", lambda _: [1])
+        assert store.compact().segments
+
+
+def _upload(world: World, step: str) -> None:
+    with world.open() as store:
+        token = store.writer(resumable=True).suspend()
+        if step != "begin":
+            with store.writer(resume=token) as writer:
+                writer.write(b"x")
+
+
+def _catalog(world: World, step: str) -> None:
+    with world.open() as store:
+        keeper = log_core(store).keeper
+        if step == "renew":
+            world.catalog.unlink()
+            store.count()
+        else:
+            keeper.replace("it lies")
+
+
+ALONE: dict[str, tuple[tuple[Any, str], Callable[[World, pytest.MonkeyPatch], object]]] = {
+    "a compaction catches up": ((CatalogKeeper, "catch_up"), _compact),
+    "a compaction moves rows": ((compacting, "switch"), _compact),
+    "a compaction lets segments count again": ((compacting, "reinstate"), _compact),
+    "a compaction removes segments": ((ModelDisk, "unlink"), _compact),
+    "a collection takes over": (
+        (CatalogKeeper, "catch_up"),
+        lambda world, _: _work(world, lambda store: store.gc()),
+    ),
+    "an upload begins": ((Claims, "take"), lambda world, _: _upload(world, "begin")),
+    "an upload goes on": ((CatalogKeeper, "catch_up"), lambda world, _: _upload(world, "resume")),
+    "an upload ends": ((Claims, "release"), lambda world, _: _upload(world, "end")),
+    "a catalog is opened": (
+        (CatalogKeeper, "_open_existing"),
+        lambda world, _: _work(world, lambda store: store.count()),
+    ),
+    "a catalog is opened anew": ((LogBackend, "check_same_store"), lambda world, _: _catalog(world, "renew")),
+    "a catalog is replaced": ((CatalogKeeper, "_rebuild"), lambda world, _: _catalog(world, "replace")),
+    "sessions are counted": (
+        (health, "dead_sessions"),
+        lambda world, _: _work(world, lambda store: store.health()),
+    ),
+}
+
+
+def _work(world: World, does: Callable[[Store], object]) -> None:
+    with world.open() as store:
+        does(store)
+
+
+@pytest.mark.parametrize("what", ALONE)
+def test_what_concerns_all_is_done_under_the_store_lock(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_world() as world:
+        fill(world, 12, 9_000)
+        outside = _lock(FaultyDisk(world.disk), 0)
+        (owner, name), work = ALONE[what]
+        original = getattr(owner, name)
+        free: list[bool] = []
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            concerns_all = kwargs.get("remove", True) and (name != "unlink" or args[1].endswith(".seg"))
+            if concerns_all:
+                free.append(attempt(outside.acquire) is None)
+                if free[-1]:
+                    outside.release()
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, step)
+        work(world, monkeypatch)
+        assert free
+        assert not any(free), "another process could have had the lock"
+
+
+@pytest.mark.parametrize("how", ["close", "seal again", "remove"])
+def test_who_tidies_up_leaves_alone_what_somebody_holds(how: str) -> None:
+    with new_world() as world:
+        fill(world, 12, 9_000)
+        path = segment_path(ROOT, 1)
+        disk = FaultyDisk(world.disk)
+        handle = disk.open(path, "a")
+        assert disk.lock(handle)
+        records_stop = disk.size(handle) - 1_000
+        if how == "remove":
+            disk.truncate(handle, SEGMENT_HEADER_BYTES)
+        tidy: dict[str, Callable[[], None]] = {
+            "close": lambda: close_quiet(world.disk, ROOT, 1),
+            "seal again": lambda: seal_again(world.disk, ROOT, 1, records_stop),
+            "remove": lambda: remove_empty(world.disk, ROOT, 1),
+        }
+        before = world.disk.files(ROOT)[path]
+        attempt(tidy[how])
+        assert world.disk.files(ROOT).get(path) == before
+        disk.close(handle)
+        tidy[how]()
+        assert world.disk.files(ROOT).get(path) != before
+
+
+def test_a_scrub_gives_no_segment_up_that_somebody_writes() -> None:
+    with new_world() as world, world.open() as other, world.open() as store:
+        artifact = other.put(b"first")
+        other.put(b"second")
+        (path,) = world.disk.files(f"{ROOT}/segments")
+        data = bytearray(world.disk.files(ROOT)[path])
+        data[SEGMENT_HEADER_BYTES + 8] ^= 1
+        world.disk.overwrite(path, bytes(data))
+        assert not store.scrub().ok
+        assert {state for _, state in log_core(store).catalog.segments().values()} == {SEGMENT_OPEN}
+        assert other.info(artifact) == artifact
+
+
+def test_a_forecast_counts_no_segment_that_somebody_writes() -> None:
+    with new_world() as world, world.open() as store:
+        with world.open() as other:
+            artifact = other.put(random.Random(1).randbytes(9_000))
+            other.put(b"kept")
+            store.delete(artifact)
+            store.gc(min_age_seconds=0)
+            (held,) = log_core(other).backend.committer.writers.own()
+            assert held not in store.compact(dry_run=True).segments
+        assert held in store.compact(dry_run=True).segments
 
 
 def test_who_opens_does_not_take_the_segments_of_the_living() -> None:
@@ -359,8 +591,10 @@ def test_a_dead_session_is_told_by_its_lock_alone() -> None:
         dead, living = world.open(disk), world.open()
         name = log_core(dead).backend.session.name
         disk.crash()
+        assert living.health().dead_sessions == 1
         found = {state.name for state in read_sessions(FaultyDisk(world.disk), ROOT)}
         assert found == {log_core(living).backend.session.name}
+        assert living.health().dead_sessions == 0
         assert world.disk.stat(f"{ROOT}/sessions/{name}") is None
         bury(dead)
         living.close()

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import pytest
 
 from holdfast.backend.log.disk import Disk
+from holdfast.catalog.connection import connect
+from holdfast.chunking import Chunking
 from holdfast.errors import HoldfastError
 from holdfast.store import Store
 from holdfast.testing.inside import log_core
@@ -165,6 +167,70 @@ def test_payloads_of_what_describes(case: Case, kind: str) -> None:
         for _ in range(figure(12, 200)):
             record = rng.choice(found)
             check_rot(case, [(record.path, rng.randrange(record.offset + HEADER_BYTES, record.stop))], rng)
+
+
+@pytest.mark.parametrize("kind", ["data", "artifact"])
+def test_no_header_is_made_for_bytes_that_are_damaged(case: Case, kind: str) -> None:
+    """The index tells what a header was. With a checksum of what lies there now, it would hide the damage."""
+    record = next(
+        one
+        for one in case.records
+        if one.kind == kind and any(end.path == one.path and end.kind == "end" for end in case.records)
+    )
+    places = [(record.path, record.offset + at) for at in (8, HEADER_BYTES, record.stop - record.offset - 1)]
+    disk = flipped(case, places, random.Random(SEED))
+    damaged = disk.files(ROOT)[record.path][record.offset : record.stop]
+    with (
+        case.world.open(disk, catalog=case.world.copy_catalog()) as store,
+        case.world.open(case.world.disk.clone(), catalog=case.world.copy_catalog()) as source,
+    ):
+        assert not store.scrub().ok
+        report = store.repair(source)
+        assert report.ok, report.missing
+        assert disk.files(ROOT)[record.path][record.offset : record.stop] == damaged
+        assert store.scrub().ok
+        assert list(log_core(store).catalog.dump()) == case.facts
+
+
+def test_a_catalog_that_lies_is_no_source(case: Case) -> None:
+    """A document is damaged, and the catalog says something else than it did."""
+    record = next(one for one in case.records if one.kind == "artifact")
+    places = [(record.path, record.offset + HEADER_BYTES + at) for at in (20, 30)]
+    disk = flipped(case, places, random.Random(SEED))
+    catalog = case.world.copy_catalog()
+    connection = connect(catalog)
+    connection.execute("UPDATE artifacts SET modified_ms = modified_ms + 1")
+    connection.close()
+    with (
+        case.world.open(disk, catalog=catalog) as store,
+        case.world.open(case.world.disk.clone(), catalog=case.world.copy_catalog()) as source,
+    ):
+        store.scrub()
+        assert store.repair(source).ok
+        store.rebuild()
+        assert list(log_core(store).catalog.dump()) == case.facts
+
+
+def test_a_blob_that_is_cut_otherwise_elsewhere_is_described_anew(case: Case, tmp_path: Path) -> None:
+    """The source has the same blob in other chunks: its description is none of ours."""
+    name = "large"
+    record = next(one for one in case.records if one.kind == "blob")
+    places = [(record.path, record.offset + HEADER_BYTES + at) for at in (1, 9, 60)]
+    disk = flipped(case, places, random.Random(SEED))
+    with (
+        case.world.open(disk, catalog=case.world.copy_catalog()) as store,
+        Store._open(tmp_path / "other", create=True, chunking=Chunking.choose("fixed")) as other,
+    ):
+        for one in case.world.ledger.artifacts:
+            other.put(case.world.ledger.content(one))
+        assert not store.scrub().ok
+        report = store.repair(other)
+        assert report.ok, report.missing
+        assert store.scrub().ok
+        assert read_all(case, store) == 0
+        store.rebuild()
+        assert read_all(case, store) == 0
+        assert store.exists(case.world.ledger.ids[name])
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))

@@ -359,3 +359,17 @@ def test_what_is_read_while_its_generation_changes_is_read() -> None:
 
     outcomes = world.try_all([read, replaced], lambda _: [HASH], expected=(Conflict,))
     assert outcomes == {"bytes"}
+
+
+def test_data_comes_before_its_outboard_and_both_before_a_name() -> None:
+    """A crash in between leaves what nothing names: never a name without bytes, nor an outboard of nothing."""
+    bucket = FaultyBucket(PlainBucket())
+    with Store._open_objects(bucket, create=True) as store:
+        before = len(bucket.sites)
+        store.put(bytes(100_000))
+        keys = [site.key for site in bucket.sites[before:] if site.call in ("create", "upload")]
+    assert [key.split("/")[0] + "/" + key.split("/")[-1] for key in keys[:2]] == [
+        "blobs/data",
+        "blobs/outboard",
+    ]
+    assert [key.split("/")[0] for key in keys[2:]] == ["commits"]

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import apsw
 import pytest
@@ -353,6 +354,55 @@ def test_a_crash_at_any_step_of_publishing_leaves_a_state_that_opens(
     assert "none" in outcomes
     assert sorted(outcomes, key=["old", "none", "new"].index) == outcomes
     assert len(outcomes) >= 6
+
+
+def test_each_step_of_publishing_is_durable_before_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one's bytes; then the old database is gone, then its log; then the new one has the name."""
+    old = Catalog.open(path, STORE)
+    old.apply(some_facts())
+    aside = Catalog.create_aside(path, STORE)
+    aside.apply(some_facts(COUNT, 30))
+    aside.settle()
+    steps: list[str] = []
+
+    def spy(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(what: Any, *rest: Any, **more: Any) -> Any:
+            where = os.readlink(f"/proc/self/fd/{what}") if name == "fsync" else os.fspath(what)
+            steps.append(f"{name} {os.path.basename(where)}")
+            return real(what, *rest, **more)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "unlink", "rename"):
+        spy(name)
+    aside.publish(path)
+    monkeypatch.undo()
+    old.close()
+    sync = f"fsync {path.parent.name}"
+    new = f"{path.name}.rebuild"
+    assert [step for step in steps if not step.endswith((".stage", "-shm", "-journal"))] == [
+        f"fsync {new}",
+        f"unlink {path.name}",
+        sync,
+        f"unlink {path.name}-wal",
+        sync,
+        f"rename {new}",
+        sync,
+    ]
+
+
+def test_nothing_of_a_broken_off_rebuild_meets_the_next(path: Path) -> None:
+    for name in (".rebuild", ".rebuild.stage"):
+        for suffix in ("-wal", "-shm", "-journal"):
+            path.with_name(path.name + name + suffix).write_bytes(b"left by a process that was killed")
+    aside = Catalog.create_aside(path, STORE)
+    aside.apply(some_facts(0, 3))
+    aside.publish(path)
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
 
 
 def test_what_a_broken_off_rebuild_left_is_removed_by_the_next(path: Path) -> None:

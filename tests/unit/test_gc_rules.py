@@ -16,17 +16,24 @@ from typing import Any
 
 import pytest
 
+from holdfast import hashseqs, importing, reading
+from holdfast import log_core as log_cores
 from holdfast.backend.log.pieces import iter_pieces
 from holdfast.backend.log.session import LEASES_OFFSET
+from holdfast.care import repair as repairing
+from holdfast.care import verify as verifying
+from holdfast.care.scrub import Scrub
 from holdfast.catalog import Catalog
 from holdfast.catalog import collecting as books
 from holdfast.chunking import Chunking
 from holdfast.errors import BlobNotFound, HoldfastError, Locked, NoSpace, UnreadableRoot
 from holdfast.facts import KIND_DATA, KIND_MASK
-from holdfast.gc import collector, cycle
+from holdfast.gc import collector, cycle, explain
 from holdfast.gc.cycle import Collection
+from holdfast.log_core import LogCore
 from holdfast.store import Store
 from holdfast.testing.inside import log_core
+from holdfast.testing.streams import Sender
 from holdfast.types import Artifact, Hash
 
 DATA = random.Random(1).randbytes(60_000)
@@ -237,6 +244,79 @@ def test_what_is_open_is_waited_for(two: Two, how: str) -> None:
         reader.abort()
     assert two.store.gc(min_age_seconds=0).complete
     assert not two.store.exists(two.garbage)
+
+
+def _import(two: Two, content: bytes) -> None:
+    sender = Sender(content)
+    two.store.blobs.decode(sender.hash, sender.stream(None), None)
+
+
+RELYING: dict[str, tuple[Any, str, Callable[[Two, Hash], object]]] = {
+    "repair": (repairing, "lost_segments", lambda two, _: two.store.repair()),
+    "scrub": (Scrub, "_scrub_segment", lambda two, _: two.store.scrub()),
+    "verify": (verifying, "verify_blob", lambda two, _: two.store.verify(two.garbage)),
+    "a forecast of a collection": (explain, "_tracer", lambda two, _: two.store.gc(dry_run=True)),
+    "a forecast of a deletion": (
+        explain,
+        "_tracer",
+        lambda two, _: two.store.forecast(two.store.put(OTHER)),
+    ),
+    "why": (explain, "_tracer", lambda two, _: two.store.why(two.garbage)),
+    "read": (reading, "MendingReader", lambda two, _: two.store.read(two.garbage)),
+    "read in pieces": (reading, "MendingReader", lambda two, _: list(two.store.iter_bytes(two.garbage))),
+    "open": (reading, "MendingReader", lambda two, _: two.store.open(two.garbage).close()),
+    "export": (
+        reading.Reading,
+        "_export",
+        lambda two, _: two.store.export(two.garbage, two.path.with_name("out")),
+    ),
+    "put": (log_cores, "Ingest", lambda two, _: two.store.put(OTHER)),
+    "tag": (LogCore, "claim", lambda two, _: two.store.tags.set("one", two.garbage)),
+    "look at a hash seq": (hashseqs, "_check_size", lambda two, seq: two.store.blobs.children(seq)),
+    "page of a hash seq": (
+        hashseqs,
+        "_check_size",
+        lambda two, seq: list(two.store.blobs.children(seq)),
+    ),
+    "begin to send a hash seq": (
+        hashseqs,
+        "_check_size",
+        lambda two, seq: two.store.blobs.encode_seq(seq),
+    ),
+    "send a hash seq": (
+        hashseqs,
+        "BaoStream",
+        lambda two, seq: list(two.store.blobs.encode_seq(seq)),
+    ),
+    "take a hash seq in": (
+        LogCore,
+        "lease",
+        lambda two, seq: two.store.blobs.decode_seq(seq, list(two.beside.blobs.encode_seq(seq))),
+    ),
+    "begin to import": (importing.Import, "_look", lambda two, _: _import(two, OTHER)),
+    "import": (importing.Import, "_put", lambda two, _: _import(two, OTHER)),
+}
+"""Where each of them has begun to rely on what it found: a step on the way."""
+
+
+@pytest.mark.parametrize("what", RELYING)
+def test_who_relies_on_what_it_finds_has_pinned_before(
+    two: Two, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with two.store.blobs.put(two.garbage.digest) as seq:
+        owner, step, work = RELYING[what]
+        session = log_core(two.store).backend.session
+        pinned: list[bool] = []
+        original = getattr(owner, step)
+
+        def look(*args: Any, **kwargs: Any) -> Any:
+            pinned.append(session._pinned is not None)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, step, look)
+        work(two, seq.hash)
+        assert pinned
+        assert all(pinned), "a collection would not wait for it"
 
 
 def test_a_put_that_misses_a_condemned_chunk_is_whole_whenever_it_commits(two: Two, during: During) -> None:

@@ -25,11 +25,13 @@ from holdfast.backend.log.partial_state import (
     PartialState,
     empty_state,
     encode_entry,
+    iter_chunks,
+    pack_chunks,
     parse_journal,
 )
 from holdfast.chunking import Chunking
 from holdfast.core import Options
-from holdfast.errors import Locked, NeedsReopen, NoSpace, PermissionDenied, Unavailable
+from holdfast.errors import CorruptBlob, Locked, NeedsReopen, NoSpace, PermissionDenied, Unavailable
 from holdfast.gc import cycle
 from holdfast.importing import expire_partials
 from holdfast.ranges import ChunkRanges
@@ -130,6 +132,50 @@ def test_a_journal_gives_its_last_whole_entry(states: list[PartialState], data: 
     whole = [sum(map(len, entries[: i + 1])) <= at for i in range(len(entries))].count(True)
     assert parse_journal(bytes(flipped), HASH)[0] == (states[whole - 1] if whole else None)
     assert parse_journal(journal, bytes(32)) == (None, 0)
+
+
+def test_a_list_of_chunks_with_a_wrong_digest_is_damaged() -> None:
+    packed = pack_chunks([10, 25], [bytes(32), HASH])
+    state = empty_state(0)._replace(logged_bytes=25, chunk_count=2, chunks_crc=_native.crc32c(packed))
+
+    def read(data: bytes) -> list[tuple[list[int], list[bytes]]]:
+        return list(iter_chunks(lambda length, offset: data[offset : offset + length], HASH, state))
+
+    assert read(packed) == [([10, 15], [bytes(32), HASH])]
+    with pytest.raises(CorruptBlob):
+        read(packed[:-1] + bytes((packed[-1] ^ 1,)))
+
+
+def test_what_another_claimed_meanwhile_is_taken_over(store: Store) -> None:
+    with make(store.location) as other:
+        ours, theirs = (log_core(one).backend.partials.open(HASH, 0) for one in (store, other))
+        for one, have in ((ours, blocks(0, 1)), (theirs, blocks(0, 2)), (ours, blocks(0, 3))):
+            with one.locked():
+                one.save(one.state._replace(size_bytes=5 * BLOCK_BYTES, have=one.state.have | have))
+        with theirs.locked():
+            assert theirs.state.have == blocks(0, 3)
+            theirs.save(theirs.state._replace(have=blocks(0, 4)))
+        with ours.locked():
+            assert ours.state.have == blocks(0, 4)
+        ours.close()
+        theirs.close()
+
+
+def test_a_claim_is_gone_durably_before_what_it_claims(sender: Sender) -> None:
+    disk = FaultyDisk(ModelDisk("/model"))
+    with make("/model/store", disk=disk, catalog_path=None) as store:
+        take(store, sender, blocks(0, 3))
+        before = len(disk.sites)
+        assert log_core(store).backend.partials.remove(sender.hash.digest, lambda _: True)
+        steps = [(site.call, os.path.basename(site.path)) for site in disk.sites[before:]]
+        first = steps.index(("unlink", "state"))
+        assert steps[first + 1] == ("fsync_dir", str(sender.hash))
+        assert {name for call, name in steps[first + 2 :] if call == "unlink"} == {
+            "lock",
+            "blocks",
+            "pairs",
+            "chunks",
+        }
 
 
 def test_a_tebibyte_with_one_hole_takes_less_than_a_kibibyte() -> None:

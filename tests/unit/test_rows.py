@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from holdfast import _native
 from holdfast.backend.log.segment import SegmentIndex
 from holdfast.care.rows import Row
 from holdfast.errors import CorruptSegment
@@ -39,3 +40,13 @@ def test_only_a_sound_end_says_that_a_segment_holds_nothing() -> None:
     problem = Problem(kind=CorruptSegment.kind, message="a gap")
     for other in ({"sealed": False}, {"problems": (problem,)}, {"records_stop": 200}):
         assert not index._replace(**other).holds_nothing
+
+
+def test_a_row_of_a_document_says_what_its_record_says() -> None:
+    row = Row("tombstones", 64, (bytes(16), 2, 1_000))
+    document = row.document
+    assert document is not None
+    entry = Entry(Kind.TOMBSTONE, 0, 64, len(document), len(document), _native.blake3(document))
+    assert row.matches(entry)
+    assert not row.matches(entry._replace(hash=b"i" * 32))
+    assert not row.matches(entry._replace(kind=Kind.ARTIFACT))

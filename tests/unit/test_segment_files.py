@@ -19,6 +19,7 @@ from holdfast.store import Store
 from holdfast.testing.contract_base import sample
 from holdfast.testing.faults import Fault, FaultyDisk, Site
 from holdfast.types import BytesLike
+from holdfast.wire.record import SegmentHeader, encode_segment_header
 
 
 def open_store(path: Path, **options: Any) -> Store:
@@ -171,6 +172,20 @@ def test_a_segment_of_another_store_is_reported_and_not_taken_in(tmp_path: Path)
     ).read_bytes()
 
 
+def test_a_segment_that_says_it_is_another_store_s_is_told_of(tmp_path: Path) -> None:
+    """Its records are sound; scrub compares whose it is."""
+    with open_store(tmp_path / "s") as store:
+        for seed in range(9):
+            store.put(sample(9_000, seed))
+        name = segments(tmp_path / "s")[0]
+        with (tmp_path / "s" / "segments" / name).open("r+b") as file:
+            file.write(encode_segment_header(SegmentHeader(1, b"another store id", 0)))
+        report = store.scrub()
+        assert ["belongs elsewhere" in problem.message for problem in report.problems] == [True]
+        assert store.repair().ok
+        assert store.scrub().ok, "it says again that it is ours"
+
+
 # -- a full or failing disk
 
 
@@ -276,6 +291,10 @@ def test_sync_gives_an_idle_segment_up_whose_fsync_fails(tmp_path: Path) -> None
         with pytest.raises(Unavailable):
             store.sync()
         disk.heal()
+        own = LocalDisk()
+        handle = own.open(str(tmp_path / "s" / "segments" / segments(tmp_path / "s")[0]), "a")
+        assert own.lock(handle), "others may take it over"
+        own.close(handle)
         store.put(b"later")
         store.sync()
         assert len(segments(tmp_path / "s")) == 2

@@ -146,7 +146,9 @@ def test_a_copy_that_went_its_own_way_is_none(torn: Torn) -> None:
         assert not store.repair(torn.copy).ok
 
 
-def test_a_commit_whose_bytes_are_gone(torn: Torn) -> None:
+@pytest.mark.parametrize("count", [None, 16])
+def test_a_commit_whose_bytes_are_gone(torn: Torn, count: int | None) -> None:
+    """All of them, or only those of its id: it names its records still, and a rebuild would not believe it."""
     with Store._open(torn.path) as store:
         disk, root = log_core(store).backend.disk, log_core(store).backend.root
         handle = disk.open(str(torn.segment), "r")
@@ -156,7 +158,7 @@ def test_a_commit_whose_bytes_are_gone(torn: Torn) -> None:
     with torn.segment.open("r+b") as file:
         for entry in commits[3:6]:
             file.seek(entry.offset + HEADER_BYTES)
-            file.write(bytes(entry.stored_bytes))
+            file.write(bytes(count or entry.stored_bytes))
     with Store._open(torn.path) as store:
         assert not store.scrub().ok
         assert store.repair().ok, "all that they committed is here, and is committed anew"

@@ -143,6 +143,29 @@ def test_a_deletion_follows_an_update_of_a_process_that_was_killed_before_it_app
         assert not store.exists(artifact)
 
 
+def write_and_die(path: Path, token: str) -> None:
+    store = open_store(path)
+    writer = store.writer(resume=token)
+    writer.write(b"first, ")
+    before_next_apply(store, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    writer.checkpoint()
+
+
+def test_an_upload_goes_on_where_a_process_was_killed_before_it_applied(tmp_path: Path) -> None:
+    with open_store(tmp_path / "s", create=True) as store:
+        token = store.writer(resumable=True).suspend()
+        other = multiprocessing.get_context("spawn").Process(
+            target=write_and_die, args=(tmp_path / "s", token)
+        )
+        other.start()
+        other.join()
+        assert other.exitcode == -signal.SIGKILL
+        with store.writer(resume=token) as writer:
+            assert writer.offset_bytes == len(b"first, ")
+            writer.write(b"then")
+        assert store.read(writer.artifact) == b"first, then"
+
+
 def test_a_batch_that_failed_in_its_second_segment_is_in_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

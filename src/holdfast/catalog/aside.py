@@ -142,7 +142,6 @@ class AsideCatalog(Catalog):
         self.close()
         with self._translating():
             self._file.unlink(missing_ok=True)
-            remove_companions(self._file)
 
 
 class _SettlingPool(SharedPool):

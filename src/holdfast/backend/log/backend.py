@@ -136,8 +136,7 @@ class LogBackend:
                 group.commit()
         small = [group for group in groups if not group.is_streaming]
         if small:
-            with self.lock():
-                self.committer.commit_now(small)
+            self.committer.commit_now(small)
 
     @property
     def committer(self) -> Committer:
