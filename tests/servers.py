@@ -66,13 +66,13 @@ def azure_place(access: Access, prefix: str, **more: Any) -> BucketPlace:
     return BucketPlace("azure", prefix=prefix, endpoint=endpoint, **fields)
 
 
-def let_all_read(access: Access) -> None:
-    """Let whoever has no credentials list the bucket of an S3 server and read from it, and no more."""
+def let_all(access: Access, *actions: str) -> None:
+    """Let whoever has no credentials do some things (`GetObject`, …) in the bucket of an S3 server, and no more."""
     where = f"arn:aws:s3:::{access.bucket}"
     rule = {"Effect": "Allow", "Principal": {"AWS": ["*"]}}
     rules = [
-        rule | {"Action": ["s3:ListBucket"], "Resource": [where]},
-        rule | {"Action": ["s3:GetObject"], "Resource": [f"{where}/*"]},
+        rule | {"Action": [f"s3:{one}"], "Resource": [f"{where}/*" if one.endswith("Object") else where]}
+        for one in actions
     ]
     body = json.dumps({"Version": "2012-10-17", "Statement": rules}).encode()
     host, now = urlsplit(access.endpoint).netloc, datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

@@ -23,12 +23,14 @@ from holdfast.backend.objects.layout import (
     PARTS,
     TAGS,
     UPLOADS,
+    WRITER_KEY,
     Identity,
     encode_identity,
     parse_blob_key,
     parse_identity,
 )
 from holdfast.backend.objects.probe import honours_conditions
+from holdfast.backend.objects.single_writer import SingleWriter
 from holdfast.core import Options
 from holdfast.errors import (
     Conflict,
@@ -56,6 +58,7 @@ OURS: Final = (
     "catalog.db",
     IDENTITY_KEY,
     COLLECTOR_KEY,
+    WRITER_KEY,
 )
 LOOKED_AT: Final = 1_000
 
@@ -71,12 +74,18 @@ def open_object_core(
     durability: Durability = Durability.STORED,
     directory: str | None = None,
     cache: BlockCache | None = None,
+    single_writer: str | None = None,
 ) -> ObjectCore:
     """Open the store in a bucket, which is the core's from then on.
 
-    `create` makes it where there is none, also around blobs that are there already. `StoreNotFound`, `FormatError`,
-    `Conflict` (with `exist_ok` false, or when something else lies there), and what the bucket raises.
+    `create` makes it where there is none, also around blobs that are there already. `single_writer`: the service
+    is not relied on to honour conditions, one process alone writes (`SingleWriter`, whose name it is).
+    `StoreNotFound`, `FormatError`, `Conflict` (with `exist_ok` false, or when something else lies there), and what the
+    bucket raises.
     """
+    if single_writer is not None and not read_only:
+        bucket = SingleWriter(bucket, single_writer)
+    is_checked = False
     try:
         identity = _find_identity(bucket)
         if identity is not None and create and not exist_ok:
@@ -92,6 +101,9 @@ def open_object_core(
                     ),
                     path=bucket.location,
                 )
+            is_checked = not isinstance(bucket, SingleWriter)
+            if is_checked:
+                _check_conditions(bucket)  # before anything is there
             identity = _make_identity(bucket)
         if not identity.is_writable and not read_only:
             raise FormatError(
@@ -101,7 +113,7 @@ def open_object_core(
             )
         backend = ObjectBackend(bucket, read_only=read_only, cache=cache)
         try:
-            keeper = _open_keeper(backend, identity.id, catalog_path)
+            keeper = _open_keeper(backend, identity.id, catalog_path, is_checked=is_checked)
             return ObjectCore(backend, keeper, options or Options(), durability, directory)
         except BaseException:
             backend.pool.shutdown()
@@ -111,12 +123,20 @@ def open_object_core(
         raise
 
 
-def _open_keeper(backend: ObjectBackend, store_id: bytes, path: Path | None) -> ObjectKeeper:
+def _open_keeper(
+    backend: ObjectBackend, store_id: bytes, path: Path | None, *, is_checked: bool
+) -> ObjectKeeper:
     """Open the catalog, and see that writers are kept apart; where the bucket may not be written, to read alone."""
     if backend.read_only:
         return _try_keeper(backend, store_id, path, read_only=True)
     try:
-        return _try_keeper(backend, store_id, path, read_only=False)
+        keeper = _try_keeper(backend, store_id, path, read_only=False)
+        try:
+            _see_to_conditions(backend.bucket, keeper, is_checked=is_checked)
+        except BaseException:
+            keeper.close()
+            raise
+        return keeper
     except PermissionDenied as error:
         refused = _refused_write(backend.bucket)
         if refused is None:
@@ -135,8 +155,6 @@ def _try_keeper(
     keeper = ObjectKeeper(backend, store_id, path, read_only=read_only)
     try:
         keeper.open()
-        if not backend.read_only:
-            _check_conditions(backend.bucket, keeper)
     except BaseException:
         keeper.close()
         raise
@@ -183,16 +201,23 @@ def _make_identity(bucket: Bucket) -> Identity:
     return found
 
 
-def _check_conditions(bucket: Bucket, keeper: ObjectKeeper) -> None:
-    """See once, for each catalog, that the bucket keeps two writers apart; refuse one that does not."""
-    if keeper.current().get_meta(CONDITIONS) is not None:
+def _see_to_conditions(bucket: Bucket, keeper: ObjectKeeper, *, is_checked: bool) -> None:
+    """See once, for each catalog, that the bucket keeps two writers apart."""
+    if isinstance(bucket, SingleWriter) or keeper.current().get_meta(CONDITIONS) is not None:
         return
+    if not is_checked:
+        _check_conditions(bucket)
+    keeper.current().set_meta(CONDITIONS, 1)
+
+
+def _check_conditions(bucket: Bucket) -> None:
+    """Refuse a service that does not keep two writers apart."""
     seen = honours_conditions(bucket)
     if not (seen.create_if_absent and seen.replace_if_match):
         what = "create-if-absent" if not seen.create_if_absent else "If-Match"
         raise InvalidConfig(
             f"the service at {bucket.location} does not honour {what}: two writers would overwrite each other"
-            " unnoticed. Open it read_only, or use a service that does (`holdfast config check` shows what works)",
+            " unnoticed. Use a service that does (`holdfast config check` shows what works), open it read_only, or, if"
+            " this machine alone writes to it, set single_writer = true in [blob_store]",
             path=bucket.location,
         )
-    keeper.current().set_meta(CONDITIONS, 1)

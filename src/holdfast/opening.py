@@ -150,6 +150,7 @@ def _open_objects(
         durability=Durability.FSYNCED if is_directory else Durability.STORED,
         directory=place.path if is_directory else None,
         cache=cache,
+        single_writer=place.identity if place.single_writer and not is_directory else None,
         **common,
     )
 

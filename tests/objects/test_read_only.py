@@ -20,7 +20,7 @@ from holdfast.store import Store
 from holdfast.testing.fault_proxy import FaultProxy, HttpFault
 from holdfast.testing.faulty_bucket import WRITES, FaultyBucket
 from holdfast.testing.plain_bucket import PlainBucket
-from tests.servers import let_all_read, need, place_in
+from tests.servers import let_all, need, place_in
 
 WRITING = frozenset({"PUT", "POST", "DELETE"})
 NOBODY = 65534
@@ -194,7 +194,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Give a server of our own, whose bucket everybody may read and list."""
     need(request.param)
     with LocalServer(request.param, tmp_path_factory.mktemp("server")) as running:
-        let_all_read(running.access)
+        let_all(running.access, "ListBucket", "GetObject")
         yield running
 
 

@@ -55,7 +55,8 @@ class State:
         """Open the store that is meant. Only the platform's default one is made, and only where asked.
 
         `reads`: the command changes nothing, so a store that may not be written, or cannot be because the disk
-        is full, is opened read-only. `use_reserve`: the command makes room, and may take what is kept for that.
+        is full or another one has it, is opened read-only. `use_reserve`: the command makes room, and may take what
+        is kept for that.
         """
         import os
 
@@ -76,12 +77,12 @@ class State:
             store = self.opened = holdfast.open(location, create=True, config=config)
             note(f"made a store at {escape(location)}")
             return store
-        from holdfast.errors import NoSpace, PermissionDenied
+        from holdfast.errors import Locked, NoSpace, PermissionDenied
 
         try:
             self.opened = holdfast.open(location, use_reserve=use_reserve, config=config)
             return self.opened
-        except (NoSpace, PermissionDenied) as error:
+        except (Locked, NoSpace, PermissionDenied) as error:
             if not reads:
                 raise
             # if that fails too, what it says is about reading, which is what was asked for

@@ -35,7 +35,7 @@ _STRICT: Final = {"extra": "forbid"}
 
 StoreType = Literal["legacy", "filesystem", "directory", "s3", "gcs", "azure", "memory"]
 _REMOTE_KEYS: Final = (
-    "prefix", "endpoint", "allow_http", "ca_file", "db_path", "timeout_seconds", "retry_seconds",
+    "prefix", "endpoint", "allow_http", "ca_file", "db_path", "timeout_seconds", "retry_seconds", "single_writer",
 )  # fmt: skip
 _S3_KEYS: Final = (
     "bucket", "region", "profile", "access_key", "secret_key", "session_token", "virtual_host",
@@ -88,6 +88,7 @@ class BlobStore:
     db_path: str | None = None
     timeout_seconds: Annotated[float, Between(0.1, 3600)] = 30
     retry_seconds: Annotated[float, Between(0, 86_400)] = 120
+    single_writer: bool = False
 
 
 @dataclass(frozen=True, slots=True)

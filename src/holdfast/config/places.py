@@ -65,6 +65,7 @@ def place_of(
         timeout_seconds=store.timeout_seconds,
         retry_seconds=store.retry_seconds,
         max_requests=config.limits.max_requests,
+        single_writer=store.single_writer,
     )
 
 

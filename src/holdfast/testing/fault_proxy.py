@@ -90,6 +90,8 @@ class FaultProxy:
         self.hits: list[Request] = []
         self.on_request: Callable[[Request], None] | None = None
         """Called before a request is passed on."""
+        self.drops: frozenset[str] = frozenset()
+        """Headers of requests that the server does not get, in lower case; they must not be signed."""
         self._fault: HttpFault | None = None
         self._where: Callable[[Request], bool] | None = None
         self._wait = self._times = 0
@@ -144,7 +146,7 @@ class FaultProxy:
         try:
             connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
             for name, value in headers.items():
-                if name.lower() not in _OF_THE_CONNECTION:
+                if name.lower() not in _OF_THE_CONNECTION | self.drops:
                     connection.putheader(name, value)
             if body or method in ("PUT", "POST"):
                 connection.putheader("content-length", str(len(body)))

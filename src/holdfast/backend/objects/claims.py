@@ -46,12 +46,12 @@ class LocalClaims:
             self._claims.close()
 
     def _open(self) -> Claims | None:
-        if self._claims is None and (root := _place()) is not None:
+        if self._claims is None and (root := place_of_claims()) is not None:
             self._claims = Claims(LocalDisk(), root)
         return self._claims
 
 
-def _place() -> str | None:
+def place_of_claims() -> str | None:
     """Give a directory that nobody else can write to."""
     root = f"{tempfile.gettempdir()}/holdfast-{os.getuid()}"
     try:

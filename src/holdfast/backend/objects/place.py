@@ -49,6 +49,8 @@ class BucketPlace:
     timeout_seconds: float = 30
     retry_seconds: float = 120
     max_requests: int | None = None
+    single_writer: bool = False
+    """Write also where the service honours no conditions: this process is to be the only one."""
 
     @property
     def location(self) -> str:

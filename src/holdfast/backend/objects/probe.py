@@ -10,6 +10,8 @@ from holdfast.backend.objects.bucket import Bucket
 from holdfast.errors import InvalidConfig, PermissionDenied
 
 PROBE: Final = "check/"
+NOT_IMPLEMENTED: Final = 501
+"""What some answer to a condition, in place of ignoring it."""
 
 
 class Conditions(NamedTuple):
@@ -28,7 +30,12 @@ def honours_conditions(bucket: Bucket) -> Conditions:
     key = f"{PROBE}{secrets.token_hex(16)}"
     first = secrets.token_bytes(16)
     try:
-        made = bucket.create(key, first)
+        try:
+            made = bucket.create(key, first)
+        except InvalidConfig as error:
+            if error.evidence.get("status") != NOT_IMPLEMENTED:
+                raise
+            return Conditions(False, False)
         if made is None or made.e_tag is None:
             return Conditions(False, False)
         create = bucket.create(key, secrets.token_bytes(16)) is None
