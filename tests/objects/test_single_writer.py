@@ -68,6 +68,10 @@ def test_without_it_the_refusal_names_it(loose: LooseBucket) -> None:
     loose.refuses = False
     with pytest.raises(InvalidConfig, match=r"does not honour create-if-absent.*single_writer = true"):
         Store._open_objects(loose, create=True)
+    assert not loose.objects
+    Store._open_objects(loose, create=True, single_writer="here").close()
+    with pytest.raises(InvalidConfig, match=r"does not honour create-if-absent.*single_writer = true"):
+        Store._open_objects(loose)
 
 
 def test_a_store_is_used_as_any_other(loose: LooseBucket, caplog: pytest.LogCaptureFixture) -> None:
