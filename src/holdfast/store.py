@@ -269,7 +269,7 @@ class Store(Care, Collecting):
 
     @entered
     def iter_bytes(self, ref: Ref, offset_bytes: int = 0, length_bytes: int | None = None) -> Iterator[bytes]:
-        """Give a range of a blob in verified pieces of about 1 MiB. Errors as for `read`."""
+        """Give a range of a blob in verified pieces of some MiB at most. Errors as for `read`."""
         return self._reading.iter_bytes(ref, offset_bytes, length_bytes)
 
     @entered

@@ -33,8 +33,10 @@ LARGE_PART_BYTES: Final = 16 << 20
 MAX_PARTS: Final = 9_000
 IN_FLIGHT_BYTES: Final = 64 << 20
 """How much of an upload is on its way at once, unless two parts are more."""
-PIECE_BYTES: Final = 1 << 20
+PIECE_BYTES: Final = 8 << 20
 """How much of a stream is handed on at once."""
+DRIP_BYTES: Final = 1 << 20
+"""The same of one that broke off: what had come of a piece by then has to come once more."""
 PAGE_KEYS: Final = 1_000
 DELETE_KEYS: Final = 1_000
 BULK_PATIENCE: Final = 4
@@ -142,7 +144,7 @@ class RemoteBucket:
         first = self._read("get", lambda: self._open_range(key, start, stop))
         return None if first is None else self._stream(key, start, stop, first)
 
-    def _open_range(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+    def _open_range(self, key: str, start: int, stop: int, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
         try:
             found = self._obstore.get(self._store, key, options={"range": (start, stop)})
         except self._failures as error:
@@ -154,7 +156,7 @@ class RemoteBucket:
         meta = self._meta(found.meta)
         if found.range != (start, stop):
             raise self._too_short(key, meta.size_bytes, stop)
-        return iter(found.stream(min_chunk_size=min(PIECE_BYTES, stop - start)))
+        return iter(found.stream(min_chunk_size=min(piece_bytes, stop - start)))
 
     def _stream(self, key: str, at: int, stop: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
         tries = self._tries()
@@ -172,10 +174,10 @@ class RemoteBucket:
                     yield piece
                     continue
                 failure = no_object_store(self.location)  # it ended before its own length
-            if at - begun >= PIECE_BYTES:
+            if at - begun >= DRIP_BYTES:
                 tries = self._tries()  # it goes on, if in parts; a drip of single bytes is no progress
             tries.again(failure)
-            begun, again = at, self._read("get", partial(self._open_range, key, at, stop))
+            begun, again = at, self._read("get", partial(self._open_range, key, at, stop, DRIP_BYTES))
             if again is None:
                 raise FormatError(f"{self.location}: {key} went away while it was read", key=key)
             pieces = again
