@@ -92,6 +92,8 @@ class ObjectGroup:
         self._durability = durability
         self._time_ms = time_ms
         self._documents: list[Document] = []
+        self._first: Waiting | None = None
+        """The first blob, while it is alone: it needs no other thread."""
         self._flying: dict[Future[int], bytes] = {}
         self._flying_bytes = 0
         self._numbers: dict[bytes, int] = {}
@@ -119,11 +121,20 @@ class ObjectGroup:
 
         `stock`: where its bytes are, if not in the spool.
         """
-        stock = self.spool if stock is None else stock
+        is_first = not self.blobs
         self.blobs[blob.hash] = blob
-        self._stocks[blob.hash] = stock
+        self._stocks[blob.hash] = self.spool if stock is None else stock
+        if is_first and blob.size_bytes <= SINGLE_PUT_BYTES:
+            self._first = blob
+            return
+        if self._first is not None:
+            self._begin(self._first)
+            self._first = None
+        self._begin(blob)
+
+    def _begin(self, blob: Waiting) -> None:
         self._land(MAX_FLYING_BYTES - min(blob.size_bytes, MAX_FLYING_BYTES))
-        future = self._backend.pool.submit(self._backend.put, blob, stock)
+        future = self._backend.pool.submit(self._backend.put, blob, self._stocks[blob.hash])
         self._flying[future] = blob.hash
         self._flying_bytes += blob.size_bytes
 
@@ -151,11 +162,14 @@ class ObjectGroup:
 
     def arrive(self) -> None:
         """Wait until all blobs are up."""
+        if self._first is not None:
+            blob, self._first = self._first, None
+            self._numbers[blob.hash] = self._backend.put(blob, self._stocks[blob.hash])
         self._land(-1)
 
     def commit(self, *, alone: bool = False) -> Durability:
         """Wait for the blobs, publish the names, look for markers, tell the catalog."""
-        self._land(-1)
+        self.arrive()
         time_ms = self._time_ms or now_ms()
         facts = Facts()
         facts.blobs += [
@@ -330,25 +344,30 @@ class ObjectGroup:
 
     def _settle(self, facts: Facts) -> None:
         """Look at each blob that is named or relied on, several at a time."""
-        backend = self._backend
         looks: deque[Future[bool]] = deque()
         try:
-            for hash_ in chain(self.blobs, self.relied_on.keys() - self.blobs.keys()):
-                blob = self.blobs.get(hash_) or self.again.get(hash_)
-                again = None if blob is None else (blob, self._stocks[hash_])
-                size = self.relied_on[hash_] if blob is None else blob.size_bytes
-                number = self._numbers.get(hash_)
-                looks.append(backend.pool.submit(backend.settle, hash_, size, number, again))
+            hashes = list(chain(self.blobs, self.relied_on.keys() - self.blobs.keys()))
+            for hash_ in hashes:
+                if len(hashes) == 1:
+                    self._look(hash_)
+                else:
+                    looks.append(self._backend.pool.submit(self._look, hash_))
                 if len(looks) > MAX_FLYING:
                     looks.popleft().result()
             while looks:
                 looks.popleft().result()
         finally:
             wait(looks)
-        here = self._catalog().find_blobs(list(self.relied_on))
+        here = self._catalog().find_blobs(list(self.relied_on)) if self.relied_on else {}
         for hash_, size in self.relied_on.items():
             if hash_ not in here:  # a collection of our own had given it up
                 facts.blobs.append((hash_, size, self._time_ms or now_ms(), 0, stored_bytes(size), 1))
+
+    def _look(self, hash_: bytes) -> bool:
+        blob = self.blobs.get(hash_) or self.again.get(hash_)
+        again = None if blob is None else (blob, self._stocks[hash_])
+        size = self.relied_on[hash_] if blob is None else blob.size_bytes
+        return self._backend.settle(hash_, size, self._numbers.get(hash_), again)
 
 
 def _has_tag(named: Named) -> bool:

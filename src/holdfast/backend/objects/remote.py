@@ -105,10 +105,10 @@ class RemoteBucket:
             self.requests.count("head")
             try:
                 return self._meta(self._obstore.head(self._store, key))
+            except FileNotFoundError:
+                return None
             except self._failures as error:
                 failure = self._explain(error, "read")
-                if isinstance(error, FileNotFoundError):
-                    return None
                 if not failure.answer.code and failure.answer.status in (400, 403):
                     failure = self._why(key, failure)  # the answer to a HEAD has no body that says why
                 tries.again(failure)
