@@ -8,8 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import groupby
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -21,36 +20,14 @@ from holdfast.backend.objects.ends import list_whole, make_ends
 from holdfast.backend.objects.layout import IDENTITY_KEY, MAX_IDENTITY_BYTES, parse_identity
 from holdfast.backend.objects.names import Named, facts_of
 from holdfast.catalog import Catalog, CatalogUnusable
-from holdfast.catalog.objects import (
-    HIDDEN_COUNT,
-    SIZES,
-    Bad,
-    drop_blobs,
-    hide,
-    iter_lacking,
-    iter_seen,
-    known_bad,
-    note_bad,
-    set_size,
-    show_again,
-)
+from holdfast.catalog.objects import HIDDEN_COUNT, Bad, iter_seen, known_bad, note_bad
 from holdfast.catalog.unusable import translate_os
-from holdfast.errors import CorruptBlob, NeedsReopen, StoreNotFound, Unavailable
+from holdfast.errors import NeedsReopen, StoreNotFound, Unavailable
 from holdfast.facts import Facts
-from holdfast.object_group import stored_bytes
-from holdfast.object_listing import (
-    BATCH_ROWS,
-    MAX_PROBLEMS,
-    NAMES,
-    TRIES,
-    Listed,
-    Tally,
-    blob_facts,
-    iter_blobs,
-    name_facts,
-)
-from holdfast.reports import Problem, RecoveryStats, RefreshStats
-from holdfast.types import Hash, Progress, ProgressCallback, now_ms
+from holdfast.object_listing import MAX_PROBLEMS, NAMES, TRIES, Tally, blob_facts, name_facts
+from holdfast.object_refresh import LISTED, MAX_LOOKS, Listing, Refresh, changed, settle, watched
+from holdfast.reports import RecoveryStats, RefreshStats
+from holdfast.types import ProgressCallback
 
 log = logging.getLogger("holdfast")
 
@@ -58,20 +35,8 @@ WHOLE: Final = "whole"
 """In `meta`: the catalog was filled from the bucket to its end, or began with an empty one."""
 CONDITIONS: Final = "conditions"
 """In `meta`: the bucket was seen to honour conditional writes."""
-LISTED: Final = "listed"
-"""In `meta`: what the last whole listing found beside the facts (`Listing`)."""
 KEPT: Final = (CONDITIONS, "scrub_position", "scrub_done", "collected_ms")
 """What a rebuild takes over from the catalog that it replaces, where that can still be read: hints."""
-MAX_LOOKS: Final = 1_000
-
-
-class Listing(msgspec.Struct):
-    """What a listing found beside the facts."""
-
-    listed_ms: int = 0
-    foreign: int = 0
-    without_outboard: int = 0
-    base32: int = 0
 
 
 class ObjectKeeper:
@@ -168,13 +133,12 @@ class ObjectKeeper:
                 stats = self._rebuild("a store opened read-only is read anew", progress)
                 return RefreshStats(is_rebuilt=True, requests=stats.requests, seconds=stats.seconds)
             self._check_identity()
-            refresh = Refresh(self._backend, catalog, progress)
-            if not refresh.run():
-                log.info(
-                    "objects of names are gone from %s: all are read anew", self._backend.bucket.location
-                )
-                self._rebuild(None, progress)
-            return refresh.report()
+            with closing(Refresh(self._backend, catalog, progress)) as refresh:
+                if not refresh.run():
+                    where = self._backend.bucket.location
+                    log.info("names are gone from %s that nothing else says: all are read anew", where)
+                    self._rebuild(None, progress)
+                return refresh.report()
 
     def take_named(self, named: Named) -> None:
         """Take in what an object of names says."""
@@ -211,7 +175,7 @@ class ObjectKeeper:
             log.info("the catalog of %s is rebuilt from the bucket: %s", backend.bucket.location, reason)
         tally = Tally()
         hints, known = self._hints()
-        facts = _watched(read_bucket(backend, tally), progress)
+        facts = watched(read_bucket(backend, tally), progress)
         if self._path is None or self._read_only:
             fresh = Catalog.open(None, self.store_id)
             for batch in facts:
@@ -234,11 +198,11 @@ class ObjectKeeper:
             fresh.set_meta(key, value)
         if is_replaced:  # what was named while we listed was told to the one before
             for prefix in NAMES:
-                for batch in name_facts(backend, _changed(backend, fresh, prefix, []), Tally()):
+                for batch in name_facts(backend, changed(backend, fresh, prefix), Tally()):
                     fresh.apply(batch)
             for batch in name_facts(backend, _unlisted(self._old[-1], fresh), Tally()):
                 fresh.apply(batch)
-        _settle(backend, fresh, tally)
+        settle(backend, fresh, tally)
         fresh.set_meta(WHOLE, 1)
         note_bad(fresh, [*known, *tally.bad])
         counts = fresh.counts()
@@ -312,140 +276,3 @@ def read_bucket(backend: ObjectBackend, tally: Tally) -> Iterator[Facts]:
             if tally.vanished == vanished:
                 break
     yield from blob_facts(backend, tally)
-
-
-def _changed(backend: ObjectBackend, catalog: Catalog, prefix: str, gone: list[str]) -> Iterator[Meta]:
-    """Give what is listed and was not seen like that; `gone` gets what was seen and is not listed."""
-    seen = iter_seen(catalog, prefix)
-    known = next(seen, None)
-    for meta in list_whole(backend.bucket, prefix):
-        while known is not None and known[0] < meta.key:
-            gone.append(known[0])
-            known = next(seen, None)
-        if known is None or known[0] != meta.key:
-            yield meta
-            continue
-        if known[1] != meta.e_tag or not meta.e_tag:
-            yield meta
-        known = next(seen, None)
-    if known is not None:
-        gone += [known[0], *(key for key, _ in seen)]
-
-
-def _settle(backend: ObjectBackend, catalog: Catalog, tally: Tally) -> None:
-    """See to what the listings do not say by themselves, once all of it is in the catalog."""
-    lacking: list[bytes] = []
-    unacknowledged: list[bytes] = []
-    for first, hashes in groupby(iter_lacking(catalog), key=lambda hash_: hash_[0]):
-        collected = tally.collected.bucket(first)
-        for hash_ in hashes:
-            if hash_ in collected:
-                unacknowledged.append(hash_)
-            elif len(lacking) < MAX_LOOKS:
-                lacking.append(hash_)
-    found, lost = Facts(), list[bytes]()
-    looked_at = lacking + unacknowledged
-    for hash_, there in zip(looked_at, backend.pool.map(backend.look, looked_at), strict=True):
-        if there.best is not None:  # it was put while we listed
-            found.blobs.append(Listed(hash_, there, "").row())
-        elif there.gone:
-            lost.append(hash_)
-    catalog.apply(found)
-    hide(catalog, lost)
-    show_again(catalog)
-    for hash_, said, size in catalog.ask(SIZES):
-        message = f"the object of blob {hash_.hex()} has {size} bytes, and {said} were stored"
-        tally.problems.append(Problem(kind=CorruptBlob.kind, message=message, hash=Hash(hash_)))
-        tally.bad.append(Bad(backend.data_key(hash_), hash_, message))
-        set_size(catalog, hash_, said, stored_bytes(said))  # so that no reading ends early and says nothing
-    listing = Listing(now_ms(), tally.foreign, tally.without_outboard, tally.base32)
-    catalog.set_meta(LISTED, msgspec.json.encode(listing))
-    tally.collected.close()
-
-
-class Refresh:
-    """Compares what the bucket lists with what the catalog has seen, and reads what is new."""
-
-    def __init__(self, backend: ObjectBackend, catalog: Catalog, progress: ProgressCallback | None) -> None:
-        self._backend = backend
-        self._catalog = catalog
-        self._progress = progress
-        self._started = time.monotonic()
-        self._requests = backend.bucket.requests.snapshot()
-        self._tally = Tally()
-        self._new_blobs = self._gone_blobs = 0
-        self._is_rebuilt = False
-
-    def run(self) -> bool:
-        """Do it; False when objects of names are gone, so that only reading all of them tells what is left."""
-        catalog, backend, tally = self._catalog, self._backend, self._tally
-        gone: list[str] = []
-        for prefix in NAMES:
-            for facts in _watched(
-                name_facts(backend, _changed(backend, catalog, prefix, gone), tally), self._progress
-            ):
-                catalog.apply(facts)
-        for facts in _watched(self._blobs(), self._progress):
-            catalog.apply(facts)
-        _settle(backend, catalog, tally)
-        note_bad(catalog, tally.bad)
-        # one that was made here while we listed is not gone
-        self._is_rebuilt = any(one is None for one in backend.pool.map(backend.bucket.head, gone[:MAX_LOOKS]))
-        self._is_rebuilt |= len(gone) > MAX_LOOKS or tally.vanished > 0
-        return not self._is_rebuilt
-
-    def report(self) -> RefreshStats:
-        requests = self._backend.bucket.requests
-        return RefreshStats(
-            names_read=self._tally.names,
-            blobs_found=self._new_blobs,
-            blobs_gone=self._gone_blobs,
-            is_rebuilt=self._is_rebuilt,
-            damaged=len(self._tally.problems),
-            problems=tuple(self._tally.problems[:MAX_PROBLEMS]),
-            requests=requests.since(self._requests, requests.snapshot()),
-            seconds=time.monotonic() - self._started,
-        )
-
-    def _blobs(self) -> Iterator[Facts]:
-        """Give the rows that are new or other ones, and forget those of which there is nothing any more."""
-        catalog = self._catalog
-        rows = catalog.iter_blobs()
-        known = next(rows, None)
-        facts, gone = Facts(), list[bytes]()
-        odd: set[bytes] = set()
-        for listed in iter_blobs(self._backend, self._tally):
-            if listed.found.name:  # base32 sorts in another order
-                odd.add(listed.hash)
-                facts.blobs.append(listed.row())
-                continue
-            while known is not None and known.hash < listed.hash:
-                gone.append(known.hash)
-                known = next(rows, None)
-            is_known = known is not None and known.hash == listed.hash
-            if not is_known:
-                self._new_blobs += 1
-                facts.blobs.append(listed.row())
-            elif known is not None and known.size != listed.size_bytes:
-                set_size(catalog, listed.hash, listed.size_bytes, listed.row()[4])
-            if is_known:
-                known = next(rows, None)
-            if len(facts.blobs) >= BATCH_ROWS:
-                yield facts
-                facts = Facts()
-        while known is not None:
-            gone.append(known.hash)
-            known = next(rows, None)
-        gone = [hash_ for hash_ in gone if hash_ not in odd]
-        self._gone_blobs = len(gone)
-        drop_blobs(catalog, gone)
-        yield facts
-
-
-def _watched(batches: Iterator[Facts], progress: ProgressCallback | None) -> Iterator[Facts]:
-    done = 0
-    for facts in batches:
-        yield facts
-        done += len(facts.blobs) + len(facts.artifacts)
-        if progress is not None:
-            progress(Progress(phase="rebuild", done_items=done))

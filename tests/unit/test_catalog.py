@@ -397,6 +397,19 @@ def test_a_catalog_with_a_table_that_nobody_writes_loses_it(tmp_path: Path) -> N
         catalog.close()
 
 
+def test_a_catalog_with_other_numbers_for_objects_is_rebuilt(tmp_path: Path) -> None:
+    """One of a store in a bucket: one of the log has none, and goes on."""
+    path = tmp_path / "catalog.db"
+    Catalog.open(path, STORE, migrations=MIGRATIONS[:8]).close()
+    Catalog.open(path, STORE).close()
+    path.unlink()
+    older = Catalog.open(path, STORE, migrations=MIGRATIONS[:8])
+    older.apply(Facts(seen=[("commits/x", "e")]))
+    older.close()
+    with pytest.raises(CatalogUnusable, match="by which of two objects"):
+        Catalog.open(path, STORE)
+
+
 def test_who_brings_condemned_bytes_again_makes_them_live() -> None:
     """A payload and its blob role are condemned apart: bytes that come as a chunk do not bring the role back."""
     catalog = Catalog.open(None, STORE)

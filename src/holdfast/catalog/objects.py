@@ -59,6 +59,12 @@ def forget_seen(catalog: Catalog, keys: Iterable[str]) -> None:
     catalog._write(lambda cursor: cursor.executemany("DELETE FROM seen WHERE key = ?", rows))
 
 
+def iter_places(catalog: Catalog) -> Iterator[int]:
+    """Give the numbers of the objects on which rows of artifacts rest, in order."""
+    sql = "SELECT location FROM artifacts UNION SELECT location FROM hidden_artifacts ORDER BY 1"
+    return (cast("int", row[0]) for row in catalog.iter_sorted(sql))
+
+
 def note_bad(catalog: Catalog, found: Iterable[Bad]) -> int:
     """Remember damage; gives how much of it was new."""
     rows = list(found)

@@ -101,6 +101,12 @@ def _migrate_places(connection: apsw.Connection) -> None:
     ).fetchall()
 
 
+def _migrate_numbers(connection: apsw.Connection) -> None:
+    """Rows of a store in a bucket have other numbers for the objects that they were read from: it is rebuilt."""
+    if connection.execute("SELECT 1 FROM seen LIMIT 1").fetchall():
+        raise CatalogUnusable("it is older, and does not say by which of two objects a name is known")
+
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _FIRST,
     migrate_labels,
@@ -110,6 +116,7 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     damage.TABLE,
     _NO_HOLDS,
     _OBJECTS,
+    _migrate_numbers,
 )
 """Number n (from 1) takes a catalog of schema n - 1 to schema n. Never edited once released, only added to."""
 

@@ -7,9 +7,10 @@ from typing import Final, NamedTuple
 
 from holdfast import _native
 from holdfast.backend.objects.bucket import Bucket, Meta
-from holdfast.backend.objects.layout import ARTIFACTS
+from holdfast.backend.objects.layout import ARTIFACTS, COMMITS
 from holdfast.errors import CorruptObject
 from holdfast.facts import ArtifactRow, Facts
+from holdfast.types import parse_id
 from holdfast.wire.bundle import MAX_BUNDLE_BYTES, Document, encode_bundle, parse_bundle
 from holdfast.wire.document import (
     TagDocument,
@@ -51,9 +52,24 @@ def _parse(key: str, found: tuple[bytes, Meta] | None) -> Named | None:
     return Named(key, documents, meta.e_tag or "", skipped)
 
 
+_EPOCH_MS: Final = 1_577_836_800_000
+"""2020, UTC."""
+_LAST_MS: Final = (1 << 42) - 1
+_OF_COMMITS: Final = 1 << 61
+
+
 def place_of(key: str) -> int:
-    """Give the number that stands in a row for the object that it was read from: 62 bits of the key's hash."""
-    return int.from_bytes(_native.blake3(key.encode())[:8], "little") >> 2
+    """Give the number that stands in a row for the object that it was read from: 62 bits.
+
+    Of several that say the same the lowest number stands there. So `artifacts/` come before `commits/`, and of these
+    the newest comes first: what a collection has gathered from others takes their place, in whatever order they are
+    read. Two of one millisecond may have one number; then what rests on one is taken to rest on the other as well.
+    """
+    raw = int.from_bytes(_native.blake3(key.encode())[:8], "little")
+    if not key.startswith(COMMITS):
+        return raw >> 3
+    made_ms = int.from_bytes(parse_id(key.removeprefix(COMMITS))[:6]) - _EPOCH_MS
+    return _OF_COMMITS | (_LAST_MS - min(max(made_ms, 0), _LAST_MS)) << 19 | raw >> 45
 
 
 GRAVE_BYTES: Final = len(encode_bundle([(Kind.TOMBSTONE, encode_tombstone(Tombstone(bytes(16), 2, 0)))], ""))
