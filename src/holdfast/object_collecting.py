@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +16,7 @@ from holdfast.backend.objects.pieces import Pieces
 from holdfast.catalog.collecting import iter_names, names_of, required_by
 from holdfast.catalog.objects import forget_seen
 from holdfast.digests import BUCKETS, DigestSet
-from holdfast.errors import BlobNotFound, InvalidInput
+from holdfast.errors import BackendError, BlobNotFound, InvalidConfig, InvalidInput, StoreNotFound
 from holdfast.facts import Facts
 from holdfast.gc.roots import named_text
 from holdfast.object_collection import BucketCollection, reached
@@ -30,6 +31,8 @@ from holdfast.wire.bundle import Document, encode_bundle
 from holdfast.wire.document import parse_artifact
 from holdfast.wire.part import COMMITTING
 
+log = logging.getLogger("holdfast")
+
 MAX_CHAINS: Final = 100
 GATHERED_BYTES: Final = 4 << 20
 """About how large an object of gathered names becomes."""
@@ -37,6 +40,8 @@ GATHERED_OBJECTS: Final = 1_000
 """How many of them it takes the place of at most."""
 SMALL_BYTES: Final = 1 << 20
 """Smaller objects of names are gathered, when somebody asks for it."""
+MIN_STALE_SECONDS: Final = 86_400
+"""Uploads in parts are aborted when they are older than this, and than partial blobs may become."""
 WORTH: Final = 0.5
 """A collection rewrites objects of names of which this share is dead."""
 
@@ -71,6 +76,7 @@ class BucketCollector:
             core.check_writable()
         started, before = time.monotonic(), core.backend.bucket.requests.snapshot()
         compacted: CompactReport | None = None
+        aborted = 0
         with self._collecting(
             None if dry else "a collection", age=age, max_batches=max_batches, progress=progress, stop=stop
         ) as collection:
@@ -79,6 +85,7 @@ class BucketCollector:
             else:
                 expire_partials(core, collection.time_ms)
                 expire_uploads(core, collection.time_ms)
+                aborted = self._abort_stale(collection.time_ms)
                 collection.run()
                 if collection.complete and not stop():
                     compacted = self._gather(collection, WORTH, 0, dry=False)
@@ -94,10 +101,21 @@ class BucketCollector:
             blobs=tuple(collection.hashes),
             reasons=collection.reasons,
             compacted=compacted,
+            aborted_uploads=aborted,
             price=collection.requests,
             requests=Requests.since(before, core.backend.bucket.requests.snapshot()),
             seconds=time.monotonic() - started,
         )
+
+    def _abort_stale(self, time_ms: int) -> int:
+        """Abort what killed processes left of uploads in parts. It is no part of a collection, so it fails alone."""
+        core = self._core
+        age_seconds = max(core.options.partial_age_seconds, MIN_STALE_SECONDS)
+        try:
+            return core.backend.bucket.abort_stale(time_ms - int(age_seconds * 1000)) or 0
+        except (BackendError, InvalidConfig, StoreNotFound) as error:
+            log.warning("uploads in parts that were broken off are not looked for: %s", error)
+            return 0
 
     @contextmanager
     def _collecting(

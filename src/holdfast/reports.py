@@ -275,7 +275,8 @@ class GcReport(Value, frozen=True, kw_only=True):
     found unreachable at first, and those of them that were reached at the second look. `blobs`: the first 10,000 that
     went; of a dry run `reasons` says why, by hash. `compacted`: what was given back at the end of the cycle.
     Of a bucket, `price` says what requests the changes were to take, about, before any was made (all that a dry run
-    asked, a real one asks as well), and `requests` what the call asked in all.
+    asked, a real one asks as well), and `requests` what the call asked in all; `aborted_uploads`: uploads in parts that
+    were broken off long ago.
     """
 
     complete: bool
@@ -290,6 +291,7 @@ class GcReport(Value, frozen=True, kw_only=True):
     reasons: Mapping[str, str] = {}
     waits_for: tuple[Waiting, ...] = ()
     compacted: CompactReport | None = None
+    aborted_uploads: int = 0
     price: Mapping[str, int] = {}
     requests: Mapping[str, int] = {}
     seconds: float = 0.0

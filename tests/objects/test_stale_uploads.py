@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import textwrap
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -14,7 +19,9 @@ from holdfast.backend.objects.stale import abort_stale_uploads
 from holdfast.errors import InvalidConfig, PermissionDenied, StoreNotFound, Unavailable
 from holdfast.secret import Secret
 from holdfast.servers import LocalServer
+from holdfast.store import Store
 from holdfast.testing.fault_proxy import FaultProxy, HttpFault, Request
+from holdfast.testing.inside import object_core
 from tests.servers import place_in
 
 LARGE = PART_BYTES + 5
@@ -87,3 +94,54 @@ def test_where_it_cannot_be_done(servers: Callable[[str], LocalServer]) -> None:
     place = place_in(servers("versitygw").access, "p")
     assert abort_stale_uploads(replace(place, credentials=None), 0) is None
     assert abort_stale_uploads(replace(place, provider="azure"), 0) is None
+
+
+@pytest.mark.parametrize("name", ["minio", "versitygw"])
+def test_a_collection_aborts_what_a_killed_process_left(
+    name: str, servers: Callable[[str], LocalServer], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MinIO does not list them by a prefix, and drops them by itself."""
+    place = place_in(servers(name).access, prefix)
+    with Store._open_objects(open_remote(place), create=True) as store:
+        with FaultProxy(place.endpoint) as proxy:
+            proxy.arm(HttpFault.HANG_BEFORE, times=99, where=lambda request: "partNumber=2" in request.query)
+            script = textwrap.dedent(f"""
+                import json, sys
+                from holdfast.backend.objects.opening import open_remote
+                from tests.servers import place_in
+                from holdfast.servers import Access
+                access = Access(**json.loads(sys.stdin.readline()))
+                bucket = open_remote(place_in(access, {prefix!r}, endpoint={proxy.endpoint!r}))
+                bucket.upload("blobs/{"ab" * 32}/data", [bytes({LARGE})], {LARGE})
+            """)
+            with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, text=True) as child:
+                assert child.stdin is not None
+                child.stdin.write(json.dumps(asdict(servers(name).access)) + "\n")
+                child.stdin.close()
+                while not proxy.hits and child.poll() is None:
+                    time.sleep(0.01)
+                child.kill()
+            assert proxy.hits
+        assert store.gc().aborted_uploads == 0  # a day old, at least
+        monkeypatch.setattr("holdfast.object_collecting.MIN_STALE_SECONDS", -3600)
+        object_core(store).options = object_core(store).options._replace(partial_age_seconds=-3600)
+        if name == "minio":
+            assert store.gc().aborted_uploads == 0
+            return
+        report = store.gc()
+        assert report.aborted_uploads == 1
+        assert store.gc().aborted_uploads == 0
+        assert report.requests["delete"] == store.gc().requests["delete"] + 1
+
+
+def test_a_collection_goes_on_where_they_may_not_be_listed(
+    servers: Callable[[str], LocalServer], prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    access = servers("versitygw").access
+    with FaultProxy(access.endpoint) as proxy:
+        place = place_in(access, prefix, endpoint=proxy.endpoint)
+        with Store._open_objects(open_remote(place), create=True) as store:
+            proxy.arm(HttpFault.DENIED, times=99, where=lambda request: "uploads=" in request.query)
+            assert store.gc().complete
+    assert "not looked for" in caplog.text
+    assert "lack that permission" in caplog.text

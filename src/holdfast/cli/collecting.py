@@ -96,6 +96,8 @@ def _show(report: GcReport) -> None:
             out(f"the bucket was asked {_requests(report.requests)}; the changes would take about {price}")
         return
     out(f"dropped {gone} of {of_artifacts}; {size(report.freed_bytes)} free of use")
+    if report.aborted_uploads:
+        out(f"aborted {plural(report.aborted_uploads, 'upload')} in parts that nobody ended")
     if report.requests:
         out(f"the bucket was asked {_requests(report.requests)}")
     if report.compacted is not None and report.compacted.segments:

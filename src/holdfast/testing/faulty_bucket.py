@@ -214,6 +214,9 @@ class FaultyBucket:
         missing = self._last_written if any(m.key == self._last_written for m in listed) else None
         yield from (m for m in listed if m.key != (missing or listed[0].key))
 
+    def abort_stale(self, before_ms: int) -> int | None:
+        return self.inner.abort_stale(before_ms)
+
     def close(self) -> None:
         if not self.crashed:
             self.inner.close()

@@ -91,6 +91,9 @@ class PlainBucket:
             )
         return iter([meta for _, (_, meta) in found])
 
+    def abort_stale(self, before_ms: int) -> int | None:
+        return None
+
     def close(self) -> None:
         """Others may have it still."""
 

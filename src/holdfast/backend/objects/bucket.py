@@ -135,6 +135,12 @@ class Bucket(Protocol):
         Page by page: what is made or removed meanwhile may be seen or not.
         """
 
+    def abort_stale(self, before_ms: int) -> int | None:
+        """Abort uploads in parts that were begun before a time of the service's and never ended; how many.
+
+        None where this cannot be done from here: the provider does it by itself or by a rule, or has no such thing.
+        """
+
     def close(self) -> None:
         """Give back what it holds."""
 

@@ -232,6 +232,9 @@ class DirectoryBucket:
         for directory in sorted(above):
             self._clear(directory)
 
+    def abort_stale(self, before_ms: int) -> int | None:
+        return None  # what is in `.new/` goes with the next opening
+
     def close(self) -> None:
         self._closed = True
 

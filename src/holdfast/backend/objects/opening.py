@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from holdfast.backend.foreign import refuse_foreign
 from holdfast.backend.log.disk import LocalDisk
-from holdfast.backend.objects.bucket import Bucket
+from holdfast.backend.objects.bucket import Bucket, Requests
 from holdfast.backend.objects.place import BucketPlace, is_loopback
 from holdfast.errors import InvalidConfig
 
@@ -64,6 +65,12 @@ def open_remote(place: BucketPlace) -> RemoteBucket:
         store: ObjectStore = kinds[place.provider](place.bucket, prefix=place.prefix or None, **more)
         return store
 
+    def abort_stale(before_ms: int, requests: Requests) -> int | None:
+        from holdfast.backend.objects.stale import abort_stale_uploads
+
+        aborted = abort_stale_uploads(place, time.time() - before_ms / 1000, requests)
+        return None if aborted is None else len(aborted)
+
     try:
         return RemoteBucket(
             make,
@@ -71,6 +78,7 @@ def open_remote(place: BucketPlace) -> RemoteBucket:
             timeout_seconds=place.timeout_seconds,
             retry_seconds=place.retry_seconds,
             limit=place.max_requests,
+            abort_stale=abort_stale,
         )
     except (BaseError, ValueError, TypeError) as error:
         raise InvalidConfig(

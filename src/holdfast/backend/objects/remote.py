@@ -73,6 +73,7 @@ class RemoteBucket:
         timeout_seconds: float = 30,
         retry_seconds: float = 120,
         limit: int | None = None,
+        abort_stale: Callable[[int, Requests], int | None] | None = None,
     ) -> None:
         import obstore
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -91,6 +92,7 @@ class RemoteBucket:
         self._refused = (FileNotFoundError, *self._taken)
         self._needs_version = isinstance(store, GCSStore)
         self._tells_e_tags = not isinstance(store, MemoryStore)
+        self._abort_stale = abort_stale
         self._closed = threading.Event()
         self._pid = os.getpid()
 
@@ -350,6 +352,10 @@ class RemoteBucket:
         except FileNotFoundError:
             return False
         return True
+
+    def abort_stale(self, before_ms: int) -> int | None:
+        self._tries()  # it is open
+        return None if self._abort_stale is None else self._abort_stale(before_ms, self.requests)
 
     def close(self) -> None:
         self._closed.set()

@@ -137,6 +137,10 @@ class SingleWriter:
         self._own()
         self.inner.delete(keys)
 
+    def abort_stale(self, before_ms: int) -> int | None:
+        self._own()
+        return self.inner.abort_stale(before_ms)
+
     def close(self) -> None:
         """Let others write."""
         with self._mutex:

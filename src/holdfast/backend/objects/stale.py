@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree
 
 from holdfast.backend.objects.answers import explain
+from holdfast.backend.objects.bucket import Requests
 from holdfast.backend.objects.place import BucketPlace, read_certificates
 from holdfast.backend.objects.tries import Tries
 
@@ -36,15 +37,17 @@ class StaleUpload(NamedTuple):
     """Seconds since 1970, by the provider's clock."""
 
 
-def abort_stale_uploads(place: BucketPlace, older_than_seconds: float) -> list[StaleUpload] | None:
+def abort_stale_uploads(
+    place: BucketPlace, older_than_seconds: float, requests: Requests | None = None
+) -> list[StaleUpload] | None:
     """Abort the uploads under the prefix that were begun so long ago, and give them; idempotent.
 
     None where this cannot be done: it is not S3, or the credentials are found by obstore alone (a machine's role);
-    there a lifecycle rule of the bucket does it. Errors are those of a bucket.
+    there a lifecycle rule of the bucket does it. `requests` counts. Errors are those of a bucket.
     """
     if place.provider != "s3" or place.credentials is None:
         return None
-    service = _Service(place, place.credentials())
+    service = _Service(place, place.credentials(), Requests() if requests is None else requests)
     before = time.time() - older_than_seconds
     stale = [upload for upload in service.uploads() if upload.begun < before]
     for upload in stale:
@@ -55,7 +58,8 @@ def abort_stale_uploads(place: BucketPlace, older_than_seconds: float) -> list[S
 class _Service:
     """The two requests, one after the other."""
 
-    def __init__(self, place: BucketPlace, credentials: Mapping[str, object]) -> None:
+    def __init__(self, place: BucketPlace, credentials: Mapping[str, object], requests: Requests) -> None:
+        self._requests = requests
         options = dict(place.options)
         self._place = place
         self._keys = credentials
@@ -90,6 +94,7 @@ class _Service:
         """Ask, again and again; both requests may be made twice."""
         tries = Tries(self._place.retry_seconds, threading.Event())
         while True:
+            self._requests.count("list" if method == "GET" else "delete")
             try:
                 body = self._ask_once(method, key, query)
                 return _parse(body) if method == "GET" else None
