@@ -16,7 +16,7 @@ import msgspec
 
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.recovery import Recovery
-from holdfast.catalog import Catalog, CatalogUnusable, compacting
+from holdfast.catalog import Catalog, CatalogUnusable, collecting, compacting
 from holdfast.catalog.forgetting import count_forgotten
 from holdfast.errors import CorruptSegment, IntegrityError, Unavailable
 from holdfast.facts import Facts
@@ -211,6 +211,7 @@ class CatalogKeeper:
                 if self._backend.read_only:
                     self._rebuild_in_memory("it is behind storage")
                     return
+                collecting.go_back(catalog)
                 catalog.apply_all(recovery.facts(), recovery.newly_retired())
                 self._note_unread(recovery)
                 self._note(recovery)

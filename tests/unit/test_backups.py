@@ -13,6 +13,7 @@ import pytest
 import holdfast
 import holdfast.config
 from holdfast.errors import CorruptSegment
+from holdfast.gc.cycle import Collection, Enough
 from holdfast.store import Store
 from holdfast.types import Artifact
 
@@ -100,4 +101,31 @@ def test_without_the_catalog_nobody_can_tell(tmp_path: Path) -> None:
     path.unlink()
     with holdfast.open(tmp_path / "copy") as copy:
         assert copy.count() < len(artifacts)
+        assert copy.scrub().ok
+
+
+def test_what_is_named_while_a_half_done_collection_is_copied_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalog of the copy says that it may go, the segments that it is named: it is marked once more."""
+    content = random.Random(1).randbytes(100_000)
+
+    def enough(*_: object) -> None:
+        raise Enough
+
+    with holdfast.create(tmp_path / "s", config=SMALL) as store:
+        store.put(b"something that stays")
+        lease = store.blobs.put(content)
+        lease.release()
+        with monkeypatch.context() as patch:
+            patch.setattr(Collection, "_drop", enough)
+            assert not store.gc(min_age_seconds=0).complete
+        back_up(
+            tmp_path / "s", tmp_path / "copy", meanwhile=lambda: store.tags.set("named meanwhile", lease.hash)
+        )
+        assert store.gc(min_age_seconds=0).complete
+        assert store.blobs.read(lease.hash) == content
+    with holdfast.open(tmp_path / "copy") as copy:
+        assert copy.gc(min_age_seconds=0).complete
+        assert copy.blobs.read(lease.hash) == content
         assert copy.scrub().ok

@@ -476,6 +476,32 @@ def test_a_catalog_that_is_replaced_ends_the_cycle(two: Two, during: During) -> 
     two.check()
 
 
+def test_an_older_catalog_that_is_put_back_ends_the_cycle(
+    two: Two, during: During, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There something is condemned that was named since: the second mark was of the other catalog."""
+    path = two.path / "catalog.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "_wait", lambda *_: False)
+        assert not two.store.gc(min_age_seconds=0).complete
+    log_core(two.store).catalog.checkpoint()
+    old = path.read_bytes()
+    two.beside.tags.set("late", two.garbage)
+    assert two.store.gc(min_age_seconds=0).complete
+    two.store.blobs.put(OTHER).release()
+
+    def put_back() -> None:
+        path.with_name("old").write_bytes(old)
+        path.with_name("old").replace(path)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+    during("_drop", put_back)
+    assert two.store.gc(min_age_seconds=0).complete
+    assert two.read(two.garbage) == DATA
+    two.check()
+
+
 def test_a_pin_of_another_catalog_is_waited_for(two: Two) -> None:
     """Its epoch says nothing here, however high it is."""
     two.store.tags.set("keep", two.store.put(OTHER).hash)

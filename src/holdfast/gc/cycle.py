@@ -69,7 +69,8 @@ class Collection:
         self._rows = 0
         self._progress = progress
         self.stop = stop
-        self._catalog_id = b""
+        self._of: Catalog | None = None
+        """The catalog that all of this is about."""
         self._done_items = 0
 
     def run(self) -> None:
@@ -89,8 +90,7 @@ class Collection:
                 self._forget_marks()
 
     def _run(self) -> None:
-        catalog = self._core.catalog
-        self._catalog_id = catalog.id
+        catalog = self._of = self._core.catalog
         cycle = books.read_cycle(catalog)
         if cycle is not None:
             self._go_on(cycle)
@@ -323,7 +323,7 @@ class Collection:
 
     def _catalog(self) -> Catalog:
         catalog = self._core.catalog
-        if catalog.id != self._catalog_id:
+        if catalog is not self._of:  # not by its id: an older copy that was put back has the same
             raise Replaced
         return catalog
 
