@@ -27,7 +27,7 @@ STEPS: Final = frozenset(
     {"fsync", "fsync_dir", "_fsync", "_fsync_data", "_sync", "sync", "give_up", "touch", "lease"}
 )
 GUARDS: Final = frozenset(
-    {"remove_companions", "catch_up", "_confirm", "check_same_store", "check_segment_header"}
+    {"remove_companions", "catch_up", "go_back", "_confirm", "check_same_store", "check_segment_header"}
     | {"_check_same", "_check_length", "_check_some", "_refuse_to_forget"}
 )
 HELD: Final = frozenset({"held", "lock", "operation", "exclusive"})

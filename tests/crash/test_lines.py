@@ -414,11 +414,16 @@ def test_what_others_rely_on_changes_under_the_store_lock(work: str) -> None:
             assert not thread.is_alive()
 
 
-def _compact(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def _collect(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with world.open() as store:
         monkeypatch.setattr("holdfast.gc.collector.compact_segments", lambda *_, **__: None)
         store.delete(*(world.ledger.ids[f"old-{number}"] for number in range(0, 12, 2)))
-        store.gc(min_age_seconds=0)
+        assert store.gc(min_age_seconds=0).complete
+
+
+def _compact(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _collect(world, monkeypatch)
+    with world.open() as store:
         monkeypatch.setattr(Choice, "list_broken_off", lambda _: [1])
         assert store.compact().segments
 
@@ -446,10 +451,7 @@ ALONE: dict[str, tuple[tuple[Any, str], Callable[[World, pytest.MonkeyPatch], ob
     "a compaction moves rows": ((compacting, "switch"), _compact),
     "a compaction lets segments count again": ((compacting, "reinstate"), _compact),
     "a compaction removes segments": ((ModelDisk, "unlink"), _compact),
-    "a collection takes over": (
-        (CatalogKeeper, "catch_up"),
-        lambda world, _: _work(world, lambda store: store.gc()),
-    ),
+    "a collection takes over": ((CatalogKeeper, "catch_up"), _collect),
     "an upload begins": ((Claims, "take"), lambda world, _: _upload(world, "begin")),
     "an upload goes on": ((CatalogKeeper, "catch_up"), lambda world, _: _upload(world, "resume")),
     "an upload ends": ((Claims, "release"), lambda world, _: _upload(world, "end")),
@@ -459,6 +461,10 @@ ALONE: dict[str, tuple[tuple[Any, str], Callable[[World, pytest.MonkeyPatch], ob
     ),
     "a catalog is opened anew": ((LogBackend, "check_same_store"), lambda world, _: _catalog(world, "renew")),
     "a catalog is replaced": ((CatalogKeeper, "_rebuild"), lambda world, _: _catalog(world, "replace")),
+    "a name is changed": (
+        (CatalogKeeper, "catch_up"),
+        lambda world, _: _work(world, lambda store: store.update(world.ledger.ids["old-0"], add_tags=["t"])),
+    ),
     "sessions are counted": (
         (health, "dead_sessions"),
         lambda world, _: _work(world, lambda store: store.health()),

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -19,6 +20,7 @@ import pytest
 
 from holdfast.catalog import Catalog, CatalogUnusable
 from holdfast.catalog import aside as catalog_aside
+from holdfast.catalog import base as catalog_base
 from holdfast.catalog.connection import connect
 from holdfast.catalog.schema import MIGRATIONS
 from holdfast.errors import HoldfastError, NeedsReopen, PermissionDenied, Unavailable
@@ -267,6 +269,44 @@ def test_a_connection_that_is_opened_late_never_mixes_two_files(path: Path) -> N
     with pytest.raises(CatalogUnusable, match="replaced"):
         catalog.find_data([hash_of(1)])
     catalog.close()
+
+
+@pytest.mark.parametrize("how", ["its bytes", "its file"])
+@pytest.mark.parametrize("use", ["read", "write"])
+def test_a_catalog_is_told_by_its_id_and_by_its_file(path: Path, how: str, use: str) -> None:
+    """Other bytes in the same file, as where an inode's number comes again; the same bytes in another file."""
+    catalog = Catalog.open(path, STORE)
+    catalog.before_fork(time.monotonic() + 10)  # all connections are closed; the next use opens them anew
+    catalog.after_fork_in_parent()
+    other = path.with_name("other.db")
+    if how == "its bytes":
+        Catalog.open(other, STORE).close()
+        path.write_bytes(other.read_bytes())
+    else:
+        shutil.copy(path, other)
+        other.replace(path)
+    uses: dict[str, Callable[[], object]] = {
+        "read": lambda: catalog.find_data([hash_of(1)]),
+        "write": lambda: catalog.apply(some_facts(COUNT, 1)),
+    }
+    with pytest.raises(CatalogUnusable, match="replaced"):
+        uses[use]()
+    catalog.close()
+
+
+def test_no_log_lies_beside_a_catalog_that_is_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.unlink()
+    for suffix in ("-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).write_bytes(b"another database's")
+    seen: list[list[str]] = []
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        seen.append([item.name for item in path.parent.iterdir()])
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(catalog_base, "connect", look)
+    Catalog.open(path, STORE).close()
+    assert seen[0] == [path.name]
 
 
 def test_a_stale_log_never_meets_a_new_catalog(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -437,6 +438,18 @@ def test_what_a_stream_has_sealed_and_not_committed_is_not_dead(store: Store) ->
         assert store.read(artifact) == content
         store.rebuild()
         assert dump(store) == before
+
+
+def test_who_pinned_another_catalog_may_be_about_to_commit(store: Store) -> None:
+    """Its epoch says nothing here, however high it is."""
+    with again(store) as other:
+        session = log_core(other).backend.session
+        run = compaction._Compaction(log_core(store), 0.0, None, 1, lambda: False)
+        run._catalog = log_core(store).catalog
+        key = session.begin(b"another catalog.", 1 << 40)
+        assert run._busy() == [os.getpid()]
+        session.end(key)
+        assert run._busy() == []
 
 
 def test_what_a_dead_stream_left_goes(store: Store) -> None:

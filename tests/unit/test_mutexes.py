@@ -188,6 +188,10 @@ def test_a_close_waits_for_calls_that_run(store: Store) -> None:
     assert not thread.is_alive()
 
 
+def test_a_close_waits_for_a_call_that_begins(store: Store) -> None:
+    _check(Case(log_core(store)._gate, store.close))
+
+
 def test_a_call_that_ends_does_so_alone(store: Store) -> None:
     core, inside, go = log_core(store), threading.Event(), threading.Event()
 

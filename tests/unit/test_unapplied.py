@@ -55,6 +55,16 @@ def test_what_could_not_be_applied_is_applied_with_the_next_put(tmp_path: Path) 
         assert {store.read(one) for one in store.find()} == {b"first", b"second"}
 
 
+def test_what_could_not_be_applied_is_applied_before_anything_is_compacted(tmp_path: Path) -> None:
+    with open_store(tmp_path / "s", create=True) as store:
+        before_next_apply(store, fail)
+        with pytest.raises(Unavailable):
+            store.put(b"durable all the same")
+        assert not list(store.find())
+        store.compact()
+        assert [store.read(one) for one in store.find()] == [b"durable all the same"]
+
+
 def test_a_deletion_follows_an_update_that_could_not_be_applied(tmp_path: Path) -> None:
     with open_store(tmp_path / "s", create=True) as store:
         artifact = store.put(b"hello")

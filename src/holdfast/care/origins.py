@@ -46,7 +46,7 @@ class Origin(Protocol):
     def rows(self) -> Iterable[Row]:
         """Give the rows of what it has under names."""
 
-    def stretch(self, store_id: bytes, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
+    def stretch(self, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
         """Give the whole records of this stretch of a segment, where it is a copy of the very same segment.
 
         `later`: entries of what stands behind. A commit among them that is here too proves it: its id is random.
@@ -100,9 +100,9 @@ class StoreOrigin:
     def rows(self) -> Iterator[Row]:
         return iter_rows(self._store._core.catalog)
 
-    def stretch(self, store_id: bytes, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
+    def stretch(self, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
         core = self._log
-        if core is None or core.backend.store.id != store_id:
+        if core is None:
             return None
         try:
             index = read_segment(core, segment)
@@ -174,7 +174,7 @@ class FileOrigin:
     def rows(self) -> tuple[Row, ...]:
         return ()
 
-    def stretch(self, store_id: bytes, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
+    def stretch(self, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
         return None
 
     def close(self) -> None:

@@ -160,7 +160,7 @@ class Repair:
         if start in self._core.catalog.repaired(segment):
             return None
         for origin in self._origins:
-            data = origin.stretch(self._backend.store.id, segment, start, stop, later)
+            data = origin.stretch(segment, start, stop, later)
             if data is not None:
                 self._fetched += len(data)
                 return data
