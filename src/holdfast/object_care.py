@@ -219,7 +219,7 @@ class Scrub:
             if found.best is not None:
                 if not core.read_only:
                     core.catalog.apply(Facts(blobs=[Listed(hash_, found, "").row()]))
-            elif found.gone:
+            elif found.was_collected:
                 unacknowledged.append(hash_)
             else:
                 message = "it is named, and the bucket has nothing of it"

@@ -388,7 +388,7 @@ def _is_here(core: ObjectCore, hash_: bytes) -> bool:
         return True
     found = core.backend.look(hash_)
     if found.best is None:
-        return not found.gone
+        return not found.was_collected
     size = found.data[found.best]
     if not core.read_only:
         core.catalog.apply(Facts(blobs=[(hash_, size, found.modified_ms, 0, stored_bytes(size), 1)]))

@@ -163,7 +163,7 @@ def settle(backend: ObjectBackend, catalog: Catalog, tally: Tally) -> None:
     for hash_, there in zip(looked_at, backend.pool.map(backend.look, looked_at), strict=True):
         if there.best is not None:  # it was put while we listed
             found.blobs.append(Listed(hash_, there, "").row())
-        elif there.gone:
+        elif there.was_collected:
             lost.append(hash_)
     catalog.apply(found)
     hide(catalog, lost)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import HoldfastError, NotFound
+from holdfast.backend.log import collector
+from holdfast.errors import HoldfastError, Locked, NotFound
 from holdfast.store import Store
 from holdfast.testing.checks import dump_catalog
 from holdfast.testing.faults import SimulatedCrash, Site
@@ -197,3 +198,12 @@ def test_the_header_of_a_segment_that_holds_nothing_is_no_loss() -> None:
                     assert again.scrub().ok
                     assert again.read(artifact) == kept
     assert seen
+
+
+def test_a_note_of_who_holds_a_lock_that_is_not_utf_8_is_nobody_s(tmp_path: Path) -> None:
+    """A bit of it flipped was a `UnicodeDecodeError` in place of `Locked`."""
+    with Store._open(str(tmp_path / "s"), create=True) as store, log_core(store).backend.lock():
+        (tmp_path / "s" / "lock").write_bytes(b'{"host":"\xa2"}')
+        with pytest.raises(Locked, match="process \\? on \\?"):
+            Store._open(str(tmp_path / "s"), lock_timeout_seconds=0.05)
+    assert collector._refusal(b'{"host":"\xa2"}', "x").kind == Locked.kind

@@ -181,6 +181,28 @@ def test_what_is_mended_is_forgotten_and_what_is_not_is_remembered(
     assert store.health().quarantined == 2
 
 
+def test_a_blob_that_came_again_after_a_collection_and_is_lost_is_damage(
+    store: Store, root: Path, tmp_path: Path
+) -> None:
+    """The marker tells of an earlier generation; the outboard that no marker is above tells that this one was here."""
+    content = sample(20_000)
+    store.delete(store.put(content))
+    store.gc(min_age_seconds=0)
+    artifact = store.put(content)
+    (root / data_key(artifact.hash.digest, 1)).unlink()
+    for look in (store.refresh, store.rebuild, store.scrub):
+        look()
+        assert store.health().missing_blobs == 1
+        with pytest.raises(MissingChunk):
+            store.read(artifact)
+    assert store.rebuild().unacknowledged == 0
+    assert not store.scrub().ok
+    (tmp_path / "file").write_bytes(content)
+    assert store.repair(tmp_path / "file").ok
+    assert store.read(artifact) == content
+    assert store.scrub().ok
+
+
 def test_a_blob_that_others_collected_is_not_damage(store: Store, root: Path) -> None:
     with store.blobs.put(sample(40_000)) as lease:
         hash_ = lease.hash

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 
 import pytest
 
@@ -127,6 +128,22 @@ def test_an_error_on_the_way_is_no_damage_and_passes(bucket: Bucket, size: int) 
             faulty.heal()
             assert store.read(artifact) == content
         assert store.health().ok
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_old_error_is_no_answer_to_who_reads_later(bucket: Bucket, size: int) -> None:
+    """The request for what proves the data may fail unheard, because that for the data failed before."""
+    content = sample(size)
+    faulty = FaultyBucket(bucket, for_good=True, where=lambda site: site.call in ("get_range", "iter"))
+    with Store._open_objects(faulty, create=True, cache=BlockCache(0)) as store:
+        artifact = store.put(content)
+        faulty.arm(BucketFault.BEFORE, 1)
+        with pytest.raises(Unavailable):
+            store.read(artifact)
+        for reader in object_core(store).backend._readers.values():
+            wait(list(reader._pairs.values()), 20)
+        faulty.heal()
+        assert store.read(artifact) == content
 
 
 class Watched(FaultyBucket):

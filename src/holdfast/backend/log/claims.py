@@ -77,7 +77,7 @@ class Claims:
         data = self._disk.pread(handle, OWNER_BYTES, 0)
         try:
             owner = msgspec.json.decode(data.rstrip(b" \0"), type=dict[str, str | int])
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             owner = {}
         host, pid = owner.get("host", "?"), owner.get("pid", "?")
         return Locked(f"{what} is being worked on by process {pid} on {host}", path=path, host=host, pid=pid)

@@ -65,7 +65,7 @@ def is_collecting(disk: Disk, root: str) -> bool:
 def _refusal(data: bytes, path: str) -> Locked:
     try:
         owner = msgspec.json.decode(data.rstrip(b" \0"), type=_Owner)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         owner = _Owner()
     since = plain(to_datetime(owner.since_ms)) if owner.since_ms else "an unknown time"
     return Locked(

@@ -99,7 +99,7 @@ class StoreLock:
         data = self._disk.pread(self.handle, OWNER_BYTES, 0)
         try:
             owner = msgspec.json.decode(data.rstrip(b" \0"), type=dict[str, str | int])
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             owner = {}
         host, pid = owner.get("host", "?"), owner.get("pid", "?")
         return Locked(

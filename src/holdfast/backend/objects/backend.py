@@ -84,6 +84,11 @@ class Generations(NamedTuple):
         """The generation that is put next."""
         return max((*self.data, *self.gone), default=-1) + 1
 
+    @property
+    def was_collected(self) -> bool:
+        """Whether a collection took it. An outboard that no marker is above tells of data that was lost otherwise."""
+        return not self.data and bool(self.gone) and self.outboards <= self.gone
+
 
 class Waiting(NamedTuple):
     """A blob of which the bytes are at hand, in a spool."""
@@ -206,7 +211,7 @@ class ObjectBackend:
         if found.best is not None:
             return MissingChunk(f"the bucket has no object {key}", hash=Hash(hash_))
         self.note_damage(key, hash_, MISSING)
-        if found.gone:
+        if found.was_collected:
             return BlobNotFound(f"blob {hash_.hex()} was collected by another machine", hash=Hash(hash_))
         return MissingChunk(f"the bucket has nothing of blob {hash_.hex()}", hash=Hash(hash_))
 

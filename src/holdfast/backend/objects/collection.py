@@ -188,7 +188,7 @@ def _parse(data: bytes) -> _Note | None:
     """Read a note; one that cannot be read is nobody's."""
     try:
         return msgspec.json.decode(data, type=_Note)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

@@ -179,7 +179,7 @@ def parse_identity(data: bytes, location: str) -> Identity:
     """Read `store.json`; `CorruptObject` for a damaged one, `FormatError` for another's, or a newer version's."""
     try:
         found: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(location, str(error)) from error
     if not str(found.get("format")).startswith(FORMAT):
         raise FormatError(f"{location} holds something else than a Holdfast store", location=location)
@@ -196,7 +196,7 @@ def parse_identity(data: bytes, location: str) -> Identity:
         if len(id_) != 16:
             raise ValueError("an id has 16 bytes")
         return Identity(id_, int(found["created_ms"]), not found.get("write_features"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(location, str(error)) from error
 
 

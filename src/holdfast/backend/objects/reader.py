@@ -271,7 +271,12 @@ class LargeObjectReader:
                 return kept
             if kept:
                 self._backend.cache.drop(self._hash, (number,))
-        pairs = self._backend.fetch_outboard(self._hash, offset, offset + length)
+        try:
+            pairs = self._backend.fetch_outboard(self._hash, offset, offset + length)
+        except BaseException:
+            with self._mutex:
+                self._pairs.pop((offset, length), None)  # an old error is no answer to who reads later
+            raise
         with self._mutex:
             self._fresh[number] = pairs
         return pairs
