@@ -10,24 +10,23 @@ from holdfast import _native
 from holdfast.backend.objects.bucket import Meta
 from holdfast.backend.objects.layout import commit_key
 from holdfast.backend.objects.names import read_named
+from holdfast.backend.objects.piece_writer import NOTHING, go_on, stock_of
 from holdfast.backend.objects.pieces import Chain, Pieces
-from holdfast.backend.objects.stock import PartStock
 from holdfast.bao import OutboardBuilder
 from holdfast.catalog.objects import is_known, show_again
 from holdfast.errors import (
     Conflict,
-    CorruptBlob,
     CorruptObject,
     HoldfastError,
     IntegrityError,
     UploadNotFound,
 )
 from holdfast.object_core import ObjectCore
-from holdfast.types import BLOCK_BYTES, HASH_BYTES, Upload, id_text, now_ms, to_datetime
+from holdfast.types import HASH_BYTES, Upload, id_text, now_ms, to_datetime
 from holdfast.uploads import not_found
 from holdfast.wire.bundle import encode_bundle
 from holdfast.wire.part import ABORTED, COMMITTED, COMMITTING, EXPIRED, OPEN, PieceHead
-from holdfast.wire.upload import UploadState, groups_bytes
+from holdfast.wire.upload import UploadState
 
 log = logging.getLogger("holdfast")
 
@@ -37,7 +36,6 @@ _STATES = {
     ABORTED: UploadState.ABORTED,
     EXPIRED: UploadState.EXPIRED,
 }
-NOTHING = _native.blake3(b"")
 
 
 class Told(suppress):
@@ -56,32 +54,6 @@ class Told(suppress):
 
 def expiry_ms(core: ObjectCore) -> int:
     return int(core.options.upload_expiry_seconds * 1000)
-
-
-def stock_of(chain: Chain, root: bytes, builder: OutboardBuilder) -> PartStock:
-    """Give what an upload holds as a blob on its way."""
-    size = chain.size_bytes
-
-    def wrong() -> CorruptBlob:
-        return CorruptBlob(f"the pieces of upload {chain.last.head.token.hex()} do not make up its blob")
-
-    return PartStock(root, size, chain.stretches, chain.load, lambda: builder.finish(size), wrong)
-
-
-def go_on(chain: Chain, hasher: _native.BlobHasher, builder: OutboardBuilder) -> None:
-    """Bring a hasher to where an upload is: by chaining values, and the bytes of the last block."""
-    hashed = 0
-    for piece in chain.pieces:
-        if piece.head.groups:
-            hasher.resume(piece.head.groups)
-            builder.feed(piece.head.groups)
-            hashed += len(piece.head.groups) // HASH_BYTES * BLOCK_BYTES
-    if hashed == groups_bytes(chain.size_bytes) // HASH_BYTES * BLOCK_BYTES:
-        for rest in chain.iter_bytes(hashed):
-            hasher.update(rest)
-    if hasher.take_groups() or hasher.size_bytes != chain.size_bytes:
-        token = chain.last.head.token.hex()
-        raise CorruptObject(f"the pieces of upload {token} do not hold together", path=chain.last.key)
 
 
 def find_open(core: ObjectCore, pieces: Pieces, token: bytes) -> Chain:
