@@ -13,7 +13,7 @@ from holdfast.core import Core, Grouping, Ingesting, Stream, Watch, entered
 from holdfast.errors import EmptyData, InvalidInput, TooLarge
 from holdfast.finding import FORMATS
 from holdfast.ingest import Stored
-from holdfast.sources import WINDOW_BYTES, PathWindows, iter_windows, source_name, source_size
+from holdfast.sources import WINDOW_BYTES, Rereadable, iter_windows, source_name, source_size
 from holdfast.types import (
     BLOCK_BYTES,
     Artifact,
@@ -213,7 +213,7 @@ class SourceBatch:
         if len(first) < WINDOW_BYTES:
             return self._hold(first)
         self._flush()
-        if isinstance(windows, PathWindows):
+        if isinstance(windows, Rereadable):
             windows.put_back(first)
         else:
             windows = chain((first,), windows)

@@ -63,6 +63,8 @@ class Options(NamedTuple):
     gc_batch_size: int = 10_000
     gc_interval_seconds: float = 3_600
     gc_enabled: bool = True
+    max_spool_bytes: int = 4 << 30
+    """How much of what is put into a bucket may wait on this machine."""
 
 
 class Reader(Protocol):

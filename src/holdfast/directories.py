@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections import deque
@@ -16,7 +17,7 @@ from holdfast.core import Core, Ingesting
 from holdfast.errors import InvalidInput, SourceNotFound
 from holdfast.ingest import Stored
 from holdfast.reports import TreeReport
-from holdfast.sources import iter_windows
+from holdfast.sources import HandleWindows, iter_windows
 from holdfast.trees import put_tree
 from holdfast.types import Artifact, BytesLike, ProgressCallback
 from holdfast.words import Words, describe
@@ -36,7 +37,8 @@ class _Sink:
         return [stored.hash for stored in self._ingest.add_many(contents)]
 
     def put_large(self, source: IO[bytes] | Iterable[BytesLike], size_hint: int) -> bytes:
-        stored = self._ingest.add(iter_windows(source))
+        windows = HandleWindows(source) if isinstance(source, io.FileIO) else iter_windows(source)
+        stored = self._ingest.add(windows)
         self.last.append(stored)
         return stored.hash
 

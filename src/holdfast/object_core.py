@@ -27,7 +27,8 @@ from holdfast.digests import DigestSet
 from holdfast.errors import BlobNotFound, CorruptBlob, HoldfastError, MissingChunk
 from holdfast.facts import KIND_BLOB, Facts
 from holdfast.kept import Kept
-from holdfast.object_group import ObjectGroup, ObjectIngest, Stale, stored_bytes
+from holdfast.object_group import ObjectGroup, Stale, stored_bytes
+from holdfast.object_ingest import ObjectIngest
 from holdfast.object_recovery import ObjectKeeper
 from holdfast.sequences import Sequences
 from holdfast.types import BLOCK_BYTES, Durability, Hash, Ref, id_text
@@ -141,6 +142,8 @@ class ObjectCore(Core):
             self.pool,
             max_bytes=self.options.max_artifact_bytes,
             sha256=checksum and self.options.checksum == "sha256",
+            spool_bytes=self.options.max_spool_bytes,
+            expiry_ms=int(self.options.upload_expiry_seconds * 1000),
         )
         with self._within(group):
             yield group, ingest

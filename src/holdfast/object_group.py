@@ -6,42 +6,44 @@ put and never named is garbage that a collection takes.
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from itertools import chain
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from holdfast import _native
 from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, ObjectBackend, Waiting
 from holdfast.backend.objects.intents import confirm, intent_of, withdraw
 from holdfast.backend.objects.layout import artifact_key, commit_key, tag_key
 from holdfast.backend.objects.names import Named, facts_of, is_grave, newest, read_named, revision_of
-from holdfast.backend.objects.spool import FileStock, SourceChanged, Spool, Stock
-from holdfast.bao import OutboardBuilder, outboard_bytes
+from holdfast.backend.objects.piece_writer import PieceWriter
+from holdfast.backend.objects.spool import SourceChanged, Spool, Stock
+from holdfast.backend.objects.stock import PartStock
+from holdfast.bao import outboard_bytes
 from holdfast.catalog import Catalog
-from holdfast.catalog.objects import bad_among, release_blobs, set_size
-from holdfast.errors import BlobNotFound, Conflict, HoldfastError, TooLarge
+from holdfast.catalog.objects import release_blobs, set_size
+from holdfast.errors import BlobNotFound, Conflict, HoldfastError
 from holdfast.facts import Facts
-from holdfast.ingest import Stored
-from holdfast.sources import PathWindows, source_size
-from holdfast.types import BLOCK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BytesLike, Durability, new_ids, now_ms
+from holdfast.types import BLOCK_BYTES, Durability, new_ids, now_ms
 from holdfast.wire.bundle import Document, encode_bundle
 from holdfast.wire.document import (
     ArtifactDocument,
+    Details,
     encode_artifact,
+    encode_details,
     encode_tag,
     encode_tombstone,
     parse_artifact,
     parse_tag,
     parse_tombstone,
 )
+from holdfast.wire.part import TOKEN_BYTES
 from holdfast.wire.record import Kind
 
 if TYPE_CHECKING:
-    from hashlib import _Hash
+    pass
 
 MAX_FLYING: Final = 256
 MAX_FLYING_BYTES: Final = 64 << 20
@@ -79,6 +81,7 @@ class ObjectGroup:
         self.blobs: dict[bytes, Waiting] = {}
         """Blobs whose bytes came with this group and are to be in the bucket."""
         self._stocks: dict[bytes, Stock] = {}
+        self._staged: list[tuple[PieceWriter, PartStock]] = []
         self.commit_id: bytes | None = None
         """The id of the object that makes it so, where it was promised before."""
         self.relied_on: dict[bytes, int] = {}
@@ -144,6 +147,22 @@ class ObjectGroup:
         self.relied_on[blob.hash] = blob.size_bytes
         self.again[blob.hash] = blob
 
+    def let_go(self) -> None:
+        """Wait until all is up, and forget the bytes: what a collection takes meanwhile has to be put once more."""
+        self.arrive()
+        self.again.clear()
+        self._stocks.clear()
+        self.spool.clear()
+
+    def stage(self, expiry_ms: int) -> PieceWriter:
+        """Begin to bring a blob into the bucket in pieces, because its hash is not known yet."""
+        backend, token = self._backend, os.urandom(TOKEN_BYTES)
+        return PieceWriter.begin(backend.bucket, backend.pool, token, encode_details(Details()), expiry_ms)
+
+    def keep(self, writer: PieceWriter, stock: PartStock) -> None:
+        """Keep what lies in pieces until the end of the group; then they go."""
+        self._staged.append((writer, stock))
+
     def forget(self, hash_: bytes) -> None:
         """Forget a blob that could not be put."""
         del self.blobs[hash_], self._stocks[hash_]
@@ -194,8 +213,12 @@ class ObjectGroup:
         self.close()
 
     def close(self) -> None:
-        """Give the spool's room back."""
+        """Give the room back of what is not in its place."""
         self.spool.close()
+        while self._staged:
+            writer, stock = self._staged.pop()
+            stock.close()
+            writer.discard()
 
     def _publish(self, facts: Facts) -> None:
         """New artifacts share one object; each change to a name is an object of its own, replaced on condition.
@@ -365,7 +388,7 @@ class ObjectGroup:
 
     def _look(self, hash_: bytes) -> bool:
         blob = self.blobs.get(hash_) or self.again.get(hash_)
-        again = None if blob is None else (blob, self._stocks[hash_])
+        again = None if blob is None or hash_ not in self._stocks else (blob, self._stocks[hash_])
         size = self.relied_on[hash_] if blob is None else blob.size_bytes
         return self._backend.settle(hash_, size, self._numbers.get(hash_), again)
 
@@ -400,210 +423,3 @@ def _documents_before(change: _Change, revision: int, catalog: Catalog) -> list[
 def stored_bytes(size_bytes: int) -> int:
     """Give the room that a blob takes in the bucket: its bytes, and its outboard."""
     return size_bytes + (outboard_bytes(size_bytes) if size_bytes > BLOCK_BYTES else 0)
-
-
-class ObjectIngest:
-    """See `core.Ingesting`: hashes blobs, and sends up what is not known to be there."""
-
-    def __init__(
-        self,
-        group: ObjectGroup,
-        catalog: Callable[[], Catalog],
-        pool: ThreadPoolExecutor,
-        *,
-        max_bytes: int | None,
-        sha256: bool,
-    ) -> None:
-        self.group = group
-        self.pool = pool
-        self.sha256 = sha256
-        self._catalog = catalog
-        self._max_bytes = min(max_bytes or MAX_BLOB_BYTES, MAX_BLOB_BYTES)
-
-    def check_size(self, size_bytes: int) -> None:
-        """Refuse a blob above the limit as soon as it is known."""
-        if size_bytes > self._max_bytes:
-            raise TooLarge(
-                f"the data has more than the {self._max_bytes} bytes that max_artifact_bytes allows",
-                limit_bytes=self._max_bytes,
-            )
-
-    def add(self, windows: Iterator[BytesLike], watch: Callable[[int], None] | None = None) -> Stored:
-        """Add the blob that the windows make up. `watch` hears of bytes read, and may raise.
-
-        A large file is read once to be hashed, and again to be sent; one that changes between goes through the spool.
-        """
-        if isinstance(windows, PathWindows) and (source_size(windows.path) or 0) > SINGLE_PUT_BYTES:
-            try:
-                return self._add_from(windows, windows.path, watch)
-            except SourceChanged:
-                windows, watch = windows.again(), None
-        return self._add_from(windows, None, watch)
-
-    def _add_from(
-        self, windows: Iterator[BytesLike], path: str | None, watch: Callable[[int], None] | None
-    ) -> Stored:
-        with ObjectStream(self, path) as stream:
-            for window in windows:
-                stream.push(window)
-                if watch is not None:
-                    watch(len(window))
-            return stream.finish()
-
-    def add_many(self, items: Sequence[BytesLike]) -> list[Stored]:
-        """Add whole blobs that are in memory."""
-        stored: list[Stored] = []
-        fresh: dict[bytes, tuple[BytesLike, Iterable[bytes]]] = {}
-        small = iter(_packed(_native.blake3_list([one for one in items if len(one) <= BLOCK_BYTES])))
-        for item in items:
-            pairs: Iterable[bytes] = ()
-            if len(item) <= BLOCK_BYTES:
-                hash_ = next(small)
-            else:
-                hasher = _native.BlobHasher()
-                hasher.update(item)
-                hash_, groups = hasher.finish()
-                pairs = _outboard_of(groups, len(item))
-            fresh.setdefault(hash_, (item, pairs))
-            stored.append(Stored(hash_, len(item), 1, self._sha256(item)))
-        known, damaged = self._known({hash_: len(item) for hash_, (item, _) in fresh.items()})
-        group = self.group
-        for hash_, (item, pairs) in fresh.items():
-            if group.has(hash_):
-                continue
-            start = group.spool.append(item)
-            blob = Waiting(hash_, len(item), start, self._append_outboard(pairs))
-            if hash_ in known:
-                group.rely_on(blob)
-            else:
-                group.send(blob._replace(heals=hash_ in damaged))
-        return stored
-
-    def _known(self, sizes: dict[bytes, int]) -> tuple[set[bytes], set[bytes]]:
-        """Say which blobs need not be brought, and which are known to be damaged; an object of another length is."""
-        catalog = self._catalog()
-        hashes = list(sizes)
-        known = catalog.find_blobs(hashes)
-        damaged = bad_among(catalog, hashes)
-        damaged.update(
-            hash_ for hash_, row in known.items() if row.size != sizes[hash_] or self.group.is_damaged(hash_)
-        )
-        return known.keys() - damaged, damaged
-
-    def stream(self) -> ObjectStream:
-        """Begin a blob that comes in windows."""
-        return ObjectStream(self)
-
-    def finish_stream(
-        self, start: int, size_bytes: int, hash_: bytes, pairs: Iterable[bytes], path: str | None
-    ) -> None:
-        """Send up what lies in the spool, or at `path`, unless it is known; `SourceChanged` as that says."""
-        group = self.group
-        if group.has(hash_):
-            return
-        known, damaged = self._known({hash_: size_bytes})
-        outboard = self._append_outboard(pairs)
-        blob = Waiting(hash_, size_bytes, start, outboard, bool(damaged))
-        stock: FileStock | None = None
-        if path is not None:
-            stock = FileStock(path, size_bytes, group.spool, outboard)
-            blob = blob._replace(start=0, outboard_start=size_bytes)
-        if known:
-            group.rely_on(blob, stock)
-            return
-        group.send(blob, stock)
-        if stock is not None:
-            try:
-                group.arrive()
-            except SourceChanged:
-                group.forget(hash_)
-                raise
-
-    def _append_outboard(self, pairs: Iterable[bytes]) -> int:
-        start = self.group.spool.size_bytes
-        for part in pairs:
-            self.group.spool.append(part)
-        return start
-
-    def _sha256(self, item: BytesLike) -> bytes | None:
-        if not self.sha256:
-            return None
-        from hashlib import sha256
-
-        return sha256(item).digest()
-
-
-class ObjectStream:
-    """One blob that comes in windows: hashed in another thread while the window goes to the spool.
-
-    `path`: where the same bytes can be read again, so that they need not go there.
-    """
-
-    def __init__(self, ingest: ObjectIngest, path: str | None = None) -> None:
-        self.size_bytes = 0
-        self._path = path
-        self._ingest = ingest
-        self._hasher = _native.BlobHasher()
-        self._builder = OutboardBuilder()
-        self._pending: Future[None] | None = None
-        self._start = ingest.group.spool.size_bytes
-        self._sha256: _Hash | None = None
-        if ingest.sha256:
-            from hashlib import sha256
-
-            self._sha256 = sha256()
-
-    def push(self, window: BytesLike) -> None:
-        """Take the next bytes; they must not change until `finish`."""
-        if not len(window):
-            return
-        self._ingest.check_size(self.size_bytes + len(window))
-        self._wait()
-        self._pending = self._ingest.pool.submit(self._hash, window)
-        if self._path is None:
-            self._ingest.group.spool.append(window)
-        self.size_bytes += len(window)
-
-    def finish(self) -> Stored:
-        """Send the blob up, unless it is known."""
-        self._wait()
-        root, groups = self._hasher.finish()
-        self._builder.feed(groups)
-        pairs = self._builder.finish(self.size_bytes) if self.size_bytes > BLOCK_BYTES else iter(())
-        self._ingest.finish_stream(self._start, self.size_bytes, root, pairs, self._path)
-        return Stored(root, self.size_bytes, 1, None if self._sha256 is None else self._sha256.digest())
-
-    def close(self) -> None:
-        """Wait for the other thread, and give memory back."""
-        if self._pending is not None:
-            self._pending.exception()
-        self._builder.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _wait(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-
-    def _hash(self, window: BytesLike) -> None:
-        self._hasher.update(window)
-        self._builder.feed(self._hasher.take_groups())
-        if self._sha256 is not None:
-            self._sha256.update(window)
-
-
-def _packed(digests: bytes) -> list[bytes]:
-    return [digests[at : at + HASH_BYTES] for at in range(0, len(digests), HASH_BYTES)]
-
-
-def _outboard_of(groups: bytes, size_bytes: int) -> list[bytes]:
-    with OutboardBuilder() as builder:
-        builder.feed(groups)
-        return list(builder.finish(size_bytes))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from holdfast.artifacts import Artifacts
 from holdfast.backend.objects.layout import upload_key
-from holdfast.backend.objects.piece_writer import PieceWriter
+from holdfast.backend.objects.piece_writer import PIECE_BYTES, PieceWriter
 from holdfast.backend.objects.pieces import Pieces
 from holdfast.errors import Conflict, TooLarge
 from holdfast.ingest import Stored
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class ObjectResumableWriter(ResumableWriter):
     """See `ResumableWriter`. One checkpoint is on its way while the next is gathered: both are 16 MiB."""
 
-    CHECKPOINT_BYTES: ClassVar[int] = 8 << 20
+    CHECKPOINT_BYTES: ClassVar[int] = PIECE_BYTES
 
     def __init__(self, core: ObjectCore, artifacts: Artifacts, details: Details, writer: PieceWriter) -> None:
         """For `begin` and `resume`, which hold the claim."""

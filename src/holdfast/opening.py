@@ -169,6 +169,7 @@ def _options(config: Config) -> Options:
         gc_batch_size=config.gc.batch_size,
         gc_interval_seconds=config.gc.interval_seconds,
         gc_enabled=config.gc.enabled,
+        max_spool_bytes=limits.max_spool_bytes,
     )
 
 

@@ -14,6 +14,7 @@ import os
 import select
 import stat
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -27,14 +28,12 @@ WINDOW_BYTES: Final = 4 << 20
 _RETRY_SECONDS: Final = 0.01
 
 
-class PathWindows(Iterator[BytesLike]):
+class Rereadable(Iterator[BytesLike], ABC):
     """The windows of a file, which who needs its bytes twice can read again."""
 
-    def __init__(self, path: str, pool: ThreadPoolExecutor | None = None) -> None:
-        self.path = os.path.abspath(path)
-        self._pool = pool
-        windows = _path_windows(path)
-        self._windows: Iterator[BytesLike] = windows if pool is None else _read_ahead(windows, pool)
+    name: str
+    """The file, as people know it."""
+    _windows: Iterator[BytesLike]
 
     def __next__(self) -> BytesLike:
         return next(self._windows)
@@ -43,9 +42,57 @@ class PathWindows(Iterator[BytesLike]):
         """Give it next once more."""
         self._windows = chain((window,), self._windows)
 
-    def again(self) -> PathWindows:
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """Give its size by now; 0 where that is not known."""
+
+    @abstractmethod
+    def again(self) -> Rereadable:
         """Begin anew."""
-        return PathWindows(self.path, self._pool)
+
+    @abstractmethod
+    def reopen(self) -> io.FileIO:
+        """Give the file, the caller's to close, for reading at any place. `HoldfastError` where it is gone."""
+
+
+class PathWindows(Rereadable):
+    """Of a file that has a path."""
+
+    def __init__(self, path: str, pool: ThreadPoolExecutor | None = None) -> None:
+        self.name = os.path.abspath(path)
+        self._pool = pool
+        windows = _path_windows(path)
+        self._windows = windows if pool is None else _read_ahead(windows, pool)
+
+    def size_bytes(self) -> int:
+        return source_size(self.name) or 0
+
+    def again(self) -> PathWindows:
+        return PathWindows(self.name, self._pool)
+
+    def reopen(self) -> io.FileIO:
+        return open_source(self.name)
+
+
+class HandleWindows(Rereadable):
+    """Of a regular file that is open, at its beginning; as long as it is open."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.name = f"a file of {os.fstat(file.fileno()).st_size:,} bytes"
+        self._file = file
+        self._windows = _raw_windows(file, self.name)
+
+    def size_bytes(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def again(self) -> HandleWindows:
+        self._file.seek(0)
+        return HandleWindows(self._file)
+
+    def reopen(self) -> io.FileIO:
+        if self._file.closed:
+            raise SourceNotFound(f"{self.name} is closed by now", path=self.name)
+        return io.FileIO(os.dup(self._file.fileno()), "rb")
 
 
 def iter_windows(source: Source, pool: ThreadPoolExecutor | None = None) -> Iterator[BytesLike]:

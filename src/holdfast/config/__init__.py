@@ -109,7 +109,8 @@ class Log:
 class Limits:
     """`[limits]`: what may come in. An upload that nobody goes on with expires so long after its last write.
 
-    `max_requests`: how many requests one opening of an object store may make.
+    `max_requests`: how many requests one opening of an object store may make. `max_spool_bytes`: how much of what is
+    put into one may wait in temporary files.
     """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
@@ -121,6 +122,7 @@ class Limits:
     checksum: Literal["none", "sha256"] = "none"
     upload_expiry_seconds: Annotated[float, Between(1, 100 * _YEAR_SECONDS)] = 7 * 86_400
     max_requests: Annotated[int, Between(1, 1 << 62)] | None = None
+    max_spool_bytes: Annotated[int, Between(64 * _MIB, 1 << 62)] = 4 * _GIB
 
 
 @dataclass(frozen=True, slots=True)

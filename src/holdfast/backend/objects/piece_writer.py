@@ -6,6 +6,7 @@ piece is on its way while the next is gathered.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Self
 
@@ -14,12 +15,16 @@ from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.pieces import Chain, Piece, Pieces
 from holdfast.backend.objects.stock import PartStock
 from holdfast.bao import OutboardBuilder
-from holdfast.errors import CorruptBlob, CorruptObject
+from holdfast.errors import CorruptBlob, CorruptObject, HoldfastError
 from holdfast.types import BLOCK_BYTES, HASH_BYTES, BytesLike, now_ms
 from holdfast.wire.part import OPEN, PieceHead
 from holdfast.wire.upload import groups_bytes
 
 NOTHING: Final = _native.blake3(b"")
+PIECE_BYTES: Final = 8 << 20
+"""How much a piece has."""
+
+log = logging.getLogger("holdfast")
 
 
 class PieceWriter:
@@ -120,6 +125,14 @@ class PieceWriter:
         root, rest = self._hasher.finish()
         self._builder.feed(rest)
         return stock_of(self.chain, root, self._builder)
+
+    def discard(self) -> None:
+        """Remove the upload; what cannot be removed expires."""
+        self.close()
+        try:
+            self.pieces.remove(self.pieces.find(self.chain.last.head.token))
+        except HoldfastError as error:
+            log.warning("pieces of a stream stay until they expire: %s", error)
 
     def close(self) -> None:
         """Wait for what is on its way, and give memory back."""

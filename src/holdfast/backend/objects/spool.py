@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import IO, Final, Protocol, Self
 
 from holdfast.errors import HoldfastError, InvalidInput, NoSpace, NotFound, PermissionDenied, Unavailable
-from holdfast.sources import open_source
+from holdfast.sources import Rereadable
 from holdfast.types import BytesLike
 
 MEMORY_BYTES: Final = 16 << 20
@@ -81,9 +81,19 @@ class Spool:
 
     def clear(self) -> None:
         """Forget what it has, to be filled anew."""
-        self._parts.clear()
-        self._starts.clear()
+        self.close()
         self._memory_bytes = self.size_bytes = 0
+
+    def cut(self, start: int) -> None:
+        """Forget what was appended from a place on."""
+        while self._starts and self._starts[-1] >= start:
+            self._memory_bytes -= len(self._parts.pop(self._starts.pop()))
+        if self._file is not None:
+            try:
+                os.ftruncate(self._file.fileno(), start)
+            except OSError as error:
+                raise self._failed(error) from error
+        self.size_bytes = start
 
     def __enter__(self) -> Self:
         return self
@@ -155,8 +165,8 @@ class FileStock:
     It is opened for each reading, so that any number of them can wait. Whoever reads all of it verifies it.
     """
 
-    def __init__(self, path: str, size_bytes: int, spool: Spool, outboard_start: int) -> None:
-        self._path = path
+    def __init__(self, windows: Rereadable, size_bytes: int, spool: Spool, outboard_start: int) -> None:
+        self._windows = windows
         self._size_bytes = size_bytes
         self._spool = spool
         self._outboard_start = outboard_start
@@ -173,14 +183,17 @@ class FileStock:
 
     def wrong(self, hash_: bytes) -> SourceChanged:
         """Give the error for a file that has other bytes than were hashed."""
+        name = self._windows.name
         return SourceChanged(
-            f"{self._path} changed while it was stored (blob {hash_.hex()}): nothing of it was stored; put it again",
-            path=self._path,
+            f"{name} changed while it was stored (blob {hash_.hex()}): nothing of it was stored; put it again",
+            path=name,
         )
 
     def _iter_file(self, start: int, stop: int) -> Iterator[BytesLike]:
+        name = self._windows.name
+        gone = f"{name} was removed or cut off while it was stored: nothing of it was stored"
         try:
-            with open_source(self._path) as file:
+            with self._windows.reopen() as file:
                 while start < stop:
                     piece = os.pread(file.fileno(), min(PIECE_BYTES, stop - start), start)
                     if not piece:
@@ -188,16 +201,10 @@ class FileStock:
                     start += len(piece)
                     yield piece
         except (NotFound, PermissionDenied, InvalidInput) as error:
-            raise self._gone() from error
+            raise SourceChanged(gone, path=name) from error
         except OSError as error:
             raise Unavailable(
-                f"cannot read {self._path}: {error.strerror}", path=self._path, errno=error.errno
+                f"cannot read {name}: {error.strerror}", path=name, errno=error.errno
             ) from error
         if start < stop:
-            raise self._gone()
-
-    def _gone(self) -> SourceChanged:
-        return SourceChanged(
-            f"{self._path} was removed or cut off while it was stored: nothing of it was stored",
-            path=self._path,
-        )
+            raise SourceChanged(gone, path=name)
