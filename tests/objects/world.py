@@ -40,11 +40,15 @@ Act = Callable[[Store, Ledger], None]
 
 
 class ObjectWorld:
-    """One bucket, its books, and the machines that work on it. `disk`: the bucket is a directory on that one."""
+    """One bucket, its books, and the machines that work on it.
 
-    def __init__(self, directory: Path, disk: ModelDisk | None = None) -> None:
+    The bucket is a dictionary; with `disk` a directory on that model disk, with `is_real` one on the real disk.
+    """
+
+    def __init__(self, directory: Path, disk: ModelDisk | None = None, *, is_real: bool = False) -> None:
         self.directory = directory
         self.disk = disk
+        self.root = directory / "bucket" if is_real else None
         self.plain = PlainBucket()
         self.ledger = Ledger()
         self.catalog = directory / "catalog.db"
@@ -56,6 +60,8 @@ class ObjectWorld:
 
     def bucket(self, disk: Disk | None = None) -> Bucket:
         """Give the bucket as one more machine sees it; `disk` is what it sees of the model disk."""
+        if self.root is not None:
+            return DirectoryBucket(str(self.root), create=True)
         if self.disk is None:
             return self.plain
         return DirectoryBucket(ROOT, create=True, disk=disk or self.disk)
@@ -68,11 +74,18 @@ class ObjectWorld:
 
     def twin(self) -> ObjectWorld:
         """Give a world in the same state, for one more case from the same beginning."""
-        twin = ObjectWorld(Path(tempfile.mkdtemp(dir=self.directory)), self.disk and self.disk.clone())
-        twin.plain = self.plain.copied()
-        twin.ledger = copy.deepcopy(self.ledger)
+        twin = self._copied()
         self.copy_catalog(twin.catalog)
         return twin
+
+    def _copied(self, disk: ModelDisk | None = None) -> ObjectWorld:
+        place = Path(tempfile.mkdtemp(dir=self.directory.parent if self.root else self.directory))
+        other = ObjectWorld(place, disk or (self.disk and self.disk.clone()), is_real=self.root is not None)
+        if self.root is not None and other.root is not None:
+            shutil.copytree(self.root, other.root)
+        other.plain = self.plain.copied()
+        other.ledger = copy.deepcopy(self.ledger)
+        return other
 
     def copy_catalog(self, target: Path) -> None:
         """Copy the catalog as it lies, `-wal` included, as a crash would leave it."""
@@ -94,7 +107,7 @@ class ObjectWorld:
                 lost.check()
         if DEEP or rng.random() < 0.5:
             with self._another() as collected:
-                collected.plain.delete([COLLECTOR_KEY])  # who crashed has it still
+                collected.bucket().delete([COLLECTOR_KEY])  # who crashed has it still
                 collected.check(collect=True)
         if self.disk is not None:
             for state in self.disk.crash_states(rng, power_cuts):
@@ -106,11 +119,7 @@ class ObjectWorld:
     @contextmanager
     def _another(self, disk: ModelDisk | None = None) -> Iterator[ObjectWorld]:
         """Another machine on a copy of the bucket, or on a disk that came back, with no catalog yet."""
-        other = ObjectWorld(
-            Path(tempfile.mkdtemp(dir=self.directory)), disk or (self.disk and self.disk.clone())
-        )
-        other.plain = self.plain.copied()
-        other.ledger = copy.deepcopy(self.ledger)
+        other = self._copied(disk)
         try:
             yield other
         finally:
