@@ -25,7 +25,7 @@ from holdfast.catalog.unusable import translate_os
 from holdfast.errors import NeedsReopen, StoreNotFound, Unavailable
 from holdfast.facts import Facts
 from holdfast.object_listing import MAX_PROBLEMS, NAMES, TRIES, Tally, blob_facts, name_facts
-from holdfast.object_refresh import LISTED, MAX_LOOKS, Listing, Refresh, changed, settle, watched
+from holdfast.object_refresh import LISTED, MAX_LOOKS, Listing, Refresh, changed, read_names, settle, watched
 from holdfast.reports import RecoveryStats, RefreshStats
 from holdfast.types import ProgressCallback
 
@@ -139,6 +139,14 @@ class ObjectKeeper:
                     log.info("names are gone from %s that nothing else says: all are read anew", where)
                     self._rebuild(None, progress)
                 return refresh.report()
+
+    def read_names(self) -> None:
+        """Read the names that are new, and nothing else; `Unavailable` where that cannot be done wholly."""
+        with self._mutex:
+            if not read_names(self._backend, self.current(), Tally()):
+                raise Unavailable(
+                    "the names of this bucket are rewritten faster than they can be read: try again"
+                )
 
     def take_named(self, named: Named) -> None:
         """Take in what an object of names says."""

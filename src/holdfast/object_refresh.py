@@ -147,6 +147,29 @@ def changed(
         known = next(seen, None)
 
 
+def read_names(
+    backend: ObjectBackend,
+    catalog: Catalog,
+    tally: Tally,
+    *,
+    gone: Callable[[str], None] = lambda _: None,
+    progress: ProgressCallback | None = None,
+) -> bool:
+    """Read the objects of names that are new or other ones; False where they go faster than they can be read."""
+    for prefix in NAMES:
+        for _ in range(TRIES):
+            vanished = tally.vanished
+            for facts in watched(
+                name_facts(backend, changed(backend, catalog, prefix, gone), tally), progress
+            ):
+                catalog.apply(facts)
+            if tally.vanished == vanished:
+                break
+        else:
+            return False
+    return True
+
+
 def settle(backend: ObjectBackend, catalog: Catalog, tally: Tally) -> None:
     """See to what the listings do not say by themselves, once all of it is in the catalog."""
     lacking: list[bytes] = []
@@ -199,27 +222,16 @@ class Refresh:
     def run(self) -> bool:
         """Do it; False when names are gone that nothing else says, so that only reading all tells what is left."""
         catalog, tally = self._catalog, self._tally
-        for prefix in NAMES:
-            is_whole = self._read(prefix)
-            self._is_rebuilt |= not is_whole
-        for facts in watched(self._blobs(), self._progress):
+        backend, progress = self._backend, self._progress
+        if not read_names(backend, catalog, tally, gone=self._gone.add_name, progress=progress):
+            self._is_rebuilt = True
+        for facts in watched(self._blobs(), progress):
             catalog.apply(facts)
-        settle(self._backend, catalog, tally)
+        settle(backend, catalog, tally)
         note_bad(catalog, tally.bad)
         # what is damaged may say what is missed: then the catalog alone knows it
         self._is_rebuilt |= not any(not one.hash for one in tally.bad) and self._misses_names()
         return not self._is_rebuilt
-
-    def _read(self, prefix: str) -> bool:
-        """Read what is new under a prefix; False when objects go faster than they can be read."""
-        for _ in range(TRIES):
-            vanished = self._tally.vanished
-            metas = changed(self._backend, self._catalog, prefix, self._gone.add_name)
-            for facts in watched(name_facts(self._backend, metas, self._tally), self._progress):
-                self._catalog.apply(facts)
-            if self._tally.vanished == vanished:
-                return True
-        return False
 
     def _misses_names(self) -> bool:
         """Whether something that objects said that are gone is said by no other; if not, they are forgotten."""

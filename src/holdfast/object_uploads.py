@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 
 from holdfast import _native
 from holdfast.backend.objects.bucket import Meta
@@ -63,7 +64,7 @@ def find_open(core: ObjectCore, pieces: Pieces, token: bytes) -> Chain:
         raise not_found(token, None, 0)
     last = pieces.read(metas[-1])
     if last.head.state == COMMITTING:
-        if settle_promise(core, pieces, metas, last.head):
+        if settle_promise(core, pieces, metas, last.head, core.keeper.read_names):
             raise not_found(token, UploadState.COMMITTED, 0, id_text(last.head.artifact))
         return pieces.chain(metas)
     state = _STATES[last.head.state]
@@ -74,15 +75,18 @@ def find_open(core: ObjectCore, pieces: Pieces, token: bytes) -> Chain:
     raise not_found(token, state, last.expires_ms, id_text(last.head.artifact))
 
 
-def settle_promise(core: ObjectCore, pieces: Pieces, metas: Sequence[Meta], head: PieceHead) -> bool:
+def settle_promise(
+    core: ObjectCore, pieces: Pieces, metas: Sequence[Meta], head: PieceHead, read_names: Callable[[], None]
+) -> bool:
     """See whether a commit that was promised, and never heard of again, was made; if not, it never will be.
 
-    One that was made is acknowledged here, in place of whoever died: the look for markers included.
+    One that was made is acknowledged here, in place of whoever died: the look for markers included. `read_names` brings
+    the catalog up to date, where the object is not there; who settles several does that once.
     """
     bucket, key = core.backend.bucket, commit_key(head.commit)
     named = read_named(bucket, key)
     if named is None:
-        core.keeper.refresh(None)  # it may have been gathered with others, under another key
+        read_names()  # it may have been gathered with others, under another key
         if not is_known(core.catalog, head.artifact):
             if bucket.create(key, encode_bundle([], key)) is not None:
                 return False
@@ -143,6 +147,7 @@ def expire_uploads(core: ObjectCore, time_ms: int) -> list[str]:
     """
     pieces = Pieces(core.backend.bucket, core.backend.pool)
     ended: list[str] = []
+    read_names = cache(core.keeper.read_names)
     for token, metas in pieces.iter_all():
         last = pieces.try_read(metas[-1])
         if last is None:
@@ -154,7 +159,7 @@ def expire_uploads(core: ObjectCore, time_ms: int) -> list[str]:
                 if (
                     last.expires_ms <= time_ms
                     and not core.claims.is_held(token)
-                    and _expire(core, pieces, metas)
+                    and _expire(core, pieces, metas, read_names)
                 ):
                     ended.append(token.hex())
             elif last.expires_ms <= time_ms:
@@ -166,9 +171,9 @@ def expire_uploads(core: ObjectCore, time_ms: int) -> list[str]:
     return ended
 
 
-def _expire(core: ObjectCore, pieces: Pieces, metas: list[Meta]) -> bool:
+def _expire(core: ObjectCore, pieces: Pieces, metas: list[Meta], read_names: Callable[[], None]) -> bool:
     last = pieces.read(metas[-1]).head
-    if last.state == COMMITTING and settle_promise(core, pieces, metas, last):
+    if last.state == COMMITTING and settle_promise(core, pieces, metas, last, read_names):
         return False
     pieces.end(
         last._replace(

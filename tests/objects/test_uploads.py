@@ -6,6 +6,7 @@ import os
 import random
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.claims import LocalClaims
 from holdfast.backend.objects.directory import DirectoryBucket
 from holdfast.backend.objects.layout import (
+    ARTIFACTS,
     COMMITS,
+    TAGS,
     UPLOADS,
     commit_key,
     data_key,
@@ -334,13 +337,7 @@ def test_an_upload_expires_by_the_buckets_own_times(bucket: Bucket) -> None:
 def test_a_promise_that_expires_is_settled(bucket: Bucket) -> None:
     store = open_store(faulty := FaultyBucket(bucket), upload_expiry_seconds=60.0)
     writer = begin(store, len(CONTENT))
-
-    def on_site(site: Any) -> None:
-        if site.call == "create" and site.key.startswith(COMMITS):
-            faulty.crashed = True
-            raise SimulatedCrash("killed")
-
-    faulty.on_site = on_site
+    faulty.on_site = _die_at_the_commit(faulty)
     with pytest.raises(SimulatedCrash):
         writer.commit()
     store.close()
@@ -350,6 +347,34 @@ def test_a_promise_that_expires_is_settled(bucket: Bucket) -> None:
         assert other.count() == 0
         with pytest.raises(UploadNotFound, match="expired"):
             other.writer(resume=writer.token)
+
+
+def test_many_promises_cost_one_look_at_the_names(bucket: Bucket) -> None:
+    """And none at the blobs but at those that were promised."""
+    tokens = []
+    for _ in range(3):
+        store = open_store(faulty := FaultyBucket(bucket), upload_expiry_seconds=60.0)
+        writer = begin(store, len(CONTENT))
+        tokens.append(writer.token)
+        faulty.on_site = _die_at_the_commit(faulty)
+        with pytest.raises(SimulatedCrash):
+            writer.commit()
+        store.close()
+    recorder = FaultyBucket(bucket)
+    with open_store(recorder) as other:
+        before = len(recorder.sites)
+        assert sorted(other._engine.expire_uploads(now_ms() + 2 * MINUTE_MS)) == sorted(tokens)
+        lists = [site.key for site in recorder.sites[before:] if site.call == "list"]
+    assert [key for key in lists if not key.startswith(UPLOADS)] == [COMMITS, ARTIFACTS, TAGS]
+
+
+def _die_at_the_commit(faulty: FaultyBucket) -> Callable[[Any], None]:
+    def on_site(site: Any) -> None:
+        if site.call == "create" and site.key.startswith(COMMITS):
+            faulty.crashed = True
+            raise SimulatedCrash("killed")
+
+    return on_site
 
 
 def test_a_writer_that_outlived_its_upload_commits_nothing(bucket: Bucket) -> None:
