@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
+from itertools import islice
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -208,7 +209,7 @@ class Scrub:
             known = next(rows, None)
 
     def _drop_if_gone(self, hash_: bytes) -> None:
-        if self._backend.look(hash_).best is None and not self._core.read_only:
+        if self._backend.find(hash_).best is None and not self._core.read_only:
             drop_blobs(self._core.catalog, [hash_])
 
     def _look_for_lost(self) -> None:
@@ -228,8 +229,8 @@ class Scrub:
             hide(core.catalog, unacknowledged)
 
     def _lacking(self) -> Iterator[tuple[bytes, Generations]]:
-        hashes = list(iter_lacking(self._core.catalog))[:MAX_LOOKS]
-        yield from zip(hashes, self._backend.pool.map(self._backend.look, hashes), strict=True)
+        hashes = list(islice(iter_lacking(self._core.catalog), MAX_LOOKS))
+        yield from zip(hashes, self._backend.pool.map(self._backend.find, hashes), strict=True)
 
 
 def scrub(
@@ -314,7 +315,7 @@ def verify(core: ObjectCore, ref: Ref, progress: ProgressCallback | None) -> Ver
 
 def _verify_blob(core: ObjectCore, hash_: bytes, report: Report) -> None:
     size = core.blob(hash_).size
-    found = core.backend.look(hash_)
+    found = core.backend.find(hash_)
     if found.best is None:
         raise MissingChunk(f"the bucket has nothing of blob {hash_.hex()}", hash=Hash(hash_))
     has_outboard = size <= BLOCK_BYTES or found.best in found.outboards

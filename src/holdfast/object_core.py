@@ -205,7 +205,7 @@ class ObjectCore(Core):
         return self.catalog.find_blob(digest) or self._find_in_bucket(digest)
 
     def _find_in_bucket(self, digest: bytes) -> BlobRow | None:
-        found = self.backend.look(digest)
+        found = self.backend.find(digest)
         if found.best is None:
             return None
         size = found.data[found.best]

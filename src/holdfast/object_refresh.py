@@ -183,7 +183,7 @@ def settle(backend: ObjectBackend, catalog: Catalog, tally: Tally) -> None:
                 lacking.append(hash_)
     found, lost = Facts(), list[bytes]()
     looked_at = lacking + unacknowledged
-    for hash_, there in zip(looked_at, backend.pool.map(backend.look, looked_at), strict=True):
+    for hash_, there in zip(looked_at, backend.pool.map(backend.find, looked_at), strict=True):
         if there.best is not None:  # it was put while we listed
             found.blobs.append(Listed(hash_, there, "").row())
         elif there.was_collected:

@@ -96,7 +96,7 @@ class Repair:
         told = {problem.hash.digest for problem in self._missing if problem.hash is not None}
         for hash_ in list(iter_lacking(catalog)):
             if hash_ not in told:
-                self._supply(hash_, self._backend.look(hash_))
+                self._supply(hash_, self._backend.find(hash_))
                 self._tell()
         show_again(catalog)
         self._backend.take_damage()  # what was met on the way is mended, or in the report
@@ -115,7 +115,7 @@ class Repair:
     def _mend_blob(self, hash_: bytes) -> bool:
         """Put a blob right of which something is damaged; False when nothing has what is needed."""
         backend = self._backend
-        found = backend.look(hash_)
+        found = backend.find(hash_)
         if found.best is None:
             drop_blobs(self._core.catalog, [hash_])
             return True  # if it is named, it is missing, and supplied below

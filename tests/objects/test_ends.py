@@ -7,15 +7,17 @@ from itertools import islice
 
 import pytest
 
+from holdfast import _native
 from holdfast.backend.objects.bucket import Meta
 from holdfast.backend.objects.ends import ENDS, list_whole
-from holdfast.backend.objects.layout import ARTIFACTS, BLOBS, COMMITS
+from holdfast.backend.objects.layout import ARTIFACTS, BLOBS, COMMITS, base32_name, data_key, gone_key
 from holdfast.backend.objects.opening import memory_bucket
+from holdfast.catalog.objects import drop_blobs
 from holdfast.core import Options
 from holdfast.errors import Unavailable
 from holdfast.store import Store
 from holdfast.testing.inside import object_core
-from holdfast.types import Artifact
+from holdfast.types import Artifact, Hash
 
 
 @pytest.fixture
@@ -92,3 +94,53 @@ def test_an_end_that_was_removed_is_made_again_by_a_rebuild(store: Store) -> Non
     store.gc()
     assert store.read(kept) == b"kept"
     assert not list(list_whole(bucket, ARTIFACTS))
+
+
+def test_a_blob_is_not_missing_because_its_listing_is_empty(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a proxy answers looks so. Of a blob that was ever put, its first generation or its marker is there."""
+    bucket = object_core(store).backend.bucket
+    first, later = store.put(b"first").hash, store.put(b"later").hash
+    bucket.create(gone_key(later.digest, 0), b"")
+    bucket.create(data_key(later.digest, 1), b"later")
+    bucket.delete([data_key(later.digest, 0)])
+    whole, cuts = bucket.list, [0]
+
+    def cut(asked: str, *, after: str = "") -> Iterator[Meta]:
+        cuts[0] -= 1
+        return iter(()) if cuts[0] >= 0 and asked.startswith(BLOBS) else whole(asked, after=after)
+
+    monkeypatch.setattr(bucket, "list", cut)
+    with Store._open_objects(bucket) as other:
+        drop_blobs(object_core(other).catalog, [first.digest, later.digest])
+        for hash_ in (first, later):
+            cuts[0] = 100
+            with pytest.raises(Unavailable, match="is empty, and there are objects"):
+                other.exists(hash_)
+            cuts[0] = 2
+            assert other.exists(hash_)
+            drop_blobs(object_core(other).catalog, [hash_.digest])
+        cuts[0] = 100
+        assert not other.exists(Hash(bytes(32)))
+        object_core(store).backend.remember(later.digest, object_core(store).backend.look(bytes(32)))
+        with pytest.raises(Unavailable, match="is empty, and there are objects"):
+            store.read(later)
+        with pytest.raises(Unavailable, match="is empty, and there are objects"):
+            store.tags.set("name", later)
+        cuts[0] = 0
+        assert store.read(later) == b"later"
+        assert store.health().ok
+
+
+def test_a_blob_under_its_older_name_is_not_missing_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = memory_bucket()
+    digest = _native.blake3(b"older")
+    with Store._open_objects(bucket, create=True) as store:
+        bucket.create(data_key(digest, 0, base32_name(digest)), b"older")
+        store.rebuild()
+        assert store.read(Hash(digest)) == b"older"
+        drop_blobs(object_core(store).catalog, [digest])
+        monkeypatch.setattr(object_core(store).backend.bucket, "list", lambda *_, **__: iter(()))
+        with pytest.raises(Unavailable, match="is empty, and there are objects"):
+            store.exists(Hash(digest))

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from holdfast import _native
 from holdfast.backend.objects.bucket import Bucket, Meta
 from holdfast.backend.objects.cache import BlockCache
+from holdfast.backend.objects.ends import TRIES
 from holdfast.backend.objects.layout import (
     DAMAGED,
     DATA,
@@ -201,7 +202,7 @@ class ObjectBackend:
                     )
                 short = True
                 continue
-            found = self.look(hash_)
+            found = self.find(hash_)
             looks += 1
             if looks == LOOKS or found.best not in (found.data if key is data_key else found.outboards):
                 raise self._absent(hash_, key(hash_, *place), found)
@@ -241,6 +242,29 @@ class ObjectBackend:
                 found = other._replace(name=name)
         self.remember(hash_, found)
         return found
+
+    def find(self, hash_: bytes) -> Generations:
+        """List what there is of a blob, for who concludes that it is missing; `Unavailable` where that is not certain.
+
+        A page that something else answers with looks like an empty listing (`ends.py`). So the first generation and its
+        marker are asked for as well: of a blob that was ever put, one of them is there.
+        """
+        for _ in range(TRIES):
+            found = self.look(hash_)
+            if found.data or found.gone or not self._is_there(hash_):
+                return found
+        raise Unavailable(
+            f"{self.bucket.location}: the listing of {blob_prefix(hash_)} is empty, and there are objects: something"
+            " answers in its place. Nothing was concluded from it: try again",
+            path=self.bucket.location,
+            key=blob_prefix(hash_),
+        )
+
+    def _is_there(self, hash_: bytes) -> bool:
+        keys = [data_key(hash_), gone_key(hash_, 0)]
+        if self.has_base32:  # never collected
+            keys.append(data_key(hash_, 0, base32_name(hash_)))
+        return any(self.bucket.head(key) is not None for key in keys)
 
     def remember(self, hash_: bytes, found: Generations) -> None:
         """Read a blob from where it was seen just now."""
@@ -384,7 +408,7 @@ class ObjectBackend:
         if not marked and (number is not None or self._has(self.data_key(hash_), size_bytes)):
             return False
         for _ in range(MAX_GENERATIONS):
-            found = self.look(hash_)
+            found = self.find(hash_)
             found = found._replace(gone=found.gone | marked)  # a marker stays, whatever a listing says
             if found.unmarked is not None and (again is None or found.data[found.unmarked] == size_bytes):
                 return False
