@@ -312,6 +312,32 @@ def test_what_is_forgotten_leaves_its_tombstone_alone(store: Store, bucket: Plai
             assert facts(again) == dump
 
 
+def test_what_was_forgotten_does_not_come_back_with_the_commit_that_it_came_in(
+    bucket: PlainBucket, tmp_path: Path
+) -> None:
+    """A collector that died between the commits and the tombstones had told its catalog of the former alone."""
+    catalog = tmp_path / "catalog.db"
+    with Store._open_objects(bucket, catalog, create=True) as store:
+        _, gone, _ = store.put_many([b"kept", DATA, b"kept too"])
+        store.delete(gone)
+        assert store.gc(min_age_seconds=0).forgotten_artifacts == 1
+    for number in range(1, 100):
+        bucket.delete([COLLECTOR_KEY])
+        faulty = FaultyBucket(bucket)
+        store = Store._open_objects(faulty, catalog)
+        faulty.arm(BucketFault.CRASH_BEFORE, number)
+        with suppress(SimulatedCrash):
+            store.gc(min_age_seconds=0)
+        with suppress(SimulatedCrash):
+            store.close()
+        with Store._open_objects(bucket, catalog) as again:
+            again.refresh()
+            assert list(again.find(deleted=True)) == [], number
+        if faulty.hit is None:
+            break
+    assert number > 5
+
+
 def test_nobody_restores_what_another_machine_forgot(store: Store, bucket: PlainBucket) -> None:
     """Its blob is there still: another artifact has it."""
     artifact = store.put(DATA)

@@ -101,6 +101,9 @@ ON CONFLICT(id) DO UPDATE SET revision = excluded.revision, deleted_ms = exclude
   location = excluded.location
 WHERE (excluded.revision, excluded.deleted_ms, -excluded.location)
   > (tombstones.revision, tombstones.deleted_ms, -tombstones.location)"""
+_FORGOTTEN: Final = """
+SELECT id, revision FROM tombstones
+WHERE id IN (SELECT value FROM carray(?)) AND id NOT IN (SELECT id FROM artifacts)"""
 _BURY: Final = """
 UPDATE artifacts SET deleted_ms = (SELECT deleted_ms FROM tombstones WHERE id = ?1)
 WHERE id = ?1 AND revision < (SELECT revision FROM tombstones WHERE id = ?1)"""
@@ -176,7 +179,8 @@ def apply_names(cursor: apsw.Cursor, facts: Facts) -> list[int]:
         damage.apply_damage(cursor, facts.quarantine, facts.repaired)
     artifacts = damage.without_repaired(cursor, facts.artifacts, 9)
     for start in range(0, len(artifacts), MERGE_ROWS):
-        _apply_artifacts(cursor, artifacts[start : start + MERGE_ROWS])
+        some = artifacts[start : start + MERGE_ROWS]
+        _apply_artifacts(cursor, _without_forgotten(cursor, some) if facts.seen else some)
     tombstones = damage.without_repaired(cursor, facts.tombstones, 3)
     for start in range(0, len(tombstones), MERGE_ROWS):
         _apply_tombstones(cursor, tombstones[start : start + MERGE_ROWS])
@@ -220,6 +224,15 @@ def _apply_artifacts(cursor: apsw.Cursor, rows: Sequence[ArtifactRow]) -> None:
     old = labels.find_states(cursor, ids)
     cursor.executemany(_ARTIFACT, rows)
     labels.follow(cursor, old, labels.find_states(cursor, ids))
+
+
+def _without_forgotten(cursor: apsw.Cursor, rows: Sequence[ArtifactRow]) -> Sequence[ArtifactRow]:
+    """Leave out what a bucket's older objects still say of artifacts of which it has a tombstone alone."""
+    ids = tuple(row.id for row in rows)
+    forgotten: dict[bytes, int] = (
+        dict(cursor.execute(_FORGOTTEN, (apsw.carray(ids),)).fetchall()) if ids else {}
+    )
+    return [row for row in rows if row.revision > forgotten.get(row.id, 0)] if forgotten else rows
 
 
 def _apply_tombstones(cursor: apsw.Cursor, rows: Sequence[TombstoneRow]) -> None:
