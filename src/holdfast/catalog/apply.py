@@ -228,10 +228,8 @@ def _apply_artifacts(cursor: apsw.Cursor, rows: Sequence[ArtifactRow]) -> None:
 
 def _without_forgotten(cursor: apsw.Cursor, rows: Sequence[ArtifactRow]) -> Sequence[ArtifactRow]:
     """Leave out what a bucket's older objects still say of artifacts of which it has a tombstone alone."""
-    ids = tuple(row.id for row in rows)
-    forgotten: dict[bytes, int] = (
-        dict(cursor.execute(_FORGOTTEN, (apsw.carray(ids),)).fetchall()) if ids else {}
-    )
+    ids = apsw.carray(tuple(row.id for row in rows))
+    forgotten = dict(cast("list[tuple[bytes, int]]", cursor.execute(_FORGOTTEN, (ids,)).fetchall()))
     return [row for row in rows if row.revision > forgotten.get(row.id, 0)] if forgotten else rows
 
 
