@@ -33,9 +33,10 @@ GUARDS: Final = frozenset(
 HELD: Final = frozenset({"held", "lock", "operation", "exclusive"})
 COMPARED: Final = re.compile(
     r"blake3|crc|digest\b|sha256\(|checksum\(|verify_many|\.check\(|store_id|identity|read_id|catalog_id"
-    r"|\.hash [!=]= |matches\("
+    r"|\.hash [!=]= |[!=]= \w+\.hash\b|matches\(|\broot [!=]= |[!=]= root\b|finish\(\)\[0\]"
+    r"|\.ino\b|HEADER_HASH|e_tag(\(\w+\))? [!=]= |[!=]= e_tag\b"
 )
-NO_COMPARISON: Final = re.compile(r"^len\(|'sha256'|'blake3|startswith")
+NO_COMPARISON: Final = re.compile(r"^len\(|'sha256'|'blake3|startswith|commonpath|\.hex\(\)$")
 UNLOCKED: Final = "__import__('contextlib').nullcontext()"
 LAWLESS: Final = "__import__('tools.lawless', fromlist=['Lawless']).Lawless()"
 """Instead of a lock between threads: it can all that a condition can, and keeps nobody out."""

@@ -264,7 +264,10 @@ def test_a_catalog_that_leads_to_another_blob_lets_nothing_be_collected() -> Non
             assert store.read(kept) == content
 
 
-def test_a_forged_document_is_no_reason_to_let_its_copy_go(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["payload", "hash"])
+def test_a_forged_document_is_no_reason_to_let_its_copy_go(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with new_world() as world:
         with world.open() as store:
             world.ledger.put(store, piece("one", 300))
@@ -278,7 +281,16 @@ def test_a_forged_document_is_no_reason_to_let_its_copy_go(monkeypatch: pytest.M
             store.delete(*fillers)
             monkeypatch.setattr("holdfast.gc.collector.compact_segments", lambda *_, **__: None)
             assert store.gc(min_age_seconds=0).complete
-        twin = forged(world, "artifact", flip(30))
+        if part == "payload":
+            twin = forged(world, "artifact", flip(30))
+        else:
+            twin = world.twin()
+            data = bytearray(world.disk.files(ROOT)[first.path])
+            data[first.offset + 28] ^= 1
+            struct.pack_into(
+                "<I", data, first.offset + 60, _native.crc32c(data[first.offset : first.offset + 60])
+            )
+            twin.disk.overwrite(first.path, bytes(data))
         with twin.open() as store:
             assert store.compact().segments
         with twin.open(catalog=twin.no_catalog()) as store:

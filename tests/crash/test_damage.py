@@ -125,7 +125,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             ledger.put_many(store, [piece(f"many-{i}", 900) for i in range(3)])
             ledger.delete(store, "many-0")
             ledger.put_blobs(store, [piece("bare", 5_000)])
-            store.tags.set("kept", store.info(ledger.ids["large"]).hash)
+            ledger.refer(store, "kept", "large")
         fill(world, 2, 1_000, name="closed")
         yield world
 
