@@ -9,18 +9,22 @@ import random
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from holdfast import _native
 from holdfast.backend.log import commit as commits
+from holdfast.backend.log.evacuation import Evacuation
+from holdfast.backend.log.payloads import Place
+from holdfast.catalog.compacting import CatalogPlaces
 from holdfast.catalog.connection import connect
 from holdfast.errors import IntegrityError, NotFound
 from holdfast.store import Store
 from holdfast.testing.checks import dump_catalog
 from holdfast.testing.inside import log_core
 from holdfast.types import Hash
-from holdfast.wire.record import Commit, Kind
+from holdfast.wire.record import Commit, Entry, Kind
 from tests.crash.test_damage import Record, records
 from tests.crash.world import ROOT, World, crash_after, fill, new_world, piece
 
@@ -264,10 +268,7 @@ def test_a_catalog_that_leads_to_another_blob_lets_nothing_be_collected() -> Non
             assert store.read(kept) == content
 
 
-@pytest.mark.parametrize("part", ["payload", "hash"])
-def test_a_forged_document_is_no_reason_to_let_its_copy_go(
-    part: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_forged_document_is_no_reason_to_let_its_copy_go(monkeypatch: pytest.MonkeyPatch) -> None:
     with new_world() as world:
         with world.open() as store:
             world.ledger.put(store, piece("one", 300))
@@ -281,20 +282,50 @@ def test_a_forged_document_is_no_reason_to_let_its_copy_go(
             store.delete(*fillers)
             monkeypatch.setattr("holdfast.gc.collector.compact_segments", lambda *_, **__: None)
             assert store.gc(min_age_seconds=0).complete
-        if part == "payload":
-            twin = forged(world, "artifact", flip(30))
-        else:
-            twin = world.twin()
-            data = bytearray(world.disk.files(ROOT)[first.path])
-            data[first.offset + 28] ^= 1
-            struct.pack_into(
-                "<I", data, first.offset + 60, _native.crc32c(data[first.offset : first.offset + 60])
-            )
-            twin.disk.overwrite(first.path, bytes(data))
+        twin = forged(world, "artifact", flip(30))
         with twin.open() as store:
             assert store.compact().segments
         with twin.open(catalog=twin.no_catalog()) as store:
             assert not right_or_refused(store, twin)
+
+
+@pytest.mark.parametrize("part", ["nothing", "payload", "header"])
+def test_another_record_of_a_document_is_sound_if_all_of_it_is(part: str, world: World) -> None:
+    files = world.disk.files(ROOT)
+    record = next(found for found in records(files) if found.kind == "artifact")
+    document = files[record.path][record.offset + 64 : record.stop]
+    twin = forged(world, "artifact", flip(30)) if part == "payload" else world.twin()
+    if part == "header":  # its hash, and its checksum put right
+        data = bytearray(files[record.path])
+        data[record.offset + 28] ^= 1
+        crc = _native.crc32c(data[record.offset : record.offset + 60])
+        struct.pack_into("<I", data, record.offset + 60, crc)
+        twin.disk.overwrite(record.path, bytes(data))
+    segment = int(record.path[-14:-4])
+    entry = Entry(Kind.ARTIFACT, 0, 64, len(document), len(document), _native.blake3(document))
+    with twin.open() as store:
+        core: Any = log_core(store)
+        places, payloads = CatalogPlaces(core.catalog), core.backend.payloads
+        nowhere: Any = None
+        work = Evacuation(
+            core.backend.disk, ROOT, b"", payloads, places, nowhere, bool, drops_tombstones=False
+        )
+        assert work.is_sound(segment << 32 | record.offset, entry) == (part == "nothing")
+    twin.end()
+
+
+def test_a_place_has_the_record_of_one_payload_and_no_other(world: World) -> None:
+    """By this a catalog that lies is told from bytes that are damaged."""
+    twin = world.twin()
+    with twin.open() as store:
+        core = log_core(store)
+        rows = list(core.catalog.iter_sorted("SELECT hash FROM data ORDER BY hash"))[:2]
+        (one, place), (other, _) = (
+            (hash_, Place._make(core.catalog.find_data((hash_,))[hash_])) for (hash_,) in rows
+        )
+        assert core.backend.payloads._is_record_of(one, place)
+        assert not core.backend.payloads._is_record_of(other, place)
+    twin.end()
 
 
 def test_a_segment_of_another_store_is_not_taken_in(world: World) -> None:
