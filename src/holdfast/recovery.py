@@ -59,11 +59,17 @@ class CatalogKeeper:
             try:
                 self._take(self._open_existing())
                 self._catch_up()
+                return
             except CatalogUnusable as error:
-                if self._backend.read_only:
-                    self._rebuild_in_memory(str(error))
-                else:
-                    self._rebuild(str(error), None)
+                reason = str(error)
+            except Unavailable:
+                if not self._is_removed():
+                    raise
+                reason = "it was removed while it was opened"
+            if self._backend.read_only:
+                self._rebuild_in_memory(reason)
+            else:
+                self._rebuild(reason, None)
 
     def current(self) -> Catalog:
         """Give the catalog, after one look that it is still the one at its path."""
@@ -188,12 +194,12 @@ class CatalogKeeper:
         missing = self._path is not None and not self._path.exists()
         if missing and (backend.read_only or backend.segment_ids()):
             raise CatalogUnusable("it is missing", path=str(self._path))
-        try:
-            return Catalog.open(self._path, backend.store.id, read_only=backend.read_only)
-        except Unavailable as error:
-            if self._path is None or self._path.exists():
-                raise
-            raise CatalogUnusable("it was removed while it was opened", path=str(self._path)) from error
+        return Catalog.open(self._path, backend.store.id, read_only=backend.read_only)
+
+    def _is_removed(self) -> bool:
+        catalog = self._catalog
+        is_other = catalog is not None and not catalog.is_current()
+        return is_other or (self._path is not None and not self._path.exists())
 
     def _catch_up(self) -> None:
         catalog = self._catalog

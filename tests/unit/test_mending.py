@@ -10,8 +10,10 @@ import apsw
 import pytest
 
 import holdfast
+from holdfast.catalog import Catalog
 from holdfast.catalog.connection import connect
-from holdfast.errors import IntegrityError
+from holdfast.errors import IntegrityError, Unavailable
+from holdfast.store import Store
 from holdfast.testing.contract_base import sample
 from holdfast.testing.inside import log_core
 
@@ -88,6 +90,25 @@ def test_a_catalog_that_goes_while_it_is_opened_is_rebuilt(
     with holdfast.open(tmp_path / "s") as store:
         assert taken
         assert store.read(artifact) == b"kept"
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_catalog_that_goes_behind_its_opening_is_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    """What reads it then fails in SQLite's own ways: the soak met an I/O error."""
+    with Store._open(tmp_path / "s", create=True) as store:
+        artifact = store.put(b"held")
+
+    def take_away(self: Catalog) -> Any:
+        monkeypatch.undo()
+        for suffix in ("", "-wal", "-shm"):
+            (tmp_path / "s" / f"catalog.db{suffix}").unlink(missing_ok=True)
+        raise Unavailable("disk I/O error")
+
+    monkeypatch.setattr(Catalog, "segments", take_away)
+    with Store._open(tmp_path / "s", read_only=read_only) as store:
+        assert store.read(artifact) == b"held"
 
 
 def test_an_older_catalog_put_back_while_the_store_is_open_is_caught_up(tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ class PieceWriter:
         if flying is None or (not wait and not (flying.done() and flying.exception() is None)):
             return
         self._flying = None
-        self.chain.append(flying.result())
+        piece = flying.result()
+        self.chain.append(piece._replace(head=piece.head._replace(groups=b"")))  # the builder has them
 
     def next(
         self,
