@@ -78,7 +78,7 @@ class ObjectKeeper:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             name = self._path.with_name(self._path.name + ".lock")
-            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise translate_os(error, self._path) from error
         try:

@@ -1,0 +1,177 @@
+"""A directory of objects at rest: rights at creation, planted links and pipes, objects without end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tracemalloc
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import holdfast
+from holdfast import _native
+from holdfast.backend.objects.layout import (
+    ARTIFACTS,
+    BLOBS,
+    COLLECTOR_KEY,
+    COMMITS,
+    IDENTITY_KEY,
+    TAGS,
+    artifact_key,
+    commit_key,
+    data_key,
+    outboard_key,
+    part_key,
+    tag_key,
+    upload_key,
+)
+from holdfast.errors import FormatError, HoldfastError, UnreadableRoot
+from holdfast.testing.contract_base import sample
+from holdfast.testing.streams import Sender, blocks
+
+CONTENT = sample(50_000)
+DIGEST = _native.blake3(CONTENT)
+
+
+def work(path: Path) -> str:
+    """Do what makes every kind of object, and a catalog anew; gives the id of an artifact."""
+    with holdfast.open(f"dir://{path}", create=True) as store:
+        artifact = store.put(CONTENT, filename="one")
+        store.tags.set("tag", artifact.hash)
+        store.update(artifact, filename="changed")
+        sender = Sender(sample(60_000, 3))
+        store.blobs.decode(sender.hash, sender.stream(blocks(0, 1)), blocks(0, 1))
+        writer = store.writer("up", resumable=True)
+        writer.write(b"half")
+        writer.suspend()
+        store.delete(store.put(b"two"))
+        store.gc(min_age_seconds=0)
+        store.rebuild()
+        return artifact.id
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_nobody_else_may_read(umask: int, tmp_path: Path) -> None:
+    """Whatever the umask: files are 0600, directories 0700, from the moment at which they are made."""
+    before = os.umask(umask)
+    try:
+        work(tmp_path / "store")
+    finally:
+        os.umask(before)
+    seen = 0
+    for path in [tmp_path / "store", *(tmp_path / "store").rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+        seen += 1
+    assert seen > 20
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize(
+    "key",
+    [
+        IDENTITY_KEY,
+        COLLECTOR_KEY,
+        "catalog.db",
+        "catalog.db.lock",
+        ".new/lock",
+        data_key(DIGEST),
+        outboard_key(DIGEST),
+        data_key(_native.blake3(b"new")),
+        tag_key("tag"),
+        tag_key("new tag"),
+    ],
+)
+def test_a_planted_link_leads_no_write_elsewhere(key: str, exists: bool, tmp_path: Path) -> None:
+    """What the link leads to is as it was; what is read is right; what is acknowledged is there afterwards."""
+    root = tmp_path / "store"
+    old = work(root)
+    outside = tmp_path / "outside"
+    theirs = b"of somebody else\n" * 1_000
+    if exists:
+        outside.write_bytes(theirs)
+    planted = root / key
+    planted.parent.mkdir(exist_ok=True)
+    planted.unlink(missing_ok=True)
+    planted.symlink_to(outside)
+    artifact = None
+    try:
+        with holdfast.open(f"dir://{root}") as store:
+            try:
+                assert store.read(old) == CONTENT
+            except HoldfastError:
+                pass
+            artifact = store.put(b"new", filename="new")
+            store.tags.set("new tag", artifact.hash)
+            store.gc(min_age_seconds=0)
+            store.rebuild()
+    except HoldfastError:
+        pass
+    assert (outside.read_bytes() == theirs) if exists else not outside.exists()
+    if artifact is not None and key != IDENTITY_KEY:
+        if planted.is_symlink():
+            planted.unlink()
+        with holdfast.open(f"dir://{root}") as store:
+            assert store.read(artifact.id) == b"new"
+
+
+@pytest.mark.parametrize("key", [data_key(DIGEST), outboard_key(DIGEST), tag_key("tag"), IDENTITY_KEY])
+def test_a_pipe_is_never_waited_for(key: str, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    old = work(root)
+    (root / key).unlink()
+    os.mkfifo(root / key)
+    try:
+        with holdfast.open(f"dir://{root}", catalog=":memory:") as store:
+            try:
+                assert store.read(old) == CONTENT
+            except HoldfastError:
+                pass
+            store.scrub()
+    except HoldfastError:
+        pass
+
+
+def test_a_link_in_place_of_a_prefix(tmp_path: Path) -> None:
+    """Directories may be links, as people move them to other disks; what is in them is verified as ever."""
+    root = tmp_path / "store"
+    old = work(root)
+    (root / BLOBS).rename(tmp_path / "elsewhere")
+    (root / BLOBS.rstrip("/")).symlink_to(tmp_path / "elsewhere")
+    with holdfast.open(f"dir://{root}") as store:
+        assert store.read(old) == CONTENT
+        assert store.scrub().ok
+
+
+ID = bytes.fromhex("01a20092ee3b700095d99d43f1f63053")
+
+
+@pytest.mark.parametrize(
+    "key", [commit_key(ID), artifact_key(ID), tag_key("x"), part_key(DIGEST, ID), upload_key(ID, 0)]
+)
+def test_an_object_without_end_is_refused_before_it_is_read(key: str, tmp_path: Path) -> None:
+    """Two gigabytes of zeros: names are refused by a typed error, the rest is left alone; memory stays small."""
+    root = tmp_path / "store"
+    old = work(root)
+    (root / key).parent.mkdir(parents=True, exist_ok=True)
+    with open(root / key, "xb") as file:
+        file.truncate(2 << 30)
+    is_names = key.startswith((ARTIFACTS, COMMITS, TAGS))
+    logging.disable(logging.WARNING)
+    tracemalloc.start()
+    try:
+        with holdfast.open(f"dir://{root}") as store:
+            assert store.read(old) == CONTENT
+            list(store.uploads())
+            for call in (store.scrub, store.rebuild, store.refresh, lambda: store.gc(min_age_seconds=0)):
+                if is_names:
+                    with suppress(FormatError, UnreadableRoot):
+                        call()
+                else:
+                    call()
+            assert store.read(old) == CONTENT
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
+        logging.disable(logging.NOTSET)
