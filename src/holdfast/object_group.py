@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, ObjectBackend, Waiting
 from holdfast.backend.objects.intents import confirm, intent_of, withdraw
@@ -41,9 +41,6 @@ from holdfast.wire.document import (
 )
 from holdfast.wire.part import TOKEN_BYTES
 from holdfast.wire.record import Kind
-
-if TYPE_CHECKING:
-    pass
 
 MAX_FLYING: Final = 256
 MAX_FLYING_BYTES: Final = 64 << 20
@@ -196,6 +193,7 @@ class ObjectGroup:
             for one in self.blobs.values()
         ]
         self._publish(facts)
+        self._backend.forget_damage(self.blobs.keys())
         self._catalog().apply(facts)
         healed = [one for one in self.blobs.values() if one.heals]
         for one in healed:  # what was known of it came from a listing of the wrong object

@@ -213,11 +213,12 @@ class ObjectStream:
         """Send the blob up, unless it is known."""
         self._wait()
         digest = None if self._sha256 is None else self._sha256.digest()
-        staged, self._staged = self._staged, None
-        if staged is not None:
-            stock = staged.finish()
-            self._ingest.group.keep(staged, stock)
-            self._ingest.finish_stock(stock.blob, stock)
+        if self._staged is not None:
+            stock = self._staged.finish()
+            self._ingest.group.keep(self._staged, stock)
+            self._staged = None
+            if not self._ingest.group.has(stock.blob.hash):
+                self._ingest.finish_stock(stock.blob, stock)
             return Stored(stock.blob.hash, self.size_bytes, 1, digest)
         root, groups = self._hasher.finish()
         self._builder.feed(groups)

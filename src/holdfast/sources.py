@@ -75,10 +75,10 @@ class PathWindows(Rereadable):
 
 
 class HandleWindows(Rereadable):
-    """Of a regular file that is open, at its beginning; as long as it is open."""
+    """Of a regular file that is open, at its beginning, and has a path, by which it is reopened once it is closed."""
 
     def __init__(self, file: io.FileIO) -> None:
-        self.name = f"a file of {os.fstat(file.fileno()).st_size:,} bytes"
+        self.name = os.path.abspath(os.fsdecode(file.name))
         self._file = file
         self._windows = _raw_windows(file, self.name)
 
@@ -91,7 +91,7 @@ class HandleWindows(Rereadable):
 
     def reopen(self) -> io.FileIO:
         if self._file.closed:
-            raise SourceNotFound(f"{self.name} is closed by now", path=self.name)
+            return open_source(self.name)
         return io.FileIO(os.dup(self._file.fileno()), "rb")
 
 

@@ -15,9 +15,10 @@ from holdfast.backend.objects.layout import COMMITS, data_key, gone_key, outboar
 from holdfast.backend.objects.opening import memory_bucket
 from holdfast.backend.objects.spool import SourceChanged, Spool
 from holdfast.errors import BlobNotFound, SourceNotFound
+from holdfast.sources import PathWindows
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
-from holdfast.types import Durability, Hash
+from holdfast.types import Durability, Hash, Progress
 
 SIZE = SINGLE_PUT_BYTES + 70_001
 CONTENT = sample(SIZE, 1)
@@ -64,7 +65,8 @@ def store(bucket: Watched) -> Iterator[Store]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "large.bin"
+    path = tmp_path / "files" / "large.bin"
+    path.parent.mkdir()
     path.write_bytes(CONTENT)
     return path
 
@@ -180,3 +182,35 @@ def test_a_name_is_taken_back_where_the_file_is_another_by_then(
         assert another.count() == 0
         with pytest.raises(BlobNotFound):
             another.read(hash)
+
+
+def test_one_that_was_cut_off_before_it_was_read_and_then_changes(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is small by then: such blobs go up in one request, and are verified all the same."""
+    size_bytes = PathWindows.size_bytes
+
+    def cut(self: PathWindows) -> int:
+        found = size_bytes(self)
+        path.write_bytes(CONTENT[:5_000])
+        return found
+
+    monkeypatch.setattr(PathWindows, "size_bytes", cut)
+
+    def change(_: Progress) -> None:
+        path.write_bytes(OTHER[:5_000])
+
+    artifact = store.put(path, progress=change)
+    assert artifact.hash == Hash(_native.blake3(OTHER[:5_000]))
+    assert store.read(artifact.id) == OTHER[:5_000]
+
+
+def test_a_file_of_a_tree_that_another_machine_has_collected_is_read_once_more(
+    store: Store, bucket: Watched, path: Path, tmp_path: Path
+) -> None:
+    """Its handle is closed by then."""
+    store.blobs.put(path).release()
+    collect(bucket, Hash(_native.blake3(CONTENT)))
+    artifact = store.put_tree(path.parent)
+    store.export(artifact, tmp_path / "out")
+    assert (tmp_path / "out" / path.name).read_bytes() == CONTENT

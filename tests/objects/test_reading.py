@@ -11,11 +11,11 @@ import pytest
 
 from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.cache import BlockCache
-from holdfast.backend.objects.layout import outboard_key
+from holdfast.backend.objects.layout import data_key, outboard_key
 from holdfast.backend.objects.opening import memory_bucket
 from holdfast.backend.objects.reader import AHEAD, PIECE_BYTES, LargeObjectReader
 from holdfast.bao import outboard_bytes, pair_spans
-from holdfast.errors import IntegrityError, Unavailable
+from holdfast.errors import IntegrityError, MissingChunk, Unavailable
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
 from holdfast.testing.faulty_bucket import BucketFault, BucketSite, FaultyBucket
@@ -241,3 +241,15 @@ def test_the_pool_may_read_and_does_not_wait_for_itself(bucket: Bucket) -> None:
 
         futures = [backend.pool.submit(read, number) for number in range(100)]
         assert all(future.result(30) for future in futures)
+
+
+def test_a_blob_that_was_missing_and_is_put_again_stays_known(bucket: Bucket) -> None:
+    with Store._open_objects(bucket, None, create=True) as store:
+        artifact = store.put(b"here")
+        bucket.delete([data_key(artifact.hash.digest)])
+        with pytest.raises(MissingChunk):
+            store.read(artifact)
+        store.put(b"here")
+        assert store.stats().blobs == 1
+        assert store.health().ok
+        assert store.read(artifact) == b"here"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 
 from holdfast import _native
-from holdfast.backend.objects.backend import SINGLE_PUT_BYTES
+from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, ObjectBackend, Waiting
 from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.layout import UPLOADS, data_key, gone_key, outboard_key
 from holdfast.backend.objects.opening import memory_bucket
-from holdfast.backend.objects.spool import Spool
+from holdfast.backend.objects.piece_writer import PieceWriter
+from holdfast.backend.objects.spool import Spool, Stock
 from holdfast.core import Options
-from holdfast.errors import BlobNotFound, HoldfastError
+from holdfast.errors import BlobNotFound, HoldfastError, Unavailable
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
 from holdfast.testing.faults import SimulatedCrash
@@ -127,6 +129,63 @@ def test_what_was_let_go_and_then_collected_is_an_error(highest: list[int]) -> N
             store.put_many(more())
         assert store.count() == 0
         assert [store.read(one.id) for one in store.put_many(items)] == items
+
+
+def test_what_the_catalog_knows_and_was_let_go_and_is_gone_goes_up_the_next_time() -> None:
+    items = [sample(300_000, number) for number in range(40)]
+    bucket = lasting(memory_bucket())
+    with open_store(bucket) as store:
+        store.blobs.put(items[0]).release()
+        first = _native.blake3(items[0])
+        bucket.create(gone_key(first, 0), b"")
+        bucket.delete([data_key(first), outboard_key(first)])
+        with pytest.raises(BlobNotFound, match="collected"):
+            store.put_many(items)
+        assert [store.read(one.id) for one in store.put_many(items)] == items
+        assert store.stats().blobs == 40
+        assert store.health().ok
+
+
+def test_equal_streams_of_one_call_are_put_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    put, hashes = ObjectBackend.put, list[bytes]()
+
+    def watched(self: ObjectBackend, blob: Waiting, spool: Stock) -> int:
+        hashes.append(blob.hash)
+        return put(self, blob, spool)
+
+    monkeypatch.setattr(ObjectBackend, "put", watched)
+    bucket = lasting(memory_bucket())
+    with open_store(bucket) as store:
+        store.put_many([windows(CONTENT), windows(CONTENT)])
+        assert hashes == [_native.blake3(CONTENT)]
+        assert not left(bucket)
+
+
+def test_what_cannot_be_finished_leaves_no_pieces() -> None:
+    inner = lasting(memory_bucket())
+    open_store(inner).close()
+    last = FaultyBucket(
+        inner,
+        BucketFault.BEFORE,
+        1,
+        where=lambda site: site.call == "create" and site.key.endswith("/00000002"),
+    )
+    with open_store(last) as store:
+        with pytest.raises(Unavailable):
+            store.put(windows(CONTENT))
+        assert last.hit is not None
+        assert not left(inner)
+
+
+def test_the_chaining_values_of_what_went_up_are_not_kept() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        writer = PieceWriter.begin(memory_bucket(), pool, bytes(16), b"", 1_000)
+        for window in windows(CONTENT):
+            writer.take(window)
+        stock = writer.finish()
+        assert stock.blob.hash == _native.blake3(CONTENT)
+        assert not any(piece.head.groups for piece in writer.chain.pieces)
+        writer.discard()
 
 
 def test_a_tree_of_large_files_goes_through_no_spool(tmp_path: Path, highest: list[int]) -> None:

@@ -202,7 +202,9 @@ class TreeWalk:
                 batch.contents.append(content)
                 batch.total_bytes += len(content)
             else:
-                batch.large, batch.large_bytes = io.FileIO(handle), size
+                opened = handle
+                batch.large = io.FileIO(os.path.join(self.root, path), opener=lambda *_: opened)
+                batch.large_bytes = size
                 batch.total_bytes += size
                 handle = -1
         except OSError as error:

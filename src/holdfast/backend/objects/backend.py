@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -275,6 +275,11 @@ class ObjectBackend:
         with self._mutex:
             self._damage[key] = (hash_, reason)
 
+    def forget_damage(self, hashes: Collection[bytes]) -> None:
+        """Forget what was met of blobs that have been put since."""
+        with self._mutex:
+            self._damage = {key: found for key, found in self._damage.items() if found[0] not in hashes}
+
     def is_damaged(self, hash_: bytes) -> bool:
         """Whether damage of a blob was met that nobody has taken note of yet."""
         with self._mutex:
@@ -326,7 +331,7 @@ class ObjectBackend:
         if blob.size_bytes > SINGLE_PUT_BYTES:
             self.bucket.upload(key, verified(blob, spool), blob.size_bytes)
         else:
-            data = spool.read(blob.start, blob.size_bytes)
+            data = b"".join(verified(blob, spool))
             if self.bucket.create(key, data) is None and not self._holds(key, data):
                 self.replace_damaged(blob, spool, number)
         if blob.size_bytes > BLOCK_BYTES:
@@ -416,6 +421,7 @@ class ObjectBackend:
                 self.put_at(*again, found.next if found.unmarked is None else found.unmarked)
                 return True
             if found.best is None:
+                self.note_damage(self.data_key(hash_), hash_, MISSING)
                 raise BlobNotFound(f"blob {hash_.hex()} was collected before it was named", hash=Hash(hash_))
             if self._copy(hash_, found.best, found):
                 return True
