@@ -192,6 +192,23 @@ def test_the_claim_is_kept_fresh(loose: LooseBucket, monkeypatch: pytest.MonkeyP
     assert beats[-1] == 3
 
 
+def test_the_claim_is_kept_fresh_while_a_large_body_goes_up(
+    loose: LooseBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = [0.0]
+    monkeypatch.setattr(module, "_seconds", lambda: at[0])
+    bucket = writer(loose)
+    bucket.create("a", b"1")
+
+    def pieces() -> Iterator[bytes]:
+        for second in range(0, 200, 5):
+            at[0] = float(second)
+            yield b"1"
+
+    bucket.upload("b", pieces(), 40)
+    assert note(loose)["beat"] == 3
+
+
 def test_two_that_claim_at_once(loose: LooseBucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both see that nobody has it; one of them loses it before it has written anything."""
     monkeypatch.setattr(module, "SETTLE_SECONDS", 0.3)

@@ -44,6 +44,7 @@ def test_old_ones_are_aborted_and_others_left_alone(
     for key in ("blobs/a b+c/data", "blobs/ü/data", "blobs/ü/data"):
         leave(servers, prefix, key)
     leave(servers, f"{prefix}-other", "blobs/x/data")
+    leave(servers, prefix, "another/program's")
     assert abort_stale_uploads(place, 3600) == []
     aborted = abort_stale_uploads(place, -3600)
     assert aborted is not None

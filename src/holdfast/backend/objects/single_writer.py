@@ -127,7 +127,13 @@ class SingleWriter:
 
     def upload(self, key: str, pieces: Iterable[BytesLike], size_bytes: int) -> Meta:
         self._own()
-        return self.inner.upload(key, pieces, size_bytes)
+        return self.inner.upload(key, self._claimed(pieces), size_bytes)
+
+    def _claimed(self, pieces: Iterable[BytesLike]) -> Iterator[BytesLike]:
+        """Confirm the claim while a large body goes up: who is silent for long is taken for gone."""
+        for piece in pieces:
+            self._own()
+            yield piece
 
     def copy(self, source: str, target: str) -> Meta | None:
         self._own()

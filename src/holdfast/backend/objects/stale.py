@@ -21,10 +21,14 @@ from xml.etree import ElementTree
 
 from holdfast.backend.objects.answers import explain
 from holdfast.backend.objects.bucket import Requests
+from holdfast.backend.objects.layout import BLOBS, DAMAGED
 from holdfast.backend.objects.place import BucketPlace, read_certificates
+from holdfast.backend.objects.probe import PROBE
 from holdfast.backend.objects.tries import Tries
 
 MAX_ANSWER_BYTES: Final = 16 << 20
+OURS: Final = (BLOBS, DAMAGED, PROBE)
+"""Where objects that go up in parts have their keys."""
 _EMPTY: Final = hashlib.sha256(b"").hexdigest()
 
 
@@ -40,16 +44,17 @@ class StaleUpload(NamedTuple):
 def abort_stale_uploads(
     place: BucketPlace, older_than_seconds: float, requests: Requests | None = None
 ) -> list[StaleUpload] | None:
-    """Abort the uploads under the prefix that were begun so long ago, and give them; idempotent.
+    """Abort the uploads of a store's own objects that were begun so long ago, and give them; idempotent.
 
-    None where this cannot be done: it is not S3, or the credentials are found by obstore alone (a machine's role);
-    there a lifecycle rule of the bucket does it. `requests` counts. Errors are those of a bucket.
+    What others may have under the prefix is left alone. None where this cannot be done: it is not S3, or the
+    credentials are found by obstore alone (a machine's role); there a lifecycle rule of the bucket does it. `requests`
+    counts. Errors are those of a bucket.
     """
     if place.provider != "s3" or place.credentials is None:
         return None
     service = _Service(place, place.credentials(), Requests() if requests is None else requests)
     before = time.time() - older_than_seconds
-    stale = [upload for upload in service.uploads() if upload.begun < before]
+    stale = [one for one in service.uploads() if one.begun < before and one.key.startswith(OURS)]
     for upload in stale:
         service.abort(upload)
     return stale
