@@ -219,7 +219,7 @@ class Scrub:
         for hash_, found in self._lacking():
             if found.best is not None:
                 if not core.read_only:
-                    core.catalog.apply(Facts(blobs=[Listed(hash_, found, "").row()]))
+                    core.catalog.apply(Facts(blobs=[Listed.of(hash_, found).row()]))
             elif found.was_collected:
                 unacknowledged.append(hash_)
             else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from itertools import groupby
 from typing import Final, NamedTuple, TypeVar
 
 from holdfast.backend.objects.backend import Generations, ObjectBackend, generations_of
@@ -20,7 +19,6 @@ from holdfast.backend.objects.layout import (
     BLOBS,
     COMMITS,
     TAGS,
-    BlobKey,
     is_names_key,
     parse_blob_key,
 )
@@ -69,12 +67,14 @@ class Listed(NamedTuple):
 
     hash: bytes
     found: Generations
+    size_bytes: int
     last_key: str
 
-    @property
-    def size_bytes(self) -> int:
-        best = self.found.best
-        return 0 if best is None else self.found.data[best]
+    @classmethod
+    def of(cls, hash_: bytes, found: Generations, last_key: str = "") -> Listed:
+        """Say what there is of a blob, with the length of the generation that is read."""
+        best = found.best
+        return cls(hash_, found, 0 if best is None else found.data[best], last_key)
 
     @property
     def lacks_outboard(self) -> bool:
@@ -87,32 +87,69 @@ class Listed(NamedTuple):
 
 def iter_blobs(backend: ObjectBackend, tally: Tally, after: str = "") -> Iterator[Listed]:
     """Give the blobs of which there is data, in the order of their keys."""
-    for name, group in groupby(_ours(backend, tally, after), lambda one: one[0].name):
-        pairs = list(group)
-        first = pairs[0][0]
-        found = generations_of(meta for _, meta in pairs)
-        if name != first.hash.hex():
-            tally.base32 += 1
-            backend.has_base32 = True
-            found = found._replace(name=name)
-        if not found.data:
-            if found.gone:
-                tally.collected.add((first.hash,))
-            continue
-        listed = Listed(first.hash, found, pairs[-1][1].key)
-        tally.without_outboard += listed.lacks_outboard
-        backend.remember(listed.hash, found)
-        yield listed
+    for metas in _by_name(list_whole(backend.bucket, BLOBS, after=after)):
+        listed = _plain(metas) or _any(backend, tally, metas)
+        if listed is not None:
+            tally.without_outboard += listed.lacks_outboard
+            backend.remember(listed.hash, listed.found)
+            yield listed
 
 
-def _ours(backend: ObjectBackend, tally: Tally, after: str) -> Iterator[tuple[BlobKey, Meta]]:
-    """Give the objects under `blobs/` that are ours; what lies between them is counted."""
-    for meta in list_whole(backend.bucket, BLOBS, after=after):
-        key = parse_blob_key(meta.key)
-        if key is None:
-            tally.foreign += 1
-        else:
-            yield key, meta
+def _by_name(metas: Iterable[Meta]) -> Iterator[list[Meta]]:
+    """Give the objects of each blob together: they are listed one after the other."""
+    start, group = "", list[Meta]()
+    for meta in metas:
+        if group and not meta.key.startswith(start):
+            yield group
+            group = []
+        if not group:
+            start = meta.key[: meta.key.find("/", len(BLOBS)) + 1] or f"{meta.key}/"
+        group.append(meta)
+    if group:
+        yield group
+
+
+_HEX_END: Final = len(BLOBS) + 64
+_NONE: Final[frozenset[int]] = frozenset()
+_FIRST: Final = frozenset({0})
+
+
+def _plain(metas: list[Meta]) -> Listed | None:
+    """Read what nearly all blobs are, generation 0 and maybe its outboard, without taking each key to pieces."""
+    key, size_bytes, _, modified_ms = metas[0]
+    last_key = metas[-1].key
+    if key[_HEX_END:] != "/data" or (
+        len(metas) > 1 and (len(metas) > 2 or last_key[_HEX_END:] != "/outboard")
+    ):
+        return None
+    name = key[len(BLOBS) : _HEX_END]
+    try:
+        hash_ = bytes.fromhex(name)
+    except ValueError:
+        return None
+    if hash_.hex() != name:  # capital letters, blanks
+        return None
+    found = Generations({0: size_bytes}, _NONE if len(metas) == 1 else _FIRST, _NONE, modified_ms)
+    return Listed(hash_, found, size_bytes, last_key)
+
+
+def _any(backend: ObjectBackend, tally: Tally, metas: list[Meta]) -> Listed | None:
+    """Read any objects that stand together; None where there is no data among them. What is not ours is counted."""
+    ours = [meta for meta in metas if parse_blob_key(meta.key) is not None]
+    tally.foreign += len(metas) - len(ours)
+    key = parse_blob_key(ours[0].key) if ours else None
+    if key is None:
+        return None
+    found = generations_of(ours)
+    if len(key.name) != 64:
+        tally.base32 += 1
+        backend.has_base32 = True
+        found = found._replace(name=key.name)
+    if not found.data:
+        if found.gone:
+            tally.collected.add((key.hash,))
+        return None
+    return Listed.of(key.hash, found, ours[-1].key)
 
 
 def blob_facts(backend: ObjectBackend, tally: Tally) -> Iterator[Facts]:

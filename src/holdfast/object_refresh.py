@@ -185,7 +185,7 @@ def settle(backend: ObjectBackend, catalog: Catalog, tally: Tally) -> None:
     looked_at = lacking + unacknowledged
     for hash_, there in zip(looked_at, backend.pool.map(backend.find, looked_at), strict=True):
         if there.best is not None:  # it was put while we listed
-            found.blobs.append(Listed(hash_, there, "").row())
+            found.blobs.append(Listed.of(hash_, there).row())
         elif there.was_collected:
             lost.append(hash_)
     catalog.apply(found)

@@ -239,12 +239,12 @@ class Repair:
                         self._fetched += spool.size_bytes
                         self._backend.put_at(self._waiting(hash_, spool.size_bytes, spool), spool, found.next)
                         self._note("blob", hash_, origin.name)
-                        catalog.apply(Facts(blobs=[Listed(hash_, self._backend.look(hash_), "").row()]))
+                        catalog.apply(Facts(blobs=[Listed.of(hash_, self._backend.look(hash_)).row()]))
                         return
             message = "it is named, and neither the bucket nor a source has it"
             self._missing.append(Problem(kind=MissingChunk.kind, message=message, hash=Hash(hash_)))
             return
-        catalog.apply(Facts(blobs=[Listed(hash_, found, "").row()]))
+        catalog.apply(Facts(blobs=[Listed.of(hash_, found).row()]))
 
     def _copy_any(self, pieces: Iterator[bytes], hash_: bytes, size: int, spool: Spool) -> bool:
         if self._copy(pieces, hash_, size, spool):

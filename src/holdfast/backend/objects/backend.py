@@ -73,12 +73,15 @@ class Generations(NamedTuple):
     @property
     def unmarked(self) -> int | None:
         """The generation to rely on: the highest that is not marked."""
+        if not self.gone:
+            return max(self.data, default=None)
         return max((number for number in self.data if number not in self.gone), default=None)
 
     @property
     def best(self) -> int | None:
         """The generation to read: the highest that is not marked, else the highest."""
-        return max(self.data, default=None) if self.unmarked is None else self.unmarked
+        unmarked = self.unmarked
+        return max(self.data, default=None) if unmarked is None else unmarked
 
     @property
     def next(self) -> int:
@@ -268,7 +271,8 @@ class ObjectBackend:
 
     def remember(self, hash_: bytes, found: Generations) -> None:
         """Read a blob from where it was seen just now."""
-        self._remember(hash_, found.best or 0, found.name)
+        if found.name or found.best or hash_ in self._known:  # where nearly all are needs no word
+            self._remember(hash_, found.best or 0, found.name)
 
     def note_damage(self, key: str, hash_: bytes, reason: str) -> None:
         """Remember that an object was read twice, and was wrong both times."""

@@ -106,7 +106,7 @@ def facts_of(documents: Sequence[Document], facts: Facts, key: str) -> None:
     location = place_of(key)
     for kind, payload in documents:
         if kind == Kind.ARTIFACT:
-            facts.artifacts.append(ArtifactRow._make((*parse_artifact(payload), location)))
+            facts.artifacts.append(ArtifactRow(*parse_artifact(payload), location))
         elif kind == Kind.TOMBSTONE:
             facts.tombstones.append((*parse_tombstone(payload), location))
             if len(documents) == 1 and key.startswith(ARTIFACTS):

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -185,6 +186,13 @@ class RemoteBucket:
             pieces = again
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Meta]:
+        ahead = ThreadPoolExecutor(1, thread_name_prefix="holdfast-list")  # without a second page, no thread
+        try:
+            yield from self._list(prefix, after, ahead)
+        finally:
+            ahead.shutdown(wait=False, cancel_futures=True)
+
+    def _list(self, prefix: str, after: str, ahead: ThreadPoolExecutor) -> Iterator[Meta]:
         tries, begun = self._tries(), after
         while True:
             floor = after
@@ -192,23 +200,24 @@ class RemoteBucket:
                 pages = self._obstore.list(
                     self._store, prefix.rstrip("/") or None, offset=after or None, chunk_size=PAGE_KEYS
                 )
+                page = self._page(pages)
                 while True:
-                    self.requests.count("list")
-                    page = next(pages, None)
-                    for found in page or ():
+                    # the next page is on its way while this one is read
+                    coming = ahead.submit(self._page, pages) if len(page) == PAGE_KEYS else None
+                    for found in page:
                         key = found["path"]
                         if key > floor and key.startswith(prefix):
-                            if (
-                                f"{key}/" < after
-                            ):  # a slash at the end, which obstore takes off, counts in the order
+                            if key > after:
+                                after = key
+                            elif f"{key}/" < after:  # a slash at the end, which obstore takes off, counts
                                 raise _Odd(self._unordered())
-                            after = max(after, key)
                             yield self._meta(found)
-                    if page is None or len(page) < PAGE_KEYS:
+                    if coming is None:
                         if after == begun and self._tells_e_tags:
                             self.head(_ANY_KEY)
                         return
                     tries = self._tries()
+                    page = coming.result()
             except self._failures as error:
                 if "InvalidPath" in type(error).__name__:
                     raise FormatError(
@@ -218,6 +227,10 @@ class RemoteBucket:
                         after=after,
                     ) from None
                 tries.again(self._explain(error, "list"))
+
+    def _page(self, pages: Iterator[Any]) -> Any:
+        self.requests.count("list")
+        return next(pages, ())
 
     # --- writing
 
