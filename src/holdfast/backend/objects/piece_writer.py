@@ -88,8 +88,7 @@ class PieceWriter:
         if flying is None or (not wait and not (flying.done() and flying.exception() is None)):
             return
         self._flying = None
-        piece = flying.result()
-        self.chain.append(piece._replace(head=piece.head._replace(groups=b"")))  # the builder has them
+        self.chain.append(flying.result())
 
     def next(
         self,

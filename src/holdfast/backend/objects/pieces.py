@@ -73,7 +73,7 @@ class Chain:
         return [(piece.head.offset_bytes, piece.head.stop_bytes) for piece in self._filled]
 
     def append(self, piece: Piece) -> None:
-        """Add what was stored; its chaining values are needed by nobody any more, and are not kept."""
+        """Add what was stored; its chaining values are not kept: who wrote it has built the tree from them."""
         piece = piece._replace(head=piece.head._replace(groups=b""))
         self.pieces.append(piece)
         self.size_bytes = piece.head.stop_bytes
