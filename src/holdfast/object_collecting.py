@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from itertools import chain
 from typing import Final
 
 from holdfast.backend.objects.bucket import Requests
@@ -263,7 +264,7 @@ class BucketCollector:
         entries = {entry.id: entry for entry in map(core.artifact, refs)}
         roots = [(entry.hash, entry.format) for entry in entries.values()]
         roots += [(hash_, 0) for hash_ in required_by(catalog, entries)]
-        others = [*iter_names(catalog, without=entries), *core.held()]
+        others = chain(iter_names(catalog, without=entries), core.held())
         with closing(reached(core, roots)) as doomed, closing(reached(core, others)) as kept:
             freed, shared = _split(core, doomed, kept)
         return Forecast(
@@ -320,7 +321,7 @@ def _parents(core: ObjectCore, target: bytes) -> dict[bytes, set[bytes]]:
     parents: dict[bytes, set[bytes]] = {target: set()}
     above: dict[bytes, set[bytes]] = {}
     sequences = DigestSet()
-    sequences.add(hash_ for hash_, format_ in [*iter_names(core.catalog), *core.held()] if format_)
+    sequences.add(hash_ for hash_, format_ in chain(iter_names(core.catalog), core.held()) if format_)
     every: set[bytes] = set()
     followed = Sequences(lambda: core.catalog, core.open_row, as_far_as_possible=True)
     for hash_, _ in followed.follow(sequences):
@@ -345,7 +346,7 @@ def _chains(core: ObjectCore, parents: dict[bytes, set[bytes]], target: bytes) -
     """Walk up from the target; shortest chains first. A hash seq counts as a parent only where it is followed."""
     waiting: list[tuple[bytes, ...]] = [(target,)]
     given = 0
-    held = core.held()
+    held = list(core.held())
     while waiting:
         path = waiting.pop(0)
         roots = [named_text(named) for named in names_of(core.catalog, path[0])]

@@ -7,9 +7,10 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from typing import Final, TypeVar
 
 from holdfast import _native
@@ -290,14 +291,13 @@ class ObjectCore(Core):
         with self._gate:
             self._leases.pop(slot, None)
 
-    def held(self) -> list[tuple[bytes, int]]:
+    def held(self) -> Iterable[tuple[bytes, int]]:
         """Give what this process holds, leases and what is read or put: (hash, 1 to follow it as a hash seq)."""
         with self._gate:
             found = [(digest, kind - LEASE_RAW) for digest, kind in self._leases.values()]
-            used: list[Collection[bytes]] = [*self._running.values()]
-            for group in self._groups:
-                used += (group.blobs.keys(), group.relied_on.keys())
-            return found + [(digest, 0) for digests in used for digest in list(digests)]
+            used = [list(looked_up) for looked_up in self._running.values()]
+            used += (group.hashes() for group in self._groups)
+        return chain(found, ((digest, 0) for digests in used for digest in digests))
 
     def keep(self, digest: bytes, kind: int) -> None:
         self._kept.keep(digest, kind)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, islice
 from typing import Final, NamedTuple
 
-from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, ObjectBackend, Waiting
+from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, ObjectBackend
 from holdfast.backend.objects.intents import confirm, intent_of, withdraw
 from holdfast.backend.objects.layout import artifact_key, commit_key, tag_key
 from holdfast.backend.objects.names import Named, facts_of, is_grave, newest, read_named, revision_of
 from holdfast.backend.objects.piece_writer import PieceWriter
 from holdfast.backend.objects.spool import SourceChanged, Spool, Stock
 from holdfast.backend.objects.stock import PartStock
+from holdfast.backend.objects.waiting import Waiting, WaitingBlobs
 from holdfast.bao import outboard_bytes
 from holdfast.catalog import Catalog
 from holdfast.catalog.objects import release_blobs, set_size
@@ -43,6 +44,7 @@ from holdfast.wire.part import TOKEN_BYTES
 from holdfast.wire.record import Kind
 
 MAX_FLYING: Final = 256
+BATCH_ROWS: Final = 2_000
 MAX_FLYING_BYTES: Final = 64 << 20
 """How many bytes of small blobs are on their way at once; beyond, who puts waits."""
 
@@ -75,16 +77,19 @@ class ObjectGroup:
     ) -> None:
         backend.check_writable()
         self.spool = Spool()
-        self.blobs: dict[bytes, Waiting] = {}
+        self.blobs = WaitingBlobs()
         """Blobs whose bytes came with this group and are to be in the bucket."""
         self._stocks: dict[bytes, Stock] = {}
+        """Where the bytes are of those that do not lie in the spool."""
+        self._up = WaitingBlobs()
+        """Blobs that were put, and whose bytes are not kept any more."""
         self._staged: list[tuple[PieceWriter, PartStock]] = []
         self.commit_id: bytes | None = None
         """The id of the object that makes it so, where it was promised before."""
         self.relied_on: dict[bytes, int] = {}
         """Blobs that are said to be there already, and that this group names or requires, with their sizes."""
-        self.again: dict[bytes, Waiting] = {}
-        """Those of them whose bytes came with this group nevertheless: should they be gone, they go up."""
+        self.again = WaitingBlobs()
+        """Such blobs whose bytes came with this group nevertheless: should they be gone, they go up."""
         self.is_done = False
         """Whether it was committed."""
         self._backend = backend
@@ -94,15 +99,16 @@ class ObjectGroup:
         self._documents: list[Document] = []
         self._first: Waiting | None = None
         """The first blob, while it is alone: it needs no other thread."""
-        self._flying: dict[Future[int], bytes] = {}
+        self._flying: dict[Future[int], tuple[bytes, int]] = {}
+        """Hash and length of each that is on its way."""
         self._flying_bytes = 0
         self._numbers: dict[bytes, int] = {}
-        """The generation that each of `blobs` was put as."""
+        """The generation that each of `blobs` was put as, where it is not 0."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is to be stored, nor to be looked at."""
-        return not (self.blobs or self._documents or self.relied_on)
+        return not (self.blobs or self._up or self._documents or self.relied_on or self.again)
 
     def is_damaged(self, hash_: bytes) -> bool:
         """Whether reading a blob has just failed."""
@@ -122,8 +128,9 @@ class ObjectGroup:
         `stock`: where its bytes are, if not in the spool.
         """
         is_first = not self.blobs
-        self.blobs[blob.hash] = blob
-        self._stocks[blob.hash] = self.spool if stock is None else stock
+        self.blobs.add(blob)
+        if stock is not None:
+            self._stocks[blob.hash] = stock
         if is_first and blob.size_bytes <= SINGLE_PUT_BYTES:
             self._first = blob
             return
@@ -134,20 +141,22 @@ class ObjectGroup:
 
     def _begin(self, blob: Waiting) -> None:
         self._land(MAX_FLYING_BYTES - min(blob.size_bytes, MAX_FLYING_BYTES))
-        future = self._backend.pool.submit(self._backend.put, blob, self._stocks[blob.hash])
-        self._flying[future] = blob.hash
+        future = self._backend.pool.submit(self._backend.put, blob, self._stock(blob.hash))
+        self._flying[future] = blob.hash, blob.size_bytes
         self._flying_bytes += blob.size_bytes
 
     def rely_on(self, blob: Waiting, stock: Stock | None = None) -> None:
         """Rely on a blob that is said to be there; its bytes are kept until that is certain."""
-        self._stocks[blob.hash] = self.spool if stock is None else stock
-        self.relied_on[blob.hash] = blob.size_bytes
-        self.again[blob.hash] = blob
+        if stock is not None:
+            self._stocks[blob.hash] = stock
+        self.again.add(blob)
 
     def let_go(self) -> None:
         """Wait until all is up, and forget the bytes: what a collection takes meanwhile has to be put once more."""
         self.arrive()
-        self.again.clear()
+        self.relied_on.update((one.hash, one.size_bytes) for one in self.again)
+        self.again = WaitingBlobs()
+        self._up.move_in(self.blobs)
         self._stocks.clear()
         self.spool.clear()
 
@@ -162,46 +171,74 @@ class ObjectGroup:
 
     def forget(self, hash_: bytes) -> None:
         """Forget a blob that could not be put."""
-        del self.blobs[hash_], self._stocks[hash_]
+        self.blobs.remove(hash_)
+        self._stocks.pop(hash_, None)
+
+    def hashes(self) -> list[bytes]:
+        """Give what a collection must leave alone while this goes on, each once.
+
+        For other threads too: what `let_go` moves is in its new place before it leaves the old one.
+        """
+        found = [*self.blobs.hashes(), *self.again.hashes()]
+        return [*found, *self._up.hashes(), *(one for one in list(self.relied_on) if not self.has(one))]
+
+    def __contains__(self, hash_: bytes) -> bool:
+        """Whether a blob was put with this group."""
+        return hash_ in self.blobs or hash_ in self._up
+
+    def _put(self) -> Iterator[Waiting]:
+        return chain(self._up, self.blobs)
+
+    def _stock(self, hash_: bytes) -> Stock:
+        return self._stocks.get(hash_, self.spool)
 
     def has(self, hash_: bytes) -> bool:
         """Whether the group has a blob's bytes already."""
-        return hash_ in self.blobs or hash_ in self.again
+        return hash_ in self or hash_ in self.again
 
     def _land(self, limit_bytes: int) -> None:
         while self._flying and (self._flying_bytes > limit_bytes or len(self._flying) > MAX_FLYING):
             done, _ = wait(self._flying, return_when=FIRST_COMPLETED)
             for future in done:
-                hash_ = self._flying.pop(future)
-                self._flying_bytes -= self.blobs[hash_].size_bytes
-                self._numbers[hash_] = future.result()
+                hash_, size_bytes = self._flying.pop(future)
+                self._flying_bytes -= size_bytes
+                self._landed(hash_, future.result())
+
+    def _landed(self, hash_: bytes, number: int) -> None:
+        if number:
+            self._numbers[hash_] = number
 
     def arrive(self) -> None:
         """Wait until all blobs are up."""
         if self._first is not None:
             blob, self._first = self._first, None
-            self._numbers[blob.hash] = self._backend.put(blob, self._stocks[blob.hash])
+            self._landed(blob.hash, self._backend.put(blob, self._stock(blob.hash)))
         self._land(-1)
 
     def commit(self, *, alone: bool = False) -> Durability:
         """Wait for the blobs, publish the names, look for markers, tell the catalog."""
         self.arrive()
-        time_ms = self._time_ms or now_ms()
+        self._time_ms = self._time_ms or now_ms()
         facts = Facts()
-        facts.blobs += [
-            (one.hash, one.size_bytes, time_ms, 0, stored_bytes(one.size_bytes), 1)
-            for one in self.blobs.values()
-        ]
         self._publish(facts)
-        self._backend.forget_damage(self.blobs.keys())
-        self._catalog().apply(facts)
-        healed = [one for one in self.blobs.values() if one.heals]
+        self._backend.forget_damage(self)
+        self._tell(facts)
+        healed = [one for one in self._put() if one.heals]
         for one in healed:  # what was known of it came from a listing of the wrong object
             set_size(self._catalog(), one.hash, one.size_bytes, stored_bytes(one.size_bytes))
         release_blobs(self._catalog(), [one.hash for one in healed])
         self.is_done = True
         self.close()
         return self._durability
+
+    def _tell(self, facts: Facts) -> None:
+        """Tell the catalog of what was put, so many blobs at a time, and then of what was named."""
+        for one in self._put():
+            facts.blobs.append((one.hash, one.size_bytes, self._time_ms, 0, stored_bytes(one.size_bytes), 1))
+            if len(facts.blobs) >= BATCH_ROWS:
+                self._catalog().apply(Facts(blobs=facts.blobs))
+                facts.blobs = []
+        self._catalog().apply(facts)
 
     def abort(self) -> None:
         """Forget the group. Blobs that are up already are nobody's."""
@@ -225,6 +262,8 @@ class ObjectGroup:
         from a blob: by a tag that names another one from here on, or because another of these names is there to keep
         it (models/bucket.pml, RENAME; models/tags.pml).
         """
+        assert not self._flying, "blobs are there before what names them"
+        assert self._first is None, "blobs are there before what names them"
         new = [
             one for one in self._documents if one[0] == Kind.ARTIFACT and parse_artifact(one[1]).revision == 1
         ]
@@ -262,7 +301,7 @@ class ObjectGroup:
             except Stale as error:
                 if not done:
                     raise
-                self._catalog().apply(facts)
+                self._tell(facts)
                 raise Conflict(
                     f"{error.message}; {len(done)} changes of this call were made before", done=len(done)
                 ) from error
@@ -367,7 +406,7 @@ class ObjectGroup:
         """Look at each blob that is named or relied on, several at a time."""
         looks: deque[Future[bool]] = deque()
         try:
-            hashes = list(chain(self.blobs, self.relied_on.keys() - self.blobs.keys()))
+            hashes = self.hashes()
             for hash_ in hashes:
                 if len(hashes) == 1:
                     self._look(hash_)
@@ -379,16 +418,21 @@ class ObjectGroup:
                 looks.popleft().result()
         finally:
             wait(looks)
-        here = self._catalog().find_blobs(list(self.relied_on)) if self.relied_on else {}
-        for hash_, size in self.relied_on.items():
-            if hash_ not in here:  # a collection of our own had given it up
-                facts.blobs.append((hash_, size, self._time_ms or now_ms(), 0, stored_bytes(size), 1))
+        known = chain(self.relied_on.items(), ((one.hash, one.size_bytes) for one in self.again))
+        while batch := list(islice(known, BATCH_ROWS)):
+            here = self._catalog().find_blobs([hash_ for hash_, _ in batch])
+            for hash_, size in batch:
+                if hash_ not in here:  # a collection of our own had given it up
+                    facts.blobs.append((hash_, size, self._time_ms or now_ms(), 0, stored_bytes(size), 1))
 
     def _look(self, hash_: bytes) -> bool:
-        blob = self.blobs.get(hash_) or self.again.get(hash_)
-        again = None if blob is None or hash_ not in self._stocks else (blob, self._stocks[hash_])
+        put = self.blobs.find(hash_)
+        blob = self.again.find(hash_) if put is None else put
+        again = None if blob is None else (blob, self._stock(hash_))
+        put = put or self._up.find(hash_)
+        blob = blob or put
         size = self.relied_on[hash_] if blob is None else blob.size_bytes
-        return self._backend.settle(hash_, size, self._numbers.get(hash_), again)
+        return self._backend.settle(hash_, size, None if put is None else self._numbers.get(hash_, 0), again)
 
 
 def _has_tag(named: Named) -> bool:

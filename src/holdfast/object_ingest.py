@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from holdfast import _native
-from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, Waiting
+from holdfast.backend.objects.backend import SINGLE_PUT_BYTES
 from holdfast.backend.objects.piece_writer import PIECE_BYTES, PieceWriter
 from holdfast.backend.objects.spool import FileStock, SourceChanged, Stock
+from holdfast.backend.objects.waiting import Waiting
 from holdfast.bao import OutboardBuilder
 from holdfast.catalog import Catalog
 from holdfast.catalog.objects import bad_among

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from holdfast import _native
-from holdfast.backend.objects.backend import Generations, Waiting
+from holdfast.backend.objects.backend import Generations
 from holdfast.backend.objects.layout import ARTIFACTS, TAGS, tag_key
 from holdfast.backend.objects.names import place_of, read_named, revision_of
 from holdfast.backend.objects.spool import Spool
+from holdfast.backend.objects.waiting import Waiting
 from holdfast.bao import OutboardBuilder
 from holdfast.care.framing import mend_bit
 from holdfast.care.origins import Origin, StoreOrigin

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from holdfast import _native
-from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, ObjectBackend, Waiting
+from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, ObjectBackend
 from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.layout import UPLOADS, data_key, gone_key, outboard_key
 from holdfast.backend.objects.opening import memory_bucket
 from holdfast.backend.objects.piece_writer import PieceWriter
 from holdfast.backend.objects.spool import Spool, Stock
+from holdfast.backend.objects.waiting import Waiting
 from holdfast.core import Options
 from holdfast.errors import BlobNotFound, HoldfastError, Unavailable
 from holdfast.store import Store

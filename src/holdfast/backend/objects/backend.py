@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -33,6 +33,7 @@ from holdfast.backend.objects.layout import (
 from holdfast.backend.objects.parts import Parts
 from holdfast.backend.objects.reader import LargeObjectReader, SmallObjectReader
 from holdfast.backend.objects.spool import PIECE_BYTES, Spool, Stock
+from holdfast.backend.objects.waiting import Waiting
 from holdfast.bao import OutboardBuilder, outboard_bytes
 from holdfast.errors import (
     BlobNotFound,
@@ -92,17 +93,6 @@ class Generations(NamedTuple):
     def was_collected(self) -> bool:
         """Whether a collection took it. An outboard that no marker is above tells of data that was lost otherwise."""
         return not self.data and bool(self.gone) and self.outboards <= self.gone
-
-
-class Waiting(NamedTuple):
-    """A blob of which the bytes are at hand, in a spool."""
-
-    hash: bytes
-    size_bytes: int
-    start: int
-    outboard_start: int
-    heals: bool = False
-    """What the bucket has is known to be damaged: it is replaced."""
 
 
 class ObjectBackend:
@@ -241,8 +231,8 @@ class ObjectBackend:
         if self.has_base32 and not found.data:
             name = base32_name(hash_)
             other = generations_of(self.bucket.list(blob_prefix(hash_, name)))
-            if other.data:
-                found = other._replace(name=name)
+            if other.data:  # the markers of both stand under the hash in hex
+                found = other._replace(name=name, gone=other.gone | found.gone)
         self.remember(hash_, found)
         return found
 
@@ -279,7 +269,7 @@ class ObjectBackend:
         with self._mutex:
             self._damage[key] = (hash_, reason)
 
-    def forget_damage(self, hashes: Collection[bytes]) -> None:
+    def forget_damage(self, hashes: Container[bytes]) -> None:
         """Forget what was met of blobs that have been put since."""
         with self._mutex:
             self._damage = {key: found for key, found in self._damage.items() if found[0] not in hashes}

@@ -18,6 +18,8 @@ from holdfast.types import BytesLike
 
 MEMORY_BYTES: Final = 16 << 20
 PIECE_BYTES: Final = 4 << 20
+PART_BYTES: Final = 250
+"""What a piece in memory takes besides its bytes, so that a great many tiny ones are bounded as well."""
 
 
 class Stock(Protocol):
@@ -48,11 +50,11 @@ class Spool:
     def append(self, data: BytesLike) -> int:
         """Take bytes, which must not change; gives where they begin."""
         at = self.size_bytes
-        if self._file is None and self._memory_bytes + len(data) <= self._limit:
+        if self._file is None and self._memory_bytes + len(data) + PART_BYTES <= self._limit:
             if data:
                 self._parts[at] = data
                 self._starts.append(at)
-            self._memory_bytes += len(data)
+                self._memory_bytes += len(data) + PART_BYTES
         else:
             self._write(at, data)
         self.size_bytes += len(data)
@@ -87,7 +89,7 @@ class Spool:
     def cut(self, start: int) -> None:
         """Forget what was appended from a place on."""
         while self._starts and self._starts[-1] >= start:
-            self._memory_bytes -= len(self._parts.pop(self._starts.pop()))
+            self._memory_bytes -= len(self._parts.pop(self._starts.pop())) + PART_BYTES
         if self._file is not None:
             try:
                 os.ftruncate(self._file.fileno(), start)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from holdfast import _native
-from holdfast.backend.objects.backend import Waiting
 from holdfast.backend.objects.spool import Spool
+from holdfast.backend.objects.waiting import Waiting
 from holdfast.bao import OutboardBuilder
 from holdfast.errors import HoldfastError
 from holdfast.types import BLOCK_BYTES, BytesLike
