@@ -248,17 +248,25 @@ def check_range(offset_bytes: int, length_bytes: int | None, size_bytes: int) ->
     return offset_bytes, stop
 
 
+MIN_TIME_MS: Final = -62_135_596_800_000
+MAX_TIME_MS: Final = 253_402_300_799_999
+"""The ends of the years that a `datetime` can have, 1 and 9999."""
+
+
 def now_ms() -> int:
-    """Give the wall clock in milliseconds since the Unix epoch. Nothing that keeps data safe depends on it."""
-    return time.time_ns() // 1_000_000
+    """Give the wall clock in milliseconds since the Unix epoch. Nothing that keeps data safe depends on it.
+
+    A clock that says less than 1970 or more than 9999 counts as the nearer of these.
+    """
+    return min(max(time.time_ns() // 1_000_000, 0), MAX_TIME_MS)
 
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def to_datetime(time_ms: int) -> datetime:
-    """Give an aware UTC time."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC)
+    """Give an aware UTC time; of one that no `datetime` can have, the nearest that it can."""
+    return datetime.fromtimestamp(min(max(time_ms, MIN_TIME_MS), MAX_TIME_MS) / 1000, UTC)
 
 
 _last_tick = 0
