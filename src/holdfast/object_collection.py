@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Final, NamedTuple, cast
 
 import apsw
@@ -112,7 +112,8 @@ class BucketCollection:
         self._progress = progress
         self._stop = stop
         self._done_items = 0
-        self._held: list[Root] = []
+        self._held = (DigestSet(), DigestSet())
+        """What is held, and of it what is followed as hash seqs."""
         age_ms = int(min_age_seconds * 1000)
         # without a window all is old enough, whatever the clocks say
         self.time_ms = now_ms() if turn is None else turn.time_ms
@@ -125,6 +126,7 @@ class BucketCollection:
     def close(self) -> None:
         """Give temporary files back."""
         self._suspects.close()
+        self._let_go()
         self.names.close()
 
     def run(self) -> None:
@@ -241,11 +243,22 @@ class BucketCollection:
         """Give what the bucket names, what the catalog knows besides (a listing may lack something), what is held."""
         yield from self.names.iter_roots(self._until_ms)
         yield from iter_names(self._core.catalog, self._until_ms)
-        yield from self._held
+        for format_, held in enumerate(self._held):
+            for _, hashes in held.buckets():
+                yield from ((hash_, format_) for hash_ in hashes)
 
     def _hold(self) -> None:
         """See what is held without a name: leases and readers of this process, partial blobs, uploads."""
-        self._held = [*self._core.held(), *((hash_, 0) for hash_ in iter_held(self._core))]
+        self._let_go()
+        self._held = (DigestSet(), DigestSet())
+        roots = chain(self._core.held(), ((hash_, 0) for hash_ in iter_held(self._core)))
+        while batch := list(islice(roots, BATCH)):
+            for format_, held in enumerate(self._held):
+                held.add(hash_ for hash_, one in batch if bool(one) == bool(format_))
+
+    def _let_go(self) -> None:
+        for held in self._held:
+            held.close()
 
     def _live(self) -> DigestSet:
         """List the blobs, so that all are known; then give what is kept."""
@@ -263,7 +276,7 @@ class BucketCollection:
         self._suspects.clear()
         self.objects = 0
         named: set[bytes] = set()
-        blobs = iter_blobs(self._core.backend.bucket)
+        blobs = iter_blobs(self._core.backend)
         while batch := list(islice(blobs, BATCH)):
             for first, group in groupby(batch, lambda one: one.hash[0]):
                 named = direct.bucket(first)
@@ -306,7 +319,7 @@ class BucketCollection:
             self._hold()
             self.names.read()
             if self.names.has_sequences:  # what these list may have come since
-                for blobs in _batches(iter_blobs(core.backend.bucket)):
+                for blobs in _batches(iter_blobs(core.backend)):
                     know(core, [one for one in blobs if one.hash not in core.doomed])
             with closing(self._reached(self._roots())) as live:
                 going: list[tuple[bytes, int]] = []

@@ -26,6 +26,8 @@ from holdfast.backend.objects.layout import (
     DATA,
     GONE,
     OUTBOARD,
+    base32_name,
+    blob_prefix,
     data_key,
     gone_key,
     outboard_key,
@@ -71,15 +73,26 @@ class BlobObjects(NamedTuple):
         return sum(meta.size_bytes for meta in parts)
 
 
-def iter_blobs(bucket: Bucket) -> Iterator[BlobObjects]:
-    """List what there is of all blobs, in the order of their hashes; what is not ours, or in base32, is passed over."""
+def iter_blobs(backend: ObjectBackend) -> Iterator[BlobObjects]:
+    """List what there is of all blobs, in the order of their keys; what is not ours is passed over.
+
+    A blob whose hash is written in base32 comes in its place with all there is of it, and again with what stands in
+    hex, if anything does: their generations and markers are the same. It costs a listing of its own.
+    """
+    bucket = backend.bucket
     keyed = ((parse_blob_key(meta.key), meta) for meta in list_whole(bucket, BLOBS))
-    ours = ((key, meta) for key, meta in keyed if key is not None and len(key.name) == 64)
-    for hash_, group in groupby(ours, lambda one: one[0].hash):
+    ours = ((key, meta) for key, meta in keyed if key is not None)
+    for name, group in groupby(ours, lambda one: one[0].name):
+        found = list(group)
+        hash_ = found[0][0].hash
+        if name != hash_.hex():
+            backend.has_base32 = True
+            in_hex = ((parse_blob_key(meta.key), meta) for meta in bucket.list(blob_prefix(hash_)))
+            found += ((key, meta) for key, meta in in_hex if key is not None)
         data: dict[int, Meta] = {}
         outboards: dict[int, Meta] = {}
         gone: set[int] = set()
-        for key, meta in group:
+        for key, meta in found:
             if key.part == DATA:
                 data[key.generation] = meta
             elif key.part == OUTBOARD:
@@ -106,7 +119,10 @@ def _mark(bucket: Bucket, hash_: bytes, number: int) -> None:
 def delete(backend: ObjectBackend, generations: Iterable[tuple[bytes, int]]) -> None:
     """Delete marked generations, in batches; who puts such a blob again here tries the generation behind."""
     generations = list(generations)
-    keys = [key(hash_, number) for hash_, number in generations for key in (data_key, outboard_key)]
+    keys: list[str] = []
+    for hash_, number in generations:
+        for name in ("", base32_name(hash_)) if backend.has_base32 else ("",):
+            keys += (data_key(hash_, number, name), outboard_key(hash_, number, name))
     backend.bucket.delete(keys)
     for hash_, number in generations:
         backend.expect(hash_, number + 1)
