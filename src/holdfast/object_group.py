@@ -182,7 +182,7 @@ class ObjectGroup:
         found = [*self.blobs.hashes(), *self.again.hashes()]
         return [*found, *self._up.hashes(), *(one for one in list(self.relied_on) if not self.has(one))]
 
-    def __contains__(self, hash_: bytes) -> bool:
+    def __contains__(self, hash_: object) -> bool:
         """Whether a blob was put with this group."""
         return hash_ in self.blobs or hash_ in self._up
 

@@ -48,7 +48,7 @@ class WaitingBlobs:
         """Give the hashes of this moment, while another thread may add some."""
         return list(self._packed)
 
-    def __contains__(self, hash_: bytes) -> bool:
+    def __contains__(self, hash_: object) -> bool:
         return hash_ in self._packed
 
     def __len__(self) -> int:
