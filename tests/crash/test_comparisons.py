@@ -17,6 +17,7 @@ from holdfast import _native
 from holdfast.backend.log import commit as commits
 from holdfast.backend.log.evacuation import Evacuation
 from holdfast.backend.log.payloads import Place
+from holdfast.backend.log.pieces import iter_pieces
 from holdfast.catalog.compacting import CatalogPlaces
 from holdfast.catalog.connection import connect
 from holdfast.errors import IntegrityError, NotFound
@@ -242,6 +243,18 @@ def test_a_catalog_that_leads_to_another_blob_is_not_believed(world: World) -> N
     connection.close()
     with twin.open() as store:
         assert not right_or_refused(store, twin), "a rebuild puts all right"
+    twin.end()
+
+
+def test_the_description_of_another_blob_tells_no_pieces(world: World) -> None:
+    twin = world.twin()
+    with twin.open() as store:
+        payloads = log_core(store).backend.payloads
+        row = log_core(store).blob(store.info(world.ledger.ids["large"]).hash)
+        document = payloads.read_document(row.hash, row.location, row.stored)
+        assert list(iter_pieces(payloads, row.hash, document))
+        with pytest.raises(IntegrityError, match="another blob"):
+            list(iter_pieces(payloads, bytes(32), document))
     twin.end()
 
 

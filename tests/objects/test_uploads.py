@@ -162,6 +162,20 @@ def test_whoever_goes_on_elsewhere_takes_over(bucket: Bucket) -> None:
         assert two.read(second.commit()) == CONTENT
 
 
+def test_the_end_is_said_before_the_pieces_go() -> None:
+    bucket = FaultyBucket(memory_bucket())
+    with open_store(bucket) as store:
+        writer = store.writer(resumable=True)
+        for part in range(3):
+            writer.write(sample(50_000, part))
+            writer.checkpoint()
+        before = len(bucket.sites)
+        writer.abort()
+        steps = [(site.call, site.key.split("/")[0]) for site in bucket.sites[before:]]
+    said = steps.index(("create", "uploads"))
+    assert said < steps.index(("delete", "uploads"))
+
+
 @pytest.mark.parametrize("how", ["commit", "abort"])
 def test_an_upload_that_was_ended_elsewhere_stays_ended(bucket: Bucket, how: str) -> None:
     """The writer that was overtaken has numbers free before it: what it stores there counts for nothing."""

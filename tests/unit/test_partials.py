@@ -178,6 +178,21 @@ def test_a_claim_is_gone_durably_before_what_it_claims(sender: Sender) -> None:
         }
 
 
+def test_a_partial_blob_goes_when_its_blob_is_durable(sender: Sender) -> None:
+    disk = FaultyDisk(ModelDisk("/model"))
+    with make("/model/store", disk=disk, catalog_path=None) as store:
+        take(store, sender, blocks(0, 10))
+        before = len(disk.sites)
+        assert take(store, sender, blocks(10)) is BlobStatus.COMPLETE
+        steps = [(site.call, site.path) for site in disk.sites[before:]]
+        gone = next(i for i, (call, path) in enumerate(steps) if call == "unlink" and "/partials/" in path)
+        log = [call for call, path in steps if path.endswith(".seg") and call in ("pwrite", "fsync")]
+        assert log[-1] == "fsync"
+        assert log == [
+            call for call, path in steps[:gone] if path.endswith(".seg") and call in ("pwrite", "fsync")
+        ]
+
+
 def test_a_tebibyte_with_one_hole_takes_less_than_a_kibibyte() -> None:
     leaves = 1 << 30
     have = ChunkRanges((0, 16 * 12_345, 16 * 12_346, leaves))
