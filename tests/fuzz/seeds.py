@@ -8,8 +8,11 @@ from pathlib import Path
 
 from holdfast import _native
 from holdfast.backend.log.partial_state import empty_state, encode_entry
+from holdfast.backend.objects.layout import COLLECTOR_KEY
 from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
+from holdfast.testing.plain_bucket import PlainBucket
+from holdfast.testing.streams import Sender, blocks
 from holdfast.wire import collection, ranges
 from holdfast.wire.record import Kind
 from tests.fuzz.run import CORPORA
@@ -26,7 +29,29 @@ def keep(target: str, data: bytes) -> None:
     (place / hashlib.sha1(data).hexdigest()).write_bytes(data)
 
 
+def objects() -> None:
+    """Keep one of each kind of object, without its sum, under the number of its key among the fuzzer's."""
+    plain = PlainBucket()
+    sender = Sender(bytes(50_000))
+    with Store._open_objects(plain, create=True) as store:
+        one, two = store.put_many([b"hello", b"two"], tags=["a"], metadata={"n": 1})
+        store.update(one, filename="hello.txt")
+        store.delete(two)
+        store.tags.set("name", one.hash)
+        store.blobs.decode(sender.hash, sender.stream(blocks(0)), blocks(0))
+        writer = store.writer("u", resumable=True)
+        writer.write(b"half")
+        writer.suspend()
+        store.gc(min_age_seconds=1000)
+    for key, (data, _) in plain.objects.items():
+        prefixes = ("commits/", "artifacts/", "tags/", "parts/", "uploads/", COLLECTOR_KEY, "blobs/")
+        for number, prefix in enumerate(prefixes):
+            if key.startswith(prefix) and not key.endswith("z" * 53):
+                keep("bucket", bytes((number,)) + (data[:-32] if number < 3 else data))
+
+
 def main() -> None:
+    objects()
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory, "s")
         with Store._open(str(root), create=True, compression="none") as store:

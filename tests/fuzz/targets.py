@@ -20,6 +20,7 @@ from holdfast.backend.log.partial_state import ENTRY_HEADER_BYTES, encode_entry,
 from holdfast.backend.log.segment import check_segment_header, read_index, scan_records
 from holdfast.backend.log.session import parse_session
 from holdfast.backend.memory import MemoryDisk
+from holdfast.backend.objects.layout import COLLECTOR_KEY, parse_identity, tag_key
 from holdfast.bao_stream import Decoder
 from holdfast.config import load
 from holdfast.errors import (
@@ -34,6 +35,8 @@ from holdfast.errors import (
 )
 from holdfast.ranges import MAX_LEAF, ChunkRanges
 from holdfast.reference_bao import Blob
+from holdfast.store import Store
+from holdfast.testing.plain_bucket import PlainBucket
 from holdfast.types import Hash
 from holdfast.wire import collection, document, pages, ranges, record, upload
 
@@ -49,6 +52,7 @@ class Row(NamedTuple):
 
 
 SEGMENT: Final = 7
+_ID_TEXT: Final = "01a20092-ee3b-7000-95d9-9d43f1f63053"
 STORE_ID: Final = bytes(range(16))
 
 
@@ -263,6 +267,58 @@ def configuration(data: bytes) -> None:
                 found.location()
 
 
+_KEYS: Final = (
+    f"commits/{_ID_TEXT}",
+    f"artifacts/{_ID_TEXT}",
+    tag_key("name"),
+    f"parts/{'ab' * 32}/{_ID_TEXT}",
+    f"uploads/{'cd' * 16}/00000000",
+    COLLECTOR_KEY,
+    f"blobs/{'ab' * 32}/data",
+)
+
+
+def bucket(data: bytes) -> None:
+    """The first byte chooses a key, the rest is the object there, its sum put right: a store is opened around it."""
+    if not data:
+        return
+    key, body = _KEYS[data[0] % len(_KEYS)], data[1:]
+    if key.startswith(("parts/", "uploads/")) and len(body) >= 12:
+        length = min(len(body), max(12, int.from_bytes(body[1:3], "little")))
+        body = body[:8] + (length + 32).to_bytes(4, "little") + body[12:length]
+        body += _native.blake3(body + key.encode()) + data[1 + length :]
+    elif not key.startswith(("blobs/", COLLECTOR_KEY)):
+        body += _native.blake3(body + key.encode())
+    plain = PlainBucket()
+    with Store._open_objects(plain, create=True) as store:
+        kept = store.put(b"what is sound", filename="sound")
+    plain.upload(key, [body], len(body))
+    with suppress(HoldfastError), Store._open_objects(plain) as store:
+        assert store.read(kept.id) == b"what is sound", "a neighbour is damaged, and what is sound is refused"
+        for artifact in store.find():
+            with suppress(HoldfastError):
+                store.read(artifact)
+        for tag in store.tags.list():
+            with suppress(HoldfastError):
+                store.read(tag.hash)
+        for call in (
+            store.refresh,
+            store.scrub,
+            store.repair,
+            lambda: list(store.uploads()),
+            store.gc,
+        ):
+            with suppress(HoldfastError):
+                call()
+        with suppress(HoldfastError):
+            store.blobs.read(Hash(bytes.fromhex("ab" * 32)), 0, 1)
+        with suppress(HoldfastError):
+            store.writer(resume="cd" * 16).abort()
+        assert store.read(kept.id) == b"what is sound"
+    with suppress(HoldfastError):
+        parse_identity(body, "x")
+
+
 TARGETS: Final[dict[str, Row]] = {
     "segment": Row(segment, 4_096, "records, headers and footers of a segment"),
     "commit": Row(commit, 1_024, "commits, ends of segments, sessions, store.json"),
@@ -272,5 +328,6 @@ TARGETS: Final[dict[str, Row]] = {
     "hash_seqs": Row(hash_seqs, 2_048, "hash seqs, collections, what else a tree has"),
     "range_sets": Row(range_sets, 256, "ranges on the wire and as text, hashes as text"),
     "journals": Row(journals, 2_048, "what is here of partial blobs"),
+    "bucket": Row(bucket, 1_024, "objects of names, parts, uploads and notes, through an open store"),
     "configuration": Row(configuration, 1_024, "holdfast.toml"),
 }

@@ -28,8 +28,13 @@ from holdfast.backend.objects.layout import (
     upload_key,
 )
 from holdfast.errors import FormatError, HoldfastError, UnreadableRoot
+from holdfast.store import Store
 from holdfast.testing.contract_base import sample
+from holdfast.testing.plain_bucket import PlainBucket
 from holdfast.testing.streams import Sender, blocks
+from holdfast.wire.bundle import encode_bundle
+from holdfast.wire.document import ArtifactDocument, encode_artifact, parse_artifact
+from holdfast.wire.record import Kind
 
 CONTENT = sample(50_000)
 DIGEST = _native.blake3(CONTENT)
@@ -175,3 +180,18 @@ def test_an_object_without_end_is_refused_before_it_is_read(key: str, tmp_path: 
     finally:
         tracemalloc.stop()
         logging.disable(logging.NOTSET)
+
+
+def test_a_time_that_nobody_lives_in_hides_no_other_artifact() -> None:
+    """A document with a sound sum may claim any time: it is shown as the nearest that there is."""
+    bucket = PlainBucket()
+    with Store._open_objects(bucket, create=True) as store:
+        kept = store.put(b"sound")
+    told = ArtifactDocument(ID, 1, kept.hash.digest, 5, 0, 1 << 62, -(1 << 62), 1, b"{}")
+    key = commit_key(ID)
+    bucket.create(key, encode_bundle([(Kind.ARTIFACT, encode_artifact(told))], key))
+    with Store._open_objects(bucket) as store:
+        assert max(a.created_at.year for a in store.find()) == 9999
+        assert store.read(kept.id) == b"sound"
+    with pytest.raises(FormatError):  # no database holds such a number
+        parse_artifact(encode_artifact(told._replace(chunk_count=1 << 63)))

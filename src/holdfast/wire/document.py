@@ -106,7 +106,7 @@ def parse_artifact(payload: bytes) -> ArtifactDocument:
     """Read the payload of an artifact record."""
     _check(payload, _ARTIFACT, "artifact")
     _, format_, revision, id_, hash_, size, created, modified, chunks = _ARTIFACT.unpack_from(payload)
-    _check_values("artifact", format_, size)
+    _check_values("artifact", format_, max(size, chunks))
     return ArtifactDocument(
         id_, revision, hash_, size, format_, created, modified, chunks, bytes(payload[_ARTIFACT.size :])
     )
@@ -212,7 +212,7 @@ def parse_blob_head(payload: bytes) -> tuple[bytes, int, int]:
     """Read (hash, size, chunk count) of a blob record alone: what a catalog keeps."""
     _check(payload, _BLOB, "blob")
     _, _, _, hash_, size, chunks = _BLOB.unpack_from(payload)
-    _check_values("blob", 0, size)
+    _check_values("blob", 0, max(size, chunks))
     return hash_, size, chunks
 
 
@@ -291,5 +291,5 @@ def _check_values(what: str, format_: int, size_bytes: int) -> None:
         raise FormatError(f"a document of kind {what} has the unknown blob format {format_}")
     if size_bytes > MAX_BLOB_BYTES:
         raise FormatError(
-            f"a document of kind {what} names a blob of {size_bytes} bytes, at most {MAX_BLOB_BYTES}"
+            f"a document of kind {what} names a blob of {size_bytes} bytes or pieces, at most {MAX_BLOB_BYTES}"
         )
