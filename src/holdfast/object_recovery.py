@@ -141,7 +141,7 @@ class ObjectKeeper:
                 return refresh.report()
 
     def read_names(self) -> None:
-        """Read the names that are new, and nothing else; `Unavailable` where that cannot be done wholly."""
+        """Read the names that are new, for who lists the blobs next; `Unavailable` where that cannot be done wholly."""
         with self._mutex:
             if not read_names(self._backend, self.current(), Tally()):
                 raise Unavailable(

@@ -64,7 +64,8 @@ def find_open(core: ObjectCore, pieces: Pieces, token: bytes) -> Chain:
         raise not_found(token, None, 0)
     last = pieces.read(metas[-1])
     if last.head.state == COMMITTING:
-        if settle_promise(core, pieces, metas, last.head, core.keeper.read_names):
+        # wholly, since no listing of blobs follows, as it does in a collection
+        if settle_promise(core, pieces, metas, last.head, lambda: core.keeper.refresh(None)):
             raise not_found(token, UploadState.COMMITTED, 0, id_text(last.head.artifact))
         return pieces.chain(metas)
     state = _STATES[last.head.state]
@@ -76,7 +77,7 @@ def find_open(core: ObjectCore, pieces: Pieces, token: bytes) -> Chain:
 
 
 def settle_promise(
-    core: ObjectCore, pieces: Pieces, metas: Sequence[Meta], head: PieceHead, read_names: Callable[[], None]
+    core: ObjectCore, pieces: Pieces, metas: Sequence[Meta], head: PieceHead, read_names: Callable[[], object]
 ) -> bool:
     """See whether a commit that was promised, and never heard of again, was made; if not, it never will be.
 
@@ -171,7 +172,7 @@ def expire_uploads(core: ObjectCore, time_ms: int) -> list[str]:
     return ended
 
 
-def _expire(core: ObjectCore, pieces: Pieces, metas: list[Meta], read_names: Callable[[], None]) -> bool:
+def _expire(core: ObjectCore, pieces: Pieces, metas: list[Meta], read_names: Callable[[], object]) -> bool:
     last = pieces.read(metas[-1]).head
     if last.state == COMMITTING and settle_promise(core, pieces, metas, last, read_names):
         return False

@@ -363,6 +363,22 @@ def test_a_promise_that_expires_is_settled(bucket: Bucket) -> None:
             other.writer(resume=writer.token)
 
 
+def test_who_goes_on_behind_a_promise_misses_nothing_that_others_put(bucket: Bucket) -> None:
+    """Their names are read then; so their blobs are to be known as well."""
+    with open_store(bucket) as other:
+        store = open_store(faulty := FaultyBucket(bucket))
+        writer = begin(store, len(CONTENT))
+        faulty.on_site = _die_at_the_commit(faulty)
+        with pytest.raises(SimulatedCrash):
+            writer.commit()
+        store.close()
+        with open_store(bucket) as third:
+            third.put(b"another's")
+        other.writer(resume=writer.token).abort()
+        assert other.count() == 1
+        assert other.health().ok
+
+
 def test_many_promises_cost_one_look_at_the_names(bucket: Bucket) -> None:
     """And none at the blobs but at those that were promised."""
     tokens = []
