@@ -20,6 +20,7 @@ from holdfast.backend.objects.layout import ARTIFACTS, BLOBS, COMMITS, TAGS, is_
 from holdfast.backend.objects.names import read_named
 from holdfast.care.report import Report, problem_of
 from holdfast.care.scrub import Done, Pace
+from holdfast.catalog.collecting import COLLECTED
 from holdfast.catalog.objects import (
     HIDDEN_COUNT,
     LACKING_COUNT,
@@ -54,7 +55,6 @@ MAX_LOOKS: Final = 10_000
 SECTIONS: Final = (ARTIFACTS, BLOBS, COMMITS, TAGS)
 POSITION: Final = "scrub_position"
 DONE: Final = "scrub_done"
-COLLECTED: Final = "collected_ms"
 FROM_A_COPY: Final = "`holdfast repair SOURCE`, with a copy of the store or of the files"
 T = TypeVar("T", bound=msgspec.Struct)
 

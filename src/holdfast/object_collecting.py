@@ -14,7 +14,7 @@ from holdfast.backend.objects.collection import Turn
 from holdfast.backend.objects.layout import commit_key
 from holdfast.backend.objects.names import facts_of, read_named
 from holdfast.backend.objects.pieces import Pieces
-from holdfast.catalog.collecting import iter_names, names_of, required_by
+from holdfast.catalog.collecting import COLLECTED, iter_names, names_of, required_by
 from holdfast.catalog.objects import forget_seen
 from holdfast.digests import BUCKETS, DigestSet
 from holdfast.errors import BackendError, BlobNotFound, InvalidConfig, InvalidInput, StoreNotFound
@@ -88,6 +88,8 @@ class BucketCollector:
                 expire_uploads(core, collection.time_ms)
                 aborted = self._abort_stale(collection.time_ms)
                 collection.run()
+                if collection.complete:
+                    core.catalog.set_meta(COLLECTED, now_ms())
                 if collection.complete and not stop():
                     compacted = self._gather(collection, WORTH, 0, dry=False)
         return GcReport(

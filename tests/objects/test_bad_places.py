@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import holdfast
 from holdfast.backend.objects.check import BucketReport, check_bucket
 from holdfast.backend.objects.credentials import Keys
 from holdfast.backend.objects.opening import open_bucket
@@ -180,3 +181,9 @@ def test_a_file_store_of_iroh_blobs_is_no_directory_of_objects(tmp_path: Path) -
         with pytest.raises(FormatError, match="iroh-blobs"):
             open_bucket(found, create=create)
     assert [path.name for path in tmp_path.iterdir()] == ["blobs.db"]
+
+
+def test_a_directory_of_objects_is_no_local_store_and_says_how_it_is_opened(tmp_path: Path) -> None:
+    holdfast.open(f"dir://{tmp_path}", create=True).close()
+    with pytest.raises(FormatError, match=f"dir://{tmp_path}"):
+        holdfast.open(tmp_path)

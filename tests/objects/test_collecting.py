@@ -889,3 +889,14 @@ def test_one_in_base32_that_is_named_while_it_is_collected(
         assert other.read(other.tags.get("name").hash) == DATA
         other.rebuild()
         assert other.read(HASH) == DATA
+
+
+def test_health_says_when_the_last_whole_collection_ended(store: Store) -> None:
+    began = now_ms()
+    store.gc(dry_run=True)
+    assert store.health().collected_at is None
+    store.gc(max_batches=1)
+    store.gc()
+    ended = store.health().collected_at
+    assert ended is not None
+    assert began // 1000 <= ended.timestamp() <= now_ms() / 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.log.layout import SESSIONS
 from holdfast.care.scrub import DONE, POSITION, Done, Position, read_hint
+from holdfast.catalog.collecting import COLLECTED
 from holdfast.errors import BackendError
 from holdfast.facts import SEGMENT_QUARANTINED
 from holdfast.log_core import LogCore
@@ -13,8 +14,6 @@ from holdfast.types import now_ms, to_datetime
 
 OUTBOARDS = "bad_outboards"
 """In `meta`: how often an outboard did not verify and was not needed."""
-COLLECTED = "collected_ms"
-"""In `meta`: when the last collection ended (`catalog.collecting`)."""
 MAX_LISTED = 1_000
 FULL_BYTES = 64 << 10
 """With fewer bytes free, next to nothing can be stored."""

@@ -21,6 +21,8 @@ from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, FLAG_UNNAMED, KIND_BLOB, K
 from holdfast.types import HASH_BYTES
 
 CYCLE: Final = "cycle"
+COLLECTED: Final = "collected_ms"
+"""In `meta`: when the last whole collection ended."""
 MARKED: Final = FLAG_CONDEMNED | FLAG_UNNAMED
 
 Touch = tuple[bytes, int]
@@ -102,7 +104,7 @@ def end_cycle(catalog: Catalog, time_ms: int) -> None:
         cursor.execute("DELETE FROM touched")
         cursor.execute("DELETE FROM meta WHERE key = ?", (CYCLE,))
         _set(cursor, "collecting", 0)
-        _set(cursor, "collected_ms", time_ms)
+        _set(cursor, COLLECTED, time_ms)
 
     catalog._write(change)
 

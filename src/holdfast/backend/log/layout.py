@@ -105,6 +105,8 @@ def parse_store_file(data: bytes, path: str) -> StoreFile:
     try:
         document = msgspec.json.decode(data)
         version = document["format"]
+        if str(version).startswith("holdfast objects"):
+            raise FormatError(f"{path} is a directory of objects: open it as dir://{path}", path=path)
         if version != FORMAT_VERSION:
             raise FormatError(
                 f"the store at {path} has format {version}; this version of Holdfast reads {FORMAT_VERSION}:"
