@@ -18,6 +18,7 @@ from holdfast.backend.objects.layout import (
     ARTIFACTS,
     BLOBS,
     COMMITS,
+    DATA,
     TAGS,
     is_names_key,
     parse_blob_key,
@@ -96,7 +97,7 @@ def iter_blobs(backend: ObjectBackend, tally: Tally, after: str = "") -> Iterato
 
 
 def _by_name(metas: Iterable[Meta]) -> Iterator[list[Meta]]:
-    """Give the objects of each blob together: they are listed one after the other."""
+    """Give the objects of each blob together: they are listed one after the other. What is not ours comes anyhow."""
     start, group = "", list[Meta]()
     for meta in metas:
         if group and not meta.key.startswith(start):
@@ -105,10 +106,14 @@ def _by_name(metas: Iterable[Meta]) -> Iterator[list[Meta]]:
         if not group:
             start = meta.key[: meta.key.find("/", len(BLOBS)) + 1] or f"{meta.key}/"
         group.append(meta)
+        if len(group) == MANY and parse_blob_key(f"{start}{DATA}") is None:  # somebody else's, any number of them
+            yield group
+            group = []
     if group:
         yield group
 
 
+MANY: Final = 1_000
 _HEX_END: Final = len(BLOBS) + 64
 _NONE: Final[frozenset[int]] = frozenset()
 _FIRST: Final = frozenset({0})

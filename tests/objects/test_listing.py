@@ -9,7 +9,7 @@ import pytest
 
 from holdfast import object_listing
 from holdfast.backend.objects.backend import ObjectBackend
-from holdfast.backend.objects.bucket import Bucket
+from holdfast.backend.objects.bucket import Bucket, Meta
 from holdfast.backend.objects.ends import make_ends
 from holdfast.backend.objects.layout import BLOBS, base32_name, data_key, gone_key, outboard_key
 from holdfast.backend.objects.opening import memory_bucket
@@ -89,3 +89,24 @@ def test_a_limit_that_the_next_page_meets_ends_the_listing() -> None:
     with pytest.raises(TooLarge, match="limit of 3502 requests"):
         seen += [meta.key for meta in bucket.list(BLOBS)]
     assert bucket.requests.snapshot()["list"] == 2
+
+
+def test_what_others_have_between_blobs_is_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of objects under one name: memory stays bounded."""
+    monkeypatch.setattr(object_listing, "MANY", 10)
+    bucket = memory_bucket()
+    make_ends(bucket)
+    for key in (*(f"{BLOBS}0thers/{number:03}" for number in range(105)), data_key(ONE)):
+        bucket.create(key, b"12345")
+    lengths: list[int] = []
+    whole = object_listing._any
+
+    def watched(backend: ObjectBackend, tally: Tally, metas: list[Meta]) -> Listed | None:
+        lengths.append(len(metas))
+        return whole(backend, tally, metas)
+
+    monkeypatch.setattr(object_listing, "_any", watched)
+    found, told, _ = listed(bucket)
+    assert [one.hash for one in found] == [ONE]
+    assert told[0] == 105
+    assert max(lengths) == 10
