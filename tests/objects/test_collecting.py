@@ -33,7 +33,15 @@ from holdfast.backend.objects.layout import (
 )
 from holdfast.catalog.objects import drop_blobs
 from holdfast.core import Options
-from holdfast.errors import ArtifactNotFound, BlobNotFound, Conflict, HoldfastError, Locked, UnreadableRoot
+from holdfast.errors import (
+    ArtifactNotFound,
+    BlobNotFound,
+    Conflict,
+    HoldfastError,
+    Locked,
+    Unavailable,
+    UnreadableRoot,
+)
 from holdfast.facts import Facts
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
@@ -612,6 +620,36 @@ def test_a_collection_that_failed_can_be_done_again_at_once(bucket: PlainBucket)
 
 
 # -- what it costs
+
+
+def test_a_collection_that_failed_at_any_request_can_be_done_again_at_once(bucket: PlainBucket) -> None:
+    """Also where it had its turn, and asked for the time in vain."""
+    with another_made(bucket) as store:
+        store.delete(store.put(DATA))
+    for number in range(1, 100):
+        faulty = FaultyBucket(bucket.copied())
+        with Store._open_objects(faulty) as store:
+            faulty.arm(BucketFault.BEFORE, number)
+            with suppress(Unavailable):
+                store.gc(min_age_seconds=0)
+            faulty.heal()
+            assert store.gc(min_age_seconds=0).complete, number
+            assert not store.exists(HASH)
+        if faulty.hit is None:
+            break
+    assert number > 8
+
+
+def test_what_is_left_of_a_commit_is_forgotten_as_a_whole(bucket: PlainBucket, tmp_path: Path) -> None:
+    """All that a commit says is of artifacts of which there are tombstones alone; its object is still there."""
+    with Store._open_objects(bucket, tmp_path / "catalog.db", create=True) as store:
+        store.delete(*store.put_many([DATA, b"two"]))
+        (key,) = keys(bucket, COMMITS)
+        commit = bucket.objects[key]
+        store.gc(min_age_seconds=0)
+        bucket.objects[key] = commit  # its deletion was not applied yet
+        assert store.gc(min_age_seconds=0).complete
+        assert list(store.find(deleted=True)) == []
 
 
 def test_the_price_is_said_before_anything_is_changed(store: Store, bucket: PlainBucket) -> None:

@@ -180,7 +180,8 @@ def apply_names(cursor: apsw.Cursor, facts: Facts) -> list[int]:
     artifacts = damage.without_repaired(cursor, facts.artifacts, 9)
     for start in range(0, len(artifacts), MERGE_ROWS):
         some = artifacts[start : start + MERGE_ROWS]
-        _apply_artifacts(cursor, _without_forgotten(cursor, some) if facts.seen else some)
+        if rows := _without_forgotten(cursor, some) if facts.seen else some:
+            _apply_artifacts(cursor, rows)
     tombstones = damage.without_repaired(cursor, facts.tombstones, 3)
     for start in range(0, len(tombstones), MERGE_ROWS):
         _apply_tombstones(cursor, tombstones[start : start + MERGE_ROWS])

@@ -156,7 +156,11 @@ class Turn:
         self._e_tag = self._take()
         _ours.add(self._note.holder)
         self._beaten = time.monotonic()
-        found = bucket.head(COLLECTOR_KEY)
+        try:
+            found = bucket.head(COLLECTOR_KEY)
+        except BaseException:
+            self.end()
+            raise
         self.time_ms = now_ms() if found is None else found.modified_ms
         """What time it is, as the server says."""
 
