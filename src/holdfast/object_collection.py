@@ -295,8 +295,9 @@ class BucketCollection:
         for first, group in groupby(self._suspects, lambda one: one.hash[0]):
             named = live.bucket(first)
             for one in group:
-                is_old = all(meta.modified_ms <= self._blobs_until_ms for meta in one.data.values())
-                numbers = sorted(one.data) if one.hash not in named and is_old else []
+                objects = [*one.data.values(), *one.outboards.values()]  # an outboard may have lost its data
+                is_old = all(meta.modified_ms <= self._blobs_until_ms for meta in objects)
+                numbers = sorted({*one.data, *one.outboards}) if one.hash not in named and is_old else []
                 if numbers or one.strays:
                     yield Doomed(one, numbers, one.strays)
 

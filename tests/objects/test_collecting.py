@@ -31,6 +31,7 @@ from holdfast.backend.objects.layout import (
     outboard_key,
     tag_key,
 )
+from holdfast.bao import outboard_bytes
 from holdfast.catalog.objects import drop_blobs
 from holdfast.core import Options
 from holdfast.errors import (
@@ -842,6 +843,20 @@ def test_no_fault_of_any_request_loses_anything(work: str, fault: BucketFault) -
             break
     assert number > 8
     assert before > 0
+
+
+def test_an_outboard_that_has_lost_its_data_goes_unless_it_is_named(bucket: PlainBucket, store: Store) -> None:
+    artifact = store.put(DATA)
+    del bucket.objects[data_key(HASH.digest)]
+    assert store.gc(min_age_seconds=0).dropped_blobs == 0
+    assert generations(bucket) == ["outboard"]  # whoever brings the bytes back has the use of it
+    store.delete(artifact)
+    assert store.gc(min_age_seconds=3600).dropped_blobs == 0
+    assert generations(bucket) == ["outboard"]
+    report = store.gc(min_age_seconds=0)
+    assert generations(bucket) == ["gone.0"]
+    assert report.freed_bytes == outboard_bytes(len(DATA))
+    assert store.read(store.put(DATA)) == DATA
 
 
 # -- what older buckets have: hashes written in base32
