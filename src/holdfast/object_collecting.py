@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 from holdfast.backend.objects.bucket import Requests
@@ -14,6 +14,7 @@ from holdfast.backend.objects.collection import Turn
 from holdfast.backend.objects.layout import commit_key
 from holdfast.backend.objects.names import facts_of, read_named
 from holdfast.backend.objects.pieces import Pieces
+from holdfast.backend.objects.probe import PROBE, is_try
 from holdfast.catalog.collecting import COLLECTED, iter_names, names_of, required_by
 from holdfast.catalog.objects import forget_seen
 from holdfast.digests import BUCKETS, DigestSet
@@ -87,6 +88,7 @@ class BucketCollector:
                 expire_partials(core, collection.time_ms)
                 expire_uploads(core, collection.time_ms)
                 aborted = self._abort_stale(collection.time_ms)
+                self._remove_tries(collection.time_ms)
                 collection.run()
                 if collection.complete:
                     core.catalog.set_meta(COLLECTED, now_ms())
@@ -119,6 +121,13 @@ class BucketCollector:
         except (BackendError, InvalidConfig, StoreNotFound) as error:
             log.warning("uploads in parts that were broken off are not looked for: %s", error)
             return 0
+
+    def _remove_tries(self, time_ms: int) -> None:
+        """Remove what somebody tried a bucket with, who was killed before it was removed."""
+        bucket, before_ms = self._core.backend.bucket, time_ms - MIN_STALE_SECONDS * 1000
+        tries = (meta for meta in bucket.list(PROBE) if is_try(meta.key) and meta.modified_ms < before_ms)
+        while batch := [meta.key for meta in islice(tries, GATHERED_OBJECTS)]:
+            bucket.delete(batch)
 
     @contextmanager
     def _collecting(

@@ -845,7 +845,9 @@ def test_no_fault_of_any_request_loses_anything(work: str, fault: BucketFault) -
     assert before > 0
 
 
-def test_an_outboard_that_has_lost_its_data_goes_unless_it_is_named(bucket: PlainBucket, store: Store) -> None:
+def test_an_outboard_that_has_lost_its_data_goes_unless_it_is_named(
+    bucket: PlainBucket, store: Store
+) -> None:
     artifact = store.put(DATA)
     del bucket.objects[data_key(HASH.digest)]
     assert store.gc(min_age_seconds=0).dropped_blobs == 0
@@ -857,6 +859,19 @@ def test_an_outboard_that_has_lost_its_data_goes_unless_it_is_named(bucket: Plai
     assert generations(bucket) == ["gone.0"]
     assert report.freed_bytes == outboard_bytes(len(DATA))
     assert store.read(store.put(DATA)) == DATA
+
+
+def test_what_a_bucket_was_tried_with_goes_after_a_day(bucket: PlainBucket, store: Store) -> None:
+    tries = [f"check/{'ab' * 16}", f"check/{'cd' * 16}/large"]
+    foreign = ["check/mine", f"check/{'ab' * 16}/2/other", "check/abcd"]
+    for key in (*tries, *foreign):
+        bucket.create(key, b"x")
+    store.gc()
+    assert set(tries) <= bucket.objects.keys()
+    older(bucket, 90_000, "check/")
+    store.gc()
+    assert not set(tries) & bucket.objects.keys()
+    assert set(foreign) <= bucket.objects.keys()
 
 
 # -- what older buckets have: hashes written in base32

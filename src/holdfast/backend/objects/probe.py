@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -12,6 +13,14 @@ from holdfast.errors import InvalidConfig, PermissionDenied
 PROBE: Final = "check/"
 NOT_IMPLEMENTED: Final = 501
 """What some answer to a condition, in place of ignoring it."""
+
+
+_TRY: Final = re.compile(rf"{PROBE}[0-9a-f]{{32}}(/[a-z]+)?")
+
+
+def is_try(key: str) -> bool:
+    """Whether an object was made to try the bucket, here or by `config check`; others may lie beside it."""
+    return _TRY.fullmatch(key) is not None
 
 
 class Conditions(NamedTuple):
