@@ -255,7 +255,7 @@ class ObjectBackend:
 
     def _is_there(self, hash_: bytes) -> bool:
         keys = [data_key(hash_), gone_key(hash_, 0)]
-        if self.has_base32:  # never collected
+        if self.has_base32:
             keys.append(data_key(hash_, 0, base32_name(hash_)))
         return any(self.bucket.head(key) is not None for key in keys)
 
