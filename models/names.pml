@@ -1,11 +1,13 @@
 /* One artifact in the log: changed by a process that dies, deleted by another, taken over, compacted, while the power may fail.
  * A takeover may be broken off at each step and begun anew. Copies of a record:
- * 0 gone, 1 written and not synced, 2 durable, 3 removed and not synced (a power cut may bring it back). */
+ * 0 gone, 1 written and not synced, 2 durable, 3 removed and not synced (a power cut may bring it back), 4 written, and its
+ * fsync failed: it is read, and every further fsync says that all is well, and it is not on the disk (FSYNC_FAILS). */
 #define GONE 0
 #define WRITTEN 1
 #define DURABLE 2
 #define REMOVED 3
-#define HERE(x) (x == WRITTEN || x == DURABLE)
+#define FORGOTTEN 4
+#define HERE(x) (x == WRITTEN || x == DURABLE || x == FORGOTTEN)
 byte r1 = DURABLE;             /* revision 1, in an old segment */
 byte r2;                       /* revision 2, in the tail of the updater */
 byte k2;                       /* revision 2, as a taker copied it */
@@ -27,14 +29,18 @@ bool killed, off, uacked, dacked;
 inline catch_up() {
   if
   :: killed && HERE(r2) ->
+#ifndef TRUST_TAIL
      atomic { if :: k2 != DURABLE -> k2 = WRITTEN; printf("revision 2 is copied\n") :: else fi }
 #ifndef NO_COPY_SYNC
      atomic { k2 = DURABLE; printf("the copy is durable\n") }
 #endif
+#endif
      atomic { if :: crev < 2 -> crev = 2 :: else fi; printf("revision 2 is applied\n") }
+#ifndef TRUST_TAIL
      atomic { r2 = REMOVED; printf("the tail is cut\n") }
 #ifndef NO_CUT_SYNC
      atomic { r2 = GONE; printf("the cut is durable\n") }
+#endif
 #endif
   :: else
   fi
@@ -45,7 +51,14 @@ active proctype Updater() { {
   :: cdead -> skip
   :: else ->
      atomic { r2 = WRITTEN; printf("U appends revision 2\n") }
+#ifdef FSYNC_FAILS
+     if
+     :: atomic { r2 = FORGOTTEN; killed = 1; printf("U fsync fails: U gives the segment up\n") }
+     :: atomic { r2 = DURABLE; printf("U fsync\n") }
+     fi;
+#else
      atomic { r2 = DURABLE; printf("U fsync\n") }
+#endif
      atomic { crev = 2; uacked = 1; printf("U applies and answers\n") }
   fi;
   GIVE(1) } unless { atomic { killed || off -> FREE_OF(1) } }
@@ -102,7 +115,7 @@ active proctype Compactor() { {
 active proctype Monitor() {    /* what a rebuild would say now, after every process died */
   end: atomic { dacked && !off && (BACK) -> printf("VIOLATION: what was deleted is back\n"); assert(0) }
 }
-#define AFTER(x) if :: x == WRITTEN || x == REMOVED -> x = DURABLE :: x == WRITTEN || x == REMOVED -> x = GONE :: else fi
+#define AFTER(x) if :: x == FORGOTTEN -> x = GONE :: x == WRITTEN || x == REMOVED -> x = DURABLE :: x == WRITTEN || x == REMOVED -> x = GONE :: else fi
 active proctype Power() {
   if
   :: atomic { off = 1; printf("the power fails\n");
