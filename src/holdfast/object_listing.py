@@ -106,7 +106,8 @@ def _by_name(metas: Iterable[Meta]) -> Iterator[list[Meta]]:
         if not group:
             start = meta.key[: meta.key.find("/", len(BLOBS)) + 1] or f"{meta.key}/"
         group.append(meta)
-        if len(group) == MANY and parse_blob_key(f"{start}{DATA}") is None:  # somebody else's, any number of them
+        # somebody else's, any number of them
+        if len(group) == MANY and parse_blob_key(f"{start}{DATA}") is None:
             yield group
             group = []
     if group:
