@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -303,3 +305,33 @@ def test_a_listing_goes_on_where_it_broke(
             proxy.arm(fault, number)
             assert [meta.key for meta in bucket.list("tags/")] == keys, (fault, number)
             assert len(proxy.hits) == 1
+
+
+@pytest.mark.parametrize("is_applied", [True, False])
+def test_a_reply_to_an_upload_that_was_lost_is_told_by_what_is_there(is_applied: bool) -> None:
+    """Another object stood there before, as long: by its e_tag it is seen whether ours has taken its place."""
+    from obstore.store import MemoryStore
+
+    store = MemoryStore()
+    bucket: Any = RemoteBucket(lambda *_: store, location="memory", retry_seconds=0)
+    old, new = sample(LARGE, 1), sample(LARGE, 2)
+    bucket.upload("key", [old], LARGE)
+    real = bucket._obstore
+
+    def put(target: Any, key: str, source: Any, **more: Any) -> None:
+        if is_applied:
+            real.put(target, key, source, **more)
+        else:
+            for _ in source:
+                pass
+        raise bucket._failures[0]("the connection was closed")
+
+    bucket._obstore = SimpleNamespace(**{**vars(real), "put": put})
+    if is_applied:
+        assert bucket.upload("key", [new], LARGE).size_bytes == LARGE
+    else:
+        with pytest.raises(Unavailable):
+            bucket.upload("key", [new], LARGE)
+    bucket._obstore = real
+    assert bucket.get_range("key", 0, LARGE) == (new if is_applied else old)
+    bucket.close()
