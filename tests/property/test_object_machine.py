@@ -139,6 +139,8 @@ class BucketMachine(RuleBasedStateMachine):
         self.tags: dict[str, bytes] = {}
         self.contents: dict[bytes, bytes] = {}
         self.parts: dict[bytes, Part] = {}
+        self.put_whole: set[bytes] = set()
+        """Of these all bytes were put at once as well: parts of them count for nothing from then on."""
         self.uploads: dict[str, Begun] = {}
         self.ghosts: dict[str, tuple[bytes, frozenset[str]]] = {}
         """Puts that were cut off and are not there: one may come back when somebody else puts its bytes."""
@@ -248,6 +250,7 @@ class BucketMachine(RuleBasedStateMachine):
         machine, name = self.machine(pick), self.name()
         known = sorted(self.contents)
         data = self.contents[known[size % len(known)]] if again and known else self.content(size)
+        self.put_whole.add(_native.blake3(data))
 
         def work() -> Any:
             if how == "writer":
@@ -638,7 +641,8 @@ class BucketMachine(RuleBasedStateMachine):
                     del self.artifacts[key]
             for digest, part in list(self.parts.items()):
                 if store.blobs.status(Hash(digest)) == "missing":
-                    limit = (0 if at_once else DAY_MS) if part.is_whole else 7 * DAY_MS
+                    is_blob = part.is_whole or digest in self.put_whole
+                    limit = (0 if at_once else DAY_MS) if is_blob else 7 * DAY_MS
                     assert now - part.time_ms >= limit, "it could still be gone on with"
                     del self.parts[digest]
             open_ = {upload.token for upload in store.uploads()}
