@@ -16,7 +16,7 @@ import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain
 from typing import IO, Any, Final, cast
@@ -161,17 +161,24 @@ def _path_windows(path: str) -> Generator[BytesLike, None, None]:
 
 def _read_ahead(windows: Generator[BytesLike, None, None], pool: ThreadPoolExecutor) -> Iterator[BytesLike]:
     """Read the next window in another thread, once it is clear that there is more than one."""
-    with closing(windows):
+    ahead: Future[BytesLike] | None = None
+    try:
         window = next(windows, b"")
         while len(window) == WINDOW_BYTES:
             ahead = pool.submit(next, windows, b"")
-            try:
-                yield window
-            finally:
-                ahead.exception()  # the file must not be closed under its reader
+            yield window
             window = ahead.result()
         if window:
             yield window
+    finally:
+        try:
+            if ahead is not None:
+                ahead.exception()  # the file must not be closed under its reader
+        except BaseException:  # interrupted while it waits: the reader closes it
+            assert ahead is not None
+            ahead.add_done_callback(lambda _: windows.close())
+            raise
+        windows.close()
 
 
 def open_source(path: str | os.PathLike[str]) -> io.FileIO:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -177,3 +178,48 @@ def holds_something(number: int) -> bool:
 def store(tmp_path: Path) -> Iterator[Store]:
     with holdfast.create(tmp_path / "store") as store:
         yield store
+
+
+class Interrupted(Future[Any]):
+    """Whoever waits for it is interrupted."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        raise KeyboardInterrupt
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        raise KeyboardInterrupt
+
+
+class Interrupting(ThreadPoolExecutor):
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Interrupted()
+        super().submit(lambda: future.set_result(fn(*args, **kwargs)))
+        return future
+
+
+def test_who_interrupts_while_the_next_window_is_read_is_told_just_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, closed = threading.Event(), threading.Event()
+
+    def slow(file: io.FileIO, name: str) -> Iterator[bytes]:
+        try:
+            yield bytes(sources.WINDOW_BYTES)
+            go_on.wait()
+            yield b"the end"
+        finally:
+            closed.set()
+
+    monkeypatch.setattr(sources, "_raw_windows", slow)
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    with Interrupting(1) as pool:
+        try:
+            windows = sources.iter_windows(path, pool)
+            next(windows)
+            with pytest.raises(KeyboardInterrupt):
+                next(windows)
+            assert not closed.is_set()  # it is being read
+        finally:
+            go_on.set()
+    assert closed.is_set()
