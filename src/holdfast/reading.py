@@ -341,7 +341,9 @@ class Reading:
         """Write a file aside, make it durable, and give it its name."""
         target = os.fspath(path)
         if not overwrite and os.path.lexists(target):
-            raise Conflict(f"{target} exists already; give another path, or overwrite=True", path=target)
+            raise Conflict(
+                f"{target} exists already; give another path, or overwrite=True (--overwrite)", path=target
+            )
         if os.path.isdir(target) and not os.path.islink(target):
             raise Conflict(f"{target} is a directory", path=target)
         parent = os.path.dirname(os.path.abspath(target))

@@ -23,7 +23,8 @@ from holdfast.catalog import aside as catalog_aside
 from holdfast.catalog import base as catalog_base
 from holdfast.catalog.connection import connect
 from holdfast.catalog.schema import MIGRATIONS
-from holdfast.errors import HoldfastError, NeedsReopen, PermissionDenied, Unavailable
+from holdfast.catalog.unusable import translate
+from holdfast.errors import HoldfastError, NeedsReopen, NoSpace, PermissionDenied, Unavailable
 from holdfast.facts import FLAG_BLOB, KIND_DATA, ArtifactRow, Facts
 
 STORE = b"s" * 16
@@ -652,3 +653,9 @@ def test_a_directory_that_cannot_be_written_is_read_or_refused(log: str, path: P
     finally:
         os.chmod(home, 0o700)
         shutil.rmtree(home)
+
+
+def test_a_disk_too_full_to_open_it_is_called_full(path: Path) -> None:
+    error = apsw.IOError("disk I/O error")  # what SQLite says where there is no room for its shared memory
+    error.extendedresult = apsw.SQLITE_IOERR_SHMSIZE
+    assert isinstance(translate(error, path), NoSpace)

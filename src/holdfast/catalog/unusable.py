@@ -35,11 +35,12 @@ def translate(error: Exception, path: Path | None) -> Exception:
     """Give the error to raise instead of SQLite's `error`; what can only be our own mistake stays as it is."""
     where = "in memory" if path is None else str(path)
     text = str(error) or type(error).__name__
-    if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
+    extended = getattr(error, "extendedresult", 0)
+    if extended == apsw.SQLITE_IOERR_DATA:
         return CatalogUnusable("a page of it does not match its checksum", path=where)
     if isinstance(error, _DAMAGE) or (isinstance(error, apsw.SQLError) and text.startswith(_SAID_OF_DAMAGE)):
         return CatalogUnusable(f"it is damaged ({text})", path=where)
-    if isinstance(error, apsw.FullError):
+    if isinstance(error, apsw.FullError) or extended == apsw.SQLITE_IOERR_SHMSIZE:  # no room to open it
         return NoSpace(f"no space for the catalog {where}", path=where)
     if isinstance(error, (apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError)):
         return PermissionDenied(f"the catalog {where} cannot be written ({text})", path=where)
