@@ -188,7 +188,8 @@ def _make_identity(bucket: Bucket) -> Identity:
     strange = [meta.key for meta in islice(bucket.list(""), LOOKED_AT) if not meta.key.startswith(OURS)]
     if strange:
         raise Conflict(
-            f"{bucket.location} holds other objects ({strange[0]!r:.100}): give the store a prefix of its own, or move them away",
+            f"{bucket.location} holds other objects ({strange[0]!r:.100}): give the store a prefix of its own,"
+            " or move them away",
             path=bucket.location,
         )
     make_ends(bucket)

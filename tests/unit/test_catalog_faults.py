@@ -656,6 +656,8 @@ def test_a_directory_that_cannot_be_written_is_read_or_refused(log: str, path: P
 
 
 def test_a_disk_too_full_to_open_it_is_called_full(path: Path) -> None:
-    error = apsw.IOError("disk I/O error")  # what SQLite says where there is no room for its shared memory
+    error: Any = apsw.IOError(
+        "disk I/O error"
+    )  # what SQLite says where there is no room for its shared memory
     error.extendedresult = apsw.SQLITE_IOERR_SHMSIZE
     assert isinstance(translate(error, path), NoSpace)
