@@ -317,7 +317,7 @@ def _verify_blob(core: ObjectCore, hash_: bytes, report: Report) -> None:
     size = core.blob(hash_).size
     found = core.backend.find(hash_)
     if found.best is None:
-        raise MissingChunk(f"the bucket has nothing of blob {hash_.hex()}", hash=Hash(hash_))
+        raise core.backend.absent(hash_, core.backend.data_key(hash_), found)
     has_outboard = size <= BLOCK_BYTES or found.best in found.outboards
     check = BlobCheck(core.backend, hash_, size, has_outboard=has_outboard)
     flying: deque[tuple[int, Future[list[Finding]]]] = deque()

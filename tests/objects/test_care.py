@@ -152,6 +152,18 @@ def test_a_blob_that_is_gone_is_named_and_comes_back(store: Store, root: Path, t
     assert store.health().ok
 
 
+def test_a_blob_that_verify_misses_is_known_to_health_and_repair(
+    store: Store, root: Path, tmp_path: Path
+) -> None:
+    artifact = store.put(sample(50_000))
+    data_of(root, artifact).unlink()
+    assert not store.verify(artifact).ok
+    assert store.health().missing_blobs == 1
+    (tmp_path / "file").write_bytes(sample(50_000))
+    assert store.repair([tmp_path / "file"]).repaired_count == 1
+    assert store.verify(artifact).ok
+
+
 def test_a_blob_that_is_gone_is_found_beside_those_of_others(store: Store, root: Path) -> None:
     """Blobs that the catalog does not know stand on both sides of the one that is gone."""
     contents = sorted((sample(50, seed) for seed in range(9)), key=_native.blake3)

@@ -198,9 +198,9 @@ class ObjectBackend:
             found = self.find(hash_)
             looks += 1
             if looks == LOOKS or found.best not in (found.data if key is data_key else found.outboards):
-                raise self._absent(hash_, key(hash_, *place), found)
+                raise self.absent(hash_, key(hash_, *place), found)
 
-    def _absent(self, hash_: bytes, key: str, found: Generations) -> MissingChunk | BlobNotFound:
+    def absent(self, hash_: bytes, key: str, found: Generations) -> MissingChunk | BlobNotFound:
         """Give the error for an object that is not there; that of a blob is noted."""
         if found.best is not None:
             return MissingChunk(f"the bucket has no object {key}", hash=Hash(hash_))
