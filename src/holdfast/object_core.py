@@ -145,6 +145,7 @@ class ObjectCore(Core):
             sha256=checksum and self.options.checksum == "sha256",
             spool_bytes=self.options.max_spool_bytes,
             expiry_ms=int(self.options.upload_expiry_seconds * 1000),
+            claims=self.claims,
         )
         with self._within(group):
             yield group, ingest

@@ -6,7 +6,6 @@ put and never named is garbage that a collection takes.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -18,7 +17,6 @@ from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, ObjectBackend
 from holdfast.backend.objects.intents import confirm, intent_of, withdraw
 from holdfast.backend.objects.layout import artifact_key, commit_key, tag_key
 from holdfast.backend.objects.names import Named, facts_of, is_grave, newest, read_named, revision_of
-from holdfast.backend.objects.piece_writer import PieceWriter
 from holdfast.backend.objects.spool import SourceChanged, Spool, Stock
 from holdfast.backend.objects.stock import PartStock
 from holdfast.backend.objects.waiting import Waiting, WaitingBlobs
@@ -31,16 +29,13 @@ from holdfast.types import BLOCK_BYTES, Durability, new_ids, now_ms
 from holdfast.wire.bundle import Document, encode_bundle
 from holdfast.wire.document import (
     ArtifactDocument,
-    Details,
     encode_artifact,
-    encode_details,
     encode_tag,
     encode_tombstone,
     parse_artifact,
     parse_tag,
     parse_tombstone,
 )
-from holdfast.wire.part import TOKEN_BYTES
 from holdfast.wire.record import Kind
 
 MAX_FLYING: Final = 256
@@ -83,7 +78,7 @@ class ObjectGroup:
         """Where the bytes are of those that do not lie in the spool."""
         self._up = WaitingBlobs()
         """Blobs that were put, and whose bytes are not kept any more."""
-        self._staged: list[tuple[PieceWriter, PartStock]] = []
+        self._staged: list[tuple[PartStock, Callable[[], None]]] = []
         self.commit_id: bytes | None = None
         """The id of the object that makes it so, where it was promised before."""
         self.relied_on: dict[bytes, int] = {}
@@ -92,7 +87,7 @@ class ObjectGroup:
         """Such blobs whose bytes came with this group nevertheless: should they be gone, they go up."""
         self.is_done = False
         """Whether it was committed."""
-        self._backend = backend
+        self.backend = backend
         self._catalog = catalog
         self._durability = durability
         self._time_ms = time_ms
@@ -112,7 +107,7 @@ class ObjectGroup:
 
     def is_damaged(self, hash_: bytes) -> bool:
         """Whether reading a blob has just failed."""
-        return self._backend.is_damaged(hash_)
+        return self.backend.is_damaged(hash_)
 
     def add_one(self, kind: Kind, payload: bytes) -> None:
         """Add a document."""
@@ -141,7 +136,7 @@ class ObjectGroup:
 
     def _begin(self, blob: Waiting) -> None:
         self._land(MAX_FLYING_BYTES - min(blob.size_bytes, MAX_FLYING_BYTES))
-        future = self._backend.pool.submit(self._backend.put, blob, self._stock(blob.hash))
+        future = self.backend.pool.submit(self.backend.put, blob, self._stock(blob.hash))
         self._flying[future] = blob.hash, blob.size_bytes
         self._flying_bytes += blob.size_bytes
 
@@ -160,14 +155,9 @@ class ObjectGroup:
         self._stocks.clear()
         self.spool.clear()
 
-    def stage(self, expiry_ms: int) -> PieceWriter:
-        """Begin to bring a blob into the bucket in pieces, because its hash is not known yet."""
-        backend, token = self._backend, os.urandom(TOKEN_BYTES)
-        return PieceWriter.begin(backend.bucket, backend.pool, token, encode_details(Details()), expiry_ms)
-
-    def keep(self, writer: PieceWriter, stock: PartStock) -> None:
-        """Keep what lies in pieces until the end of the group; then they go."""
-        self._staged.append((writer, stock))
+    def keep(self, stock: PartStock, discard: Callable[[], None]) -> None:
+        """Keep what lies in pieces until the end of the group; then it is closed, and discarded."""
+        self._staged.append((stock, discard))
 
     def forget(self, hash_: bytes) -> None:
         """Forget a blob that could not be put."""
@@ -212,7 +202,7 @@ class ObjectGroup:
         """Wait until all blobs are up."""
         if self._first is not None:
             blob, self._first = self._first, None
-            self._landed(blob.hash, self._backend.put(blob, self._stock(blob.hash)))
+            self._landed(blob.hash, self.backend.put(blob, self._stock(blob.hash)))
         self._land(-1)
 
     def commit(self, *, alone: bool = False) -> Durability:
@@ -221,7 +211,7 @@ class ObjectGroup:
         self._time_ms = self._time_ms or now_ms()
         facts = Facts()
         self._publish(facts)
-        self._backend.forget_damage(self)
+        self.backend.forget_damage(self)
         self._tell(facts)
         healed = [one for one in self._put() if one.heals]
         for one in healed:  # what was known of it came from a listing of the wrong object
@@ -251,9 +241,9 @@ class ObjectGroup:
         """Give the room back of what is not in its place."""
         self.spool.close()
         while self._staged:
-            writer, stock = self._staged.pop()
+            stock, discard = self._staged.pop()
             stock.close()
-            writer.discard()
+            discard()
 
     def _publish(self, facts: Facts) -> None:
         """New artifacts share one object; each change to a name is an object of its own, replaced on condition.
@@ -284,7 +274,7 @@ class ObjectGroup:
 
     def _create(self, new: list[Document], facts: Facts) -> str:
         key = commit_key(self.commit_id or new_ids(1, now_ms())[0])
-        made = self._backend.bucket.create(key, encode_bundle(new, key))
+        made = self.backend.bucket.create(key, encode_bundle(new, key))
         if made is None:
             raise Conflict(
                 f"there is another object {key}: the random numbers of this machine repeat", key=key
@@ -317,7 +307,7 @@ class ObjectGroup:
             told = Facts()
             with suppress(HoldfastError):  # what cannot be taken back names what is not there: it is hidden
                 if commit is not None:
-                    self._backend.bucket.delete([commit])
+                    self.backend.bucket.delete([commit])
                 for change in done:
                     self._undo(change, told)
             self._catalog().apply(told)
@@ -326,9 +316,9 @@ class ObjectGroup:
     def _undo(self, change: _Change, told: Facts) -> None:
         """Give a name the state that it had, with the next revision; one that was only intended has it still."""
         if change.is_intent and change.made is not None:
-            withdraw(self._backend.bucket, change.made)
+            withdraw(self.backend.bucket, change.made)
             return
-        now = read_named(self._backend.bucket, change.key)
+        now = read_named(self.backend.bucket, change.key)
         if now is None or newest(now) != max(map(revision_of, change.documents)):
             return  # somebody else has changed it since
         documents = _documents_before(change, newest(now) + 1, self._catalog())
@@ -339,7 +329,7 @@ class ObjectGroup:
         for _, hash_, _, _, _, deleted, _ in told.tags[-1:]:
             row = None if deleted else self._catalog().find_blob(hash_)
             if row is not None:
-                self._backend.settle(hash_, row.size, None, None)  # it was not named for a moment
+                self.backend.settle(hash_, row.size, None, None)  # it was not named for a moment
 
     def _prepare(self, document: Document) -> _Change:
         """Read the name that is to be changed; `Stale` when it is further than the catalog knew."""
@@ -353,7 +343,7 @@ class ObjectGroup:
         else:
             artifact = parse_artifact(payload)
             key, revision = artifact_key(artifact.id), artifact.revision
-        before = read_named(self._backend.bucket, key)
+        before = read_named(self.backend.bucket, key)
         if newest(before) >= revision:
             raise self._stale(before, key)
         documents = [document]
@@ -368,7 +358,7 @@ class ObjectGroup:
 
     def _change(self, change: _Change) -> Named:
         """Write the next state of a name, or make so what was intended; gives the object."""
-        bucket = self._backend.bucket
+        bucket = self.backend.bucket
         if change.made is not None:
             confirmed = confirm(bucket, change.made)
             if confirmed is None:
@@ -411,7 +401,7 @@ class ObjectGroup:
                 if len(hashes) == 1:
                     self._look(hash_)
                 else:
-                    looks.append(self._backend.pool.submit(self._look, hash_))
+                    looks.append(self.backend.pool.submit(self._look, hash_))
                 if len(looks) > MAX_FLYING:
                     looks.popleft().result()
             while looks:
@@ -432,7 +422,7 @@ class ObjectGroup:
         put = put or self._up.find(hash_)
         blob = blob or put
         size = self.relied_on[hash_] if blob is None else blob.size_bytes
-        return self._backend.settle(hash_, size, None if put is None else self._numbers.get(hash_, 0), again)
+        return self.backend.settle(hash_, size, None if put is None else self._numbers.get(hash_, 0), again)
 
 
 def _has_tag(named: Named) -> bool:

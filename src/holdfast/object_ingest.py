@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from holdfast import _native
 from holdfast.backend.objects.backend import SINGLE_PUT_BYTES
+from holdfast.backend.objects.claims import LocalClaims
 from holdfast.backend.objects.piece_writer import PIECE_BYTES, PieceWriter
 from holdfast.backend.objects.spool import FileStock, SourceChanged, Stock
 from holdfast.backend.objects.waiting import Waiting
@@ -20,6 +23,8 @@ from holdfast.ingest import Stored
 from holdfast.object_group import ObjectGroup
 from holdfast.sources import Rereadable
 from holdfast.types import BLOCK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BytesLike
+from holdfast.wire.document import Details, encode_details
+from holdfast.wire.part import TOKEN_BYTES
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -38,11 +43,13 @@ class ObjectIngest:
         sha256: bool,
         spool_bytes: int,
         expiry_ms: int,
+        claims: LocalClaims,
     ) -> None:
         """`spool_bytes`: how much may wait on this machine; `expiry_ms`: how long what is left in pieces stays."""
         self.group = group
         self.spool_bytes = spool_bytes
-        self.expiry_ms = expiry_ms
+        self._expiry_ms = expiry_ms
+        self._claims = claims
         self.pool = pool
         self.sha256 = sha256
         self._catalog = catalog
@@ -118,6 +125,25 @@ class ObjectIngest:
             hash_ for hash_, row in known.items() if row.size != sizes[hash_] or self.group.is_damaged(hash_)
         )
         return known.keys() - damaged, damaged
+
+    def stage(self) -> PieceWriter:
+        """Begin to bring a blob into the bucket in pieces, because its hash is not known yet."""
+        backend, token = self.group.backend, os.urandom(TOKEN_BYTES)
+        self._claims.take(token)
+        try:
+            return PieceWriter.begin(
+                backend.bucket, backend.pool, token, encode_details(Details()), self._expiry_ms
+            )
+        except BaseException:
+            self._claims.release(token)
+            raise
+
+    def discard(self, staged: PieceWriter) -> None:
+        """Remove such pieces."""
+        try:
+            staged.discard()
+        finally:
+            self._claims.release(staged.token)
 
     def stream(self) -> ObjectStream:
         """Begin a blob that comes in windows."""
@@ -216,7 +242,7 @@ class ObjectStream:
         digest = None if self._sha256 is None else self._sha256.digest()
         if self._staged is not None:
             stock = self._staged.finish()
-            self._ingest.group.keep(self._staged, stock)
+            self._ingest.group.keep(stock, partial(self._ingest.discard, self._staged))
             self._staged = None
             if not self._ingest.group.has(stock.blob.hash):
                 self._ingest.finish_stock(stock.blob, stock)
@@ -233,7 +259,7 @@ class ObjectStream:
             self._pending.exception()
         self._builder.close()
         if self._staged is not None:
-            self._staged.discard()
+            self._ingest.discard(self._staged)
 
     def __enter__(self) -> Self:
         return self
@@ -246,13 +272,13 @@ class ObjectStream:
     def _stage(self) -> PieceWriter:
         """Bring what the spool has of this blob into the bucket, and go on there."""
         ingest, spool = self._ingest, self._ingest.group.spool
-        staged = ingest.group.stage(ingest.expiry_ms)
+        staged = ingest.stage()
         try:
             for piece in spool.iter(self._start, spool.size_bytes - self._start):
                 _take(staged, piece)
             spool.cut(self._start)
         except BaseException:
-            staged.discard()
+            ingest.discard(staged)
             raise
         return staged
 

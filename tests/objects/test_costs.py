@@ -120,7 +120,7 @@ def test_a_whole_blob(store: Store, bucket: Bucket) -> None:
     artifact = store.put(sample(20 * MIB))
     with Store._open_objects(bucket, cache=BlockCache(0)) as cold:
         found = cost(cold, lambda: cold.read(artifact.id))
-        assert found == {"get": 3 + 1}  # pieces of 8 MiB, and the outboard
+        assert found == {"get": 5 + 1}  # pieces of 4 MiB, and the outboard
         assert cold.stats().requests["bytes_in"] < 21 * MIB
 
 

@@ -149,8 +149,9 @@ def test_an_old_error_is_no_answer_to_who_reads_later(bucket: Bucket, size: int)
 class Watched(FaultyBucket):
     """Counts how many reads are under way at once; each takes some milliseconds."""
 
-    def __init__(self, inner: Bucket) -> None:
+    def __init__(self, inner: Bucket, seconds: float = 0.03) -> None:
         super().__init__(inner, on_site=self._wait)
+        self._seconds = seconds
         self.most = self._now = 0
         self._count = threading.Lock()
 
@@ -160,13 +161,13 @@ class Watched(FaultyBucket):
         with self._count:
             self._now += 1
             self.most = max(self.most, self._now)
-        time.sleep(0.03)
+        time.sleep(self._seconds)
         with self._count:
             self._now -= 1
 
 
 def test_what_proves_a_range_is_asked_for_beside_it(bucket: Bucket) -> None:
-    watched = Watched(bucket)
+    watched = Watched(bucket, 0.2)
     with Store._open_objects(watched, create=True) as store:
         artifact = store.put(sample(3_000_000))
         store.read(artifact, 1_000_000, 65_536)
@@ -176,7 +177,7 @@ def test_what_proves_a_range_is_asked_for_beside_it(bucket: Bucket) -> None:
 def test_of_a_blob_above_256_mib_only_the_needed_pairs_are_fetched_and_at_once(bucket: Bucket) -> None:
     """The tree of 1 GiB without its data: what is asked for is known before any byte came."""
     size = 1 << 30
-    watched = Watched(bucket)
+    watched = Watched(bucket, 0.5)  # threads begin late on a busy machine
     with Store._open_objects(watched, create=True) as store:
         backend = object_core(store).backend
         hash_ = b"h" * 32

@@ -227,3 +227,20 @@ def test_whatever_fails_leaves_nothing_wrong(fault: BucketFault) -> None:
         if faulty.hit is None:
             break
     assert number > 10
+
+
+def test_pieces_on_their_way_are_claimed_and_do_not_expire() -> None:
+    bucket = lasting(memory_bucket())
+
+    def source(other: Store) -> Iterator[bytes]:
+        for number, window in enumerate(windows(CONTENT)):
+            if number == 14:  # beyond the first piece
+                assert [one.offset_bytes > 0 for one in other.uploads()] in ([], [True])
+                assert left(bucket)
+                other.gc(min_age_seconds=0)
+                assert left(bucket)
+            yield window
+
+    with open_store(bucket, upload_expiry_seconds=0.0) as store, open_store(bucket) as other:
+        assert store.read(store.put(source(other))) == CONTENT
+        assert not left(bucket)

@@ -55,6 +55,11 @@ class PieceWriter:
         return cls(pieces, pool, Chain(bucket, [pieces.add(head)]), expiry_ms)
 
     @property
+    def token(self) -> bytes:
+        """What the upload is known by."""
+        return self.chain.last.head.token
+
+    @property
     def taken_bytes(self) -> int:
         """How much was taken in all."""
         return self._hasher.size_bytes
@@ -130,7 +135,7 @@ class PieceWriter:
         """Remove the upload; what cannot be removed expires."""
         self.close()
         try:
-            self.pieces.remove(self.pieces.find(self.chain.last.head.token))
+            self.pieces.remove(self.pieces.find(self.token))
         except HoldfastError as error:
             log.warning("pieces of a stream stay until they expire: %s", error)
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from holdfast.backend.objects.backend import ObjectBackend
     from holdfast.backend.objects.spool import Spool
 
-PIECE_BYTES: Final = 8 << 20
+PIECE_BYTES: Final = 4 << 20
 """About how much `iter_bytes` gives at a time, and asks for in one request."""
-AHEAD: Final = 4
+AHEAD: Final = 6
 """How many pieces are on their way at once."""
 CACHED_READ_BYTES: Final = 1 << 20
 """Reads up to here go through the cache."""

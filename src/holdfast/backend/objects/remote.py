@@ -34,7 +34,7 @@ LARGE_PART_BYTES: Final = 16 << 20
 MAX_PARTS: Final = 9_000
 IN_FLIGHT_BYTES: Final = 64 << 20
 """How much of an upload is on its way at once, unless two parts are more."""
-PIECE_BYTES: Final = 8 << 20
+PIECE_BYTES: Final = 4 << 20
 """How much of a stream is handed on at once."""
 DRIP_BYTES: Final = 1 << 20
 """The same of one that broke off: what had come of a piece by then has to come once more."""
