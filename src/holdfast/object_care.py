@@ -43,6 +43,7 @@ from holdfast.facts import Facts
 from holdfast.object_checks import BlobCheck, Finding
 from holdfast.object_core import ObjectCore
 from holdfast.object_listing import Listed, Tally, iter_blobs
+from holdfast.object_refresh import missing_names
 from holdfast.reading import Reading
 from holdfast.reports import Ailment, Health, Problem, ScrubReport, VerifyReport
 from holdfast.types import BLOCK_BYTES, Hash, ProgressCallback, Ref, now_ms, to_datetime
@@ -121,6 +122,7 @@ class Scrub:
         if self._is_cut:
             return False
         self._look_for_lost()
+        self._look_for_lost_names()
         return True
 
     def _land(self, task: _Task) -> None:
@@ -227,6 +229,15 @@ class Scrub:
                 self._report.add(Problem(kind=MissingChunk.kind, message=message, hash=Hash(hash_)))
         if not core.read_only:
             hide(core.catalog, unacknowledged)
+
+    def _look_for_lost_names(self) -> None:
+        """Report objects of names that are gone, and known to this catalog alone: `repair` writes them again."""
+        core, message = self._core, "the object is gone, and what it named is known to this catalog alone"
+        keys = missing_names(self._backend, core.catalog)
+        for key in keys:
+            self._report.add(Problem(kind=CorruptObject.kind, message=message, path=key))
+        if not core.read_only:
+            self.noted += note_bad(core.catalog, (Bad(key, b"", message) for key in keys))
 
     def _lacking(self) -> Iterator[tuple[bytes, Generations]]:
         hashes = list(islice(iter_lacking(self._core.catalog), MAX_LOOKS))

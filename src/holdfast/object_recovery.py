@@ -137,7 +137,9 @@ class ObjectKeeper:
                 if not refresh.run():
                     where = self._backend.bucket.location
                     log.info("names are gone from %s that nothing else says: all are read anew", where)
+                    refresh.remember()
                     self._rebuild(None, progress)
+                    refresh.compare(self.current())
                 return refresh.report()
 
     def read_names(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from itertools import groupby, islice
 from typing import Final, cast
 
@@ -33,7 +34,7 @@ from holdfast.catalog.objects import (
     set_size,
     show_again,
 )
-from holdfast.errors import CorruptBlob
+from holdfast.errors import ArtifactNotFound, CorruptBlob
 from holdfast.facts import Facts
 from holdfast.object_group import stored_bytes
 from holdfast.object_listing import (
@@ -47,7 +48,7 @@ from holdfast.object_listing import (
     name_facts,
 )
 from holdfast.reports import Problem, RefreshStats
-from holdfast.types import Hash, Progress, ProgressCallback, now_ms
+from holdfast.types import Hash, Progress, ProgressCallback, id_text, now_ms
 
 LISTED: Final = "listed"
 """In `meta`: what the last whole listing found beside the facts (`Listing`)."""
@@ -69,8 +70,14 @@ CREATE TABLE names(key TEXT PRIMARY KEY NOT NULL, place INTEGER NOT NULL) WITHOU
 CREATE INDEX places ON names(place);
 CREATE TABLE blobs(hash BLOB PRIMARY KEY NOT NULL) WITHOUT ROWID;
 CREATE TABLE listed(hash BLOB PRIMARY KEY NOT NULL) WITHOUT ROWID;
+CREATE TABLE artifacts(id BLOB PRIMARY KEY NOT NULL) WITHOUT ROWID;
 BEGIN;
 """
+
+
+_LIVE: Final = "SELECT id FROM artifacts WHERE deleted_ms IS NULL AND id > ? ORDER BY id LIMIT ?"
+_KNOWN: Final = """
+SELECT id FROM artifacts WHERE id BETWEEN ?1 AND ?2 UNION ALL SELECT id FROM tombstones WHERE id BETWEEN ?1 AND ?2"""
 
 
 class Gone:
@@ -124,6 +131,14 @@ class Gone:
         """Give the blobs."""
         sql = "SELECT hash FROM blobs WHERE hash NOT IN (SELECT hash FROM listed)"
         return (cast("bytes", row[0]) for row in self._db.execute(sql))
+
+    def add_artifacts(self, ids: Iterable[bytes]) -> None:
+        """Take in artifacts that may be gone."""
+        self._db.executemany("INSERT OR IGNORE INTO artifacts VALUES(?)", ((id_,) for id_ in ids))
+
+    def iter_artifacts(self) -> Iterator[bytes]:
+        """Give the artifacts, in the order of their ids."""
+        return (cast("bytes", row[0]) for row in self._db.execute("SELECT id FROM artifacts ORDER BY id"))
 
 
 def changed(
@@ -201,6 +216,29 @@ def settle(backend: ObjectBackend, catalog: Catalog, tally: Tally) -> None:
     tally.collected.close()
 
 
+def _missing(backend: ObjectBackend, catalog: Catalog, gone: Gone) -> list[str]:
+    """Give objects of names that are gone while rows rest on them; of so many that none is looked for, some."""
+    wanted = gone.others(COMMITS, MAX_LOOKS + 1)
+    wanted += islice(gone.among(iter_places(catalog)), MAX_LOOKS + 1)
+    if len(wanted) > MAX_LOOKS:
+        return wanted[:MAX_LOOKS]
+    metas = list(zip(wanted, backend.pool.map(backend.bucket.head, wanted), strict=True))
+    gone.remove_names(key for key, meta in metas if meta is not None)  # it was made while we listed
+    return [key for key, meta in metas if meta is None]
+
+
+def missing_names(backend: ObjectBackend, catalog: Catalog) -> list[str]:
+    """Give objects of names that this catalog has read, and that are gone with what they said.
+
+    None while others wait to be read: those may say it.
+    """
+    with closing(Gone()) as gone:
+        for prefix in NAMES:
+            for _ in changed(backend, catalog, prefix, gone.add_name):
+                return []
+        return _missing(backend, catalog, gone)
+
+
 class Refresh:
     """Compares what the bucket lists with what the catalog has seen, and reads what is new."""
 
@@ -213,6 +251,7 @@ class Refresh:
         self._tally = Tally()
         self._new_blobs = self._gone_blobs = 0
         self._is_rebuilt = False
+        self._lost = 0
         self._gone = Gone()
 
     def close(self) -> None:
@@ -235,19 +274,37 @@ class Refresh:
 
     def _misses_names(self) -> bool:
         """Whether something that objects said that are gone is said by no other; if not, they are forgotten."""
-        bucket, gone = self._backend.bucket, self._gone
-        wanted = gone.others(COMMITS, MAX_LOOKS + 1)
-        wanted += islice(gone.among(iter_places(self._catalog)), MAX_LOOKS + 1)
-        if len(wanted) > MAX_LOOKS:
+        if _missing(self._backend, self._catalog, self._gone):
             return True
-        # one that was made here while we listed is not gone
-        if any(meta is None for meta in self._backend.pool.map(bucket.head, wanted)):
-            return True
-        gone.remove_names(wanted)
-        names = gone.iter_names()
+        names = self._gone.iter_names()
         while keys := list(islice(names, BATCH_ROWS)):
             forget_seen(self._catalog, keys)
         return False
+
+    def remember(self) -> None:
+        """Note the artifacts that the catalog knows, before it is made anew."""
+        after = b""
+        while page := self._catalog.ask(_LIVE, (after, BATCH_ROWS)):
+            self._gone.add_artifacts(row[0] for row in page)
+            after = page[-1][0]
+
+    def compare(self, catalog: Catalog) -> None:
+        """Say what was remembered and is in no object any more. Who deletes an artifact leaves a tombstone."""
+        artifacts = self._gone.iter_artifacts()
+        while page := list(islice(artifacts, BATCH_ROWS)):
+            known = {row[0] for row in catalog.ask(_KNOWN, (page[0], page[-1]))}
+            for id_ in page:
+                if id_ not in known:
+                    self._lose(id_text(id_))
+
+    def _lose(self, id: str) -> None:
+        self._lost += 1
+        problems = self._tally.problems
+        if len(problems) < MAX_PROBLEMS:
+            message = (
+                f"artifact {id} was known to this catalog, and no object of the bucket names it any more"
+            )
+            problems.append(Problem(kind=ArtifactNotFound.kind, message=message))
 
     def report(self) -> RefreshStats:
         requests = self._backend.bucket.requests
@@ -256,7 +313,7 @@ class Refresh:
             blobs_found=self._new_blobs,
             blobs_gone=self._gone_blobs,
             is_rebuilt=self._is_rebuilt,
-            damaged=len(self._tally.problems),
+            damaged=sum(one.kind != ArtifactNotFound.kind for one in self._tally.problems) + self._lost,
             problems=tuple(self._tally.problems[:MAX_PROBLEMS]),
             requests=requests.since(self._requests, requests.snapshot()),
             seconds=time.monotonic() - self._started,

@@ -168,7 +168,8 @@ class RecoveryStats(Value, frozen=True, kw_only=True):
 class RefreshStats(Value, frozen=True, kw_only=True):
     """What a refresh of the catalog brought.
 
-    `names_read`: objects of names that were new or other ones. `is_rebuilt`: some were gone, and all were read anew.
+    `names_read`: objects of names that were new or other ones. `is_rebuilt`: some were gone, and all were read anew;
+    `damaged` and `problems` have the artifacts that nothing names any more, and that nobody has deleted.
     `blobs_gone` were collected by others. A local store has one catalog, which is never behind: all are 0.
     """
 

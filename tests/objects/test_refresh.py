@@ -131,8 +131,28 @@ def test_names_that_are_gone_are_noticed(machine: Machine, root: Path) -> None:
     path.unlink()
     stats = two.refresh()
     assert stats.is_rebuilt
+    assert stats.damaged == 1  # nobody deleted it: that leaves a tombstone
+    assert [problem.message.split()[1] for problem in stats.problems] == [gone.id]
     assert [artifact.id for artifact in two.find()] == [kept.id]
-    assert two.refresh().is_rebuilt is False
+    again = two.refresh()
+    assert (again.is_rebuilt, again.damaged) == (False, 0)
+
+
+def test_what_others_have_deleted_and_forgotten_is_not_called_lost(machine: Machine, root: Path) -> None:
+    one, two = machine(), machine()
+    kept, deleted, forgotten, gone = (one.put(data) for data in (b"kept", b"deleted", b"forgotten", b"gone"))
+    two.refresh()
+    one.delete(forgotten)
+    one.gc(min_age_seconds=0)
+    one.delete(deleted)
+    raw = bytes.fromhex(gone.id.replace("-", ""))
+    for path in (root / "commits").iterdir():
+        if raw in path.read_bytes():
+            path.unlink()
+    stats = two.refresh()
+    assert stats.is_rebuilt
+    assert [problem.message.split()[1] for problem in stats.problems] == [gone.id]
+    assert [artifact.id for artifact in two.find()] == [kept.id]
 
 
 def test_a_refresh_beside_puts_loses_nothing(machine: Machine) -> None:
@@ -261,3 +281,45 @@ def test_a_listing_that_misses_a_name_makes_nobody_forget_it(root: Path) -> None
         store.rebuild()
         assert store.read(artifact.id) == b"just put"
         assert store.health().ok
+
+
+def test_names_removed_by_hand_are_found_by_scrub_and_written_again_by_repair(
+    machine: Machine, root: Path
+) -> None:
+    one = machine()
+    first, second = one.put(b"first", tags=["a"]), one.put(b"second")
+    one.tags.set("t", first.hash)
+    one.update(second, filename="x")
+    assert one.scrub().ok
+    before = facts(one)
+    keys = {
+        str(path.relative_to(root))
+        for section in ("commits", "artifacts", "tags")
+        for path in (root / section).iterdir()
+        if "zzz" not in path.name
+    }
+    for key in keys:
+        (root / key).unlink()
+    report = one.scrub()
+    assert not report.ok
+    found = {problem.path for problem in report.problems}
+    assert found <= keys
+    assert {str(key).split("/")[0] for key in found} == {"commits", "artifacts", "tags"}
+    assert not one.health().ok
+    assert one.repair([]).missing_count == 0
+    assert one.scrub().ok
+    assert one.health().ok
+    assert facts(one) == before
+    assert facts(machine()) == before
+
+
+def test_names_that_others_gathered_are_not_missed_by_scrub(machine: Machine) -> None:
+    one, two = machine(), machine()
+    for number in range(5):
+        one.put(b"%d" % number)
+    two.refresh()
+    one.compact()
+    assert two.scrub().ok
+    two.refresh()
+    assert two.scrub().ok
+    assert one.scrub().ok
