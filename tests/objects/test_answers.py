@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from holdfast.backend.objects.answers import Failure, parse_answer
 from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.credentials import Keys
 from holdfast.backend.objects.opening import open_remote
 from holdfast.backend.objects.place import BucketPlace
+from holdfast.backend.objects.tries import TOLD_FAILURES, Tries
 from holdfast.errors import (
     FormatError,
     HoldfastError,
@@ -249,3 +252,20 @@ def test_a_range_that_is_ignored_is_not_believed(service: Service) -> None:
     service.body = bytes(200)
     with pytest.raises(HoldfastError):
         bucket_at(service.endpoint).get_range("k", 0, 10)
+
+
+def test_who_waits_for_a_service_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Never(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return False
+
+    error = Unavailable("s3://bucket: nobody answers")
+    failure = Failure(error, True, parse_answer(error))
+    tries = Tries(60, Never())
+    for _ in range(TOLD_FAILURES - 1):
+        tries.again(failure)
+    assert not caplog.messages
+    for _ in range(3):
+        tries.again(failure)
+    (message,) = caplog.messages
+    assert re.fullmatch(r"s3://bucket: nobody answers; trying again for (59|60) seconds more", message)

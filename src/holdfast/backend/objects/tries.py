@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -14,8 +15,12 @@ FIRST_PAUSE_SECONDS: Final = 0.1
 BUSY_PAUSE_SECONDS: Final = 1.0
 """The first pause after a 429 or 503. obstore does not tell Retry-After, so the pause grows from here."""
 LONGEST_PAUSE_SECONDS: Final = 15.0
+TOLD_FAILURES: Final = 5
+"""After so many failures, some seconds, whoever waits is told."""
 FOREIGN_TRIES: Final = 3
 """How often an answer that no object store gives is taken for damage on the way."""
+
+log = logging.getLogger("holdfast")
 
 
 class Tries:
@@ -42,6 +47,8 @@ class Tries:
         first = BUSY_PAUSE_SECONDS if failure.busy else FIRST_PAUSE_SECONDS
         pause = min(LONGEST_PAUSE_SECONDS, first * 2 ** min(self._failures - 1, 10)) * random.uniform(0.5, 1)
         left = self._until - time.monotonic()
+        if self._failures == TOLD_FAILURES and left > 0:
+            log.warning("%s; trying again for %d seconds more", failure.error.message, left)
         if left <= 0 or self._seconds == 0:
             raise self._tired(failure.error) from None
         if self._closed.wait(min(pause, left)):
