@@ -6,6 +6,7 @@ put and never named is garbage that a collection takes.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -17,7 +18,7 @@ from holdfast.backend.objects.backend import SINGLE_PUT_BYTES, ObjectBackend
 from holdfast.backend.objects.intents import confirm, intent_of, withdraw
 from holdfast.backend.objects.layout import artifact_key, commit_key, tag_key
 from holdfast.backend.objects.names import Named, facts_of, is_grave, newest, read_named, revision_of
-from holdfast.backend.objects.spool import SourceChanged, Spool, Stock
+from holdfast.backend.objects.spool import SourceChanged, Spool, Stock, StoppableStock
 from holdfast.backend.objects.stock import PartStock
 from holdfast.backend.objects.waiting import Waiting, WaitingBlobs
 from holdfast.bao import outboard_bytes
@@ -97,6 +98,7 @@ class ObjectGroup:
         self._flying: dict[Future[int], tuple[bytes, int]] = {}
         """Hash and length of each that is on its way."""
         self._flying_bytes = 0
+        self._stop = threading.Event()
         self._numbers: dict[bytes, int] = {}
         """The generation that each of `blobs` was put as, where it is not 0."""
 
@@ -136,7 +138,8 @@ class ObjectGroup:
 
     def _begin(self, blob: Waiting) -> None:
         self._land(MAX_FLYING_BYTES - min(blob.size_bytes, MAX_FLYING_BYTES))
-        future = self.backend.pool.submit(self.backend.put, blob, self._stock(blob.hash))
+        stock = StoppableStock(self._stock(blob.hash), self._stop)
+        future = self.backend.pool.submit(self.backend.put, blob, stock)
         self._flying[future] = blob.hash, blob.size_bytes
         self._flying_bytes += blob.size_bytes
 
@@ -232,6 +235,7 @@ class ObjectGroup:
 
     def abort(self) -> None:
         """Forget the group. Blobs that are up already are nobody's."""
+        self._stop.set()
         for future in self._flying:
             future.cancel()
         wait(self._flying)

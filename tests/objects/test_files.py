@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, cast
 
@@ -214,3 +217,40 @@ def test_a_file_of_a_tree_that_another_machine_has_collected_is_read_once_more(
     artifact = store.put_tree(path.parent)
     store.export(artifact, tmp_path / "out")
     assert (tmp_path / "out" / path.name).read_bytes() == CONTENT
+
+
+def test_an_interrupt_ends_an_upload(
+    store: Store, bucket: Watched, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C must not wait until hours of an upload are over."""
+    begun = threading.Event()
+    given: list[int] = []
+    ended: list[BaseException] = []
+
+    def slowly(pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            given.append(len(piece))
+            begun.set()
+            time.sleep(0.5)
+            yield piece
+
+    def upload(key: str, pieces: Any, size_bytes: int) -> Meta:
+        try:
+            return bucket.inner.upload(key, slowly(pieces), size_bytes)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    def interrupted(*arguments: Any, **how: Any) -> Any:
+        assert begun.wait(30)
+        monkeypatch.setattr("holdfast.object_group.wait", wait)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bucket, "upload", upload, raising=False)
+    monkeypatch.setattr("holdfast.object_group.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.put(path)
+    assert len(ended) == 1
+    assert sum(given) < SIZE
+    monkeypatch.undo()
+    assert store.read(store.put(path)) == CONTENT

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import IO, Final, Protocol, Self
@@ -155,6 +156,29 @@ class Spool:
         return Unavailable(
             f"a temporary file in {where} failed: {error.strerror}", path=where, errno=error.errno
         )
+
+
+class StoppableStock:
+    """Another stock, until whoever wanted it put has given up: an upload ends then, however much is left of it."""
+
+    def __init__(self, inner: Stock, stop: threading.Event) -> None:
+        self._inner = inner
+        self._stop = stop
+
+    def read(self, start: int, length: int) -> BytesLike:
+        """Give bytes."""
+        return self._inner.read(start, length)
+
+    def iter(self, start: int, length: int) -> Iterator[BytesLike]:
+        """Give a stretch in pieces; `Unavailable` where it is not wanted any more."""
+        for piece in self._inner.iter(start, length):
+            if self._stop.is_set():
+                raise Unavailable("the upload was given up")
+            yield piece
+
+    def wrong(self, hash_: bytes) -> HoldfastError:
+        """Give the error for other bytes than there should be."""
+        return self._inner.wrong(hash_)
 
 
 class SourceChanged(Unavailable):
