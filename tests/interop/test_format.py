@@ -301,7 +301,7 @@ def test_the_fixture_holds_every_kind(tmp_path: Path) -> None:
     other = reader.Store(unpack("store-v1", tmp_path / "store"))
     kinds = {e.kind for s in other.segments.values() for e in s.entries.values()}
     kinds |= {e.kind for s in other.segments.values() if (e := s.record_at(len(s.data) - 80))}
-    later = {Kind.UPLOAD, Kind.PARTIAL, Kind.RETIRED, Kind.TIMES}
+    later = {Kind.UPLOAD, Kind.PARTIAL, Kind.RETIRED, Kind.TIMES, Kind.INTENDED_TAG}
     assert kinds == {int(kind) for kind in Kind} - later
     assert (
         other.read(
