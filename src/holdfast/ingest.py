@@ -56,6 +56,15 @@ class Stored(NamedTuple):
     sha256: bytes | None = None
 
 
+def check_blob_size(size_bytes: int, max_bytes: int | None) -> None:
+    """Raise `TooLarge` for what has more bytes than `max_artifact_bytes` allows, or than any blob may have."""
+    limit = min(max_bytes or MAX_BLOB_BYTES, MAX_BLOB_BYTES)
+    if size_bytes > limit:
+        raise TooLarge(
+            f"the data has more than the {limit} bytes that max_artifact_bytes allows", limit_bytes=limit
+        )
+
+
 class Ingest:
     """Adds blobs to one group. One thread at a time.
 
@@ -81,7 +90,7 @@ class Ingest:
         self.chunking = chunking
         self._pool = pool
         self._compress = compression == "zstd"
-        self._max_bytes = min(max_bytes or MAX_BLOB_BYTES, MAX_BLOB_BYTES)
+        self._max_bytes = max_bytes
         self._seen: set[bytes] = set()
         self._blobs: dict[bytes, int] = {}
 
@@ -121,11 +130,7 @@ class Ingest:
 
     def check_size(self, size_bytes: int) -> None:
         """Refuse a blob above the limit as soon as it is known."""
-        if size_bytes > self._max_bytes:
-            raise TooLarge(
-                f"the data has more than the {self._max_bytes} bytes that max_artifact_bytes allows",
-                limit_bytes=self._max_bytes,
-            )
+        check_blob_size(size_bytes, self._max_bytes)
 
     # -- blobs of one block
 

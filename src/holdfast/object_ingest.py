@@ -18,11 +18,10 @@ from holdfast.backend.objects.waiting import Waiting
 from holdfast.bao import OutboardBuilder
 from holdfast.catalog import Catalog
 from holdfast.catalog.objects import bad_among
-from holdfast.errors import TooLarge
-from holdfast.ingest import Stored
+from holdfast.ingest import Stored, check_blob_size
 from holdfast.object_group import ObjectGroup
 from holdfast.sources import Rereadable
-from holdfast.types import BLOCK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BytesLike
+from holdfast.types import BLOCK_BYTES, HASH_BYTES, BytesLike
 from holdfast.wire.document import Details, encode_details
 from holdfast.wire.part import TOKEN_BYTES
 
@@ -53,15 +52,11 @@ class ObjectIngest:
         self.pool = pool
         self.sha256 = sha256
         self._catalog = catalog
-        self._max_bytes = min(max_bytes or MAX_BLOB_BYTES, MAX_BLOB_BYTES)
+        self._max_bytes = max_bytes
 
     def check_size(self, size_bytes: int) -> None:
         """Refuse a blob above the limit as soon as it is known."""
-        if size_bytes > self._max_bytes:
-            raise TooLarge(
-                f"the data has more than the {self._max_bytes} bytes that max_artifact_bytes allows",
-                limit_bytes=self._max_bytes,
-            )
+        check_blob_size(size_bytes, self._max_bytes)
 
     def add(self, windows: Iterator[BytesLike], watch: Callable[[int], None] | None = None) -> Stored:
         """Add the blob that the windows make up. `watch` hears of bytes read, and may raise.

@@ -13,12 +13,12 @@ from holdfast.artifacts import Artifacts
 from holdfast.backend.objects.layout import upload_key
 from holdfast.backend.objects.piece_writer import PIECE_BYTES, PieceWriter
 from holdfast.backend.objects.pieces import Pieces
-from holdfast.errors import Conflict, TooLarge
-from holdfast.ingest import Stored
+from holdfast.errors import Conflict
+from holdfast.ingest import Stored, check_blob_size
 from holdfast.object_core import ObjectCore
 from holdfast.object_uploads import Told, expiry_ms, find_open
 from holdfast.resumable import ResumableWriter
-from holdfast.types import MAX_BLOB_BYTES, Artifact, new_ids, now_ms
+from holdfast.types import Artifact, new_ids, now_ms
 from holdfast.uploads import new_token, parse_token
 from holdfast.wire.document import Details, encode_details, parse_details
 from holdfast.wire.part import ABORTED, COMMITTED, COMMITTING
@@ -103,11 +103,7 @@ class ObjectResumableWriter(ResumableWriter):
         return self._writer.begun_bytes
 
     def _check_size(self, size_bytes: int) -> None:
-        limit = min(self._core.options.max_artifact_bytes or MAX_BLOB_BYTES, MAX_BLOB_BYTES)
-        if size_bytes > limit:
-            raise TooLarge(
-                f"the data has more than the {limit} bytes that max_artifact_bytes allows", limit_bytes=limit
-            )
+        check_blob_size(size_bytes, self._core.options.max_artifact_bytes)
 
     def _take(self, window: memoryview) -> None:
         self._writer.take(window)

@@ -100,23 +100,16 @@ def test_the_lease_of_a_killed_process_holds_nothing(store: Store) -> None:
         assert not store.exists(hash_)
 
 
-def torture(path: Path, seconds: float) -> None:
+def test_four_write_and_two_read_while_others_collect_and_compact(tmp_path: Path) -> None:
+    path = tmp_path / "store"
     Store._open(str(path), create=True, **OPTIONS).close()
-    torturer = Torturer(path, SEED, writers=4, readers=2, collectors=1, options=OPTIONS)
-    figures = torturer.run(seconds=seconds, pause_seconds=(0.02, 0.2), stop_share=0.4)
-    print(figures)
-    assert figures.kills > 5
-    assert figures.acknowledged > 20
-    assert figures.reads > 20
-    check_store(lambda: Store._open(str(path), **OPTIONS), torturer.ledger)
-
-
-def test_four_write_and_two_read_while_one_collects(tmp_path: Path) -> None:
-    with replay("tests/crash/test_collecting.py::test_four_write_and_two_read_while_one_collects"):
-        torture(tmp_path / "store", figure(15, 1800))
-
-
-@pytest.mark.deep
-def test_a_minute_of_that(tmp_path: Path) -> None:
-    with replay("tests/crash/test_collecting.py::test_a_minute_of_that"):
-        torture(tmp_path / "store", 60)
+    with replay(
+        "tests/crash/test_collecting.py::test_four_write_and_two_read_while_others_collect_and_compact"
+    ):
+        torturer = Torturer(path, SEED, writers=4, readers=2, collectors=1, compactors=1, options=OPTIONS)
+        figures = torturer.run(seconds=figure(60, 1800), pause_seconds=(0.02, 0.2), stop_share=0.4)
+        print(figures)
+        assert figures.kills > 5
+        assert figures.acknowledged > 20
+        assert figures.reads > 20
+        check_store(lambda: Store._open(str(path), **OPTIONS), torturer.ledger)

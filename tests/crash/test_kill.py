@@ -15,7 +15,7 @@ from holdfast.testing.processes import Torturer
 from tests.crash.world import CHUNKING, SEED, SEGMENT_BYTES, figure, replay
 
 OPTIONS: dict[str, Any] = {"chunking": CHUNKING, "segment_bytes": SEGMENT_BYTES}
-ROUNDS = figure(40, 2_500)
+ROUNDS = figure(50, 2_500)
 KILLS = 4
 
 

@@ -19,7 +19,7 @@ from holdfast.store import Store
 from holdfast.testing.checks import check_store
 from holdfast.testing.ledger import Ledger
 from tests.crash.child import OPTIONS
-from tests.crash.world import DEEP, SEED, Fault, FaultyDisk, attempt, piece, replay
+from tests.crash.world import SEED, Fault, FaultyDisk, attempt, piece, replay, some_of
 
 
 class Held(NamedTuple):
@@ -137,14 +137,14 @@ def _session(disk: FaultyDisk, path: Path, ledger: Ledger) -> None:
 @pytest.mark.parametrize("fault", [Fault.EIO, Fault.ENOSPC, Fault.SHORT_WRITE])
 def test_a_failing_disk_leaves_nothing_open(fault: Fault, for_good: bool, place: Path) -> None:
     """Real descriptors: each store that was refused, or closed with an error, has let go of all it held."""
-    stride = 1 if DEEP else 6
-    with replay(f"tests/crash/test_leaks.py::test_a_failing_disk_leaves_nothing_open[{fault}-{for_good}]"):
+    test = f"tests/crash/test_leaks.py::test_a_failing_disk_leaves_nothing_open[{fault}-{for_good}]"
+    with replay(test):
         recorder = FaultyDisk(LocalDisk())
         _prepare(place / "trial")
         _session(recorder, place / "trial", Ledger())
         sites = [site for site in recorder.sites if site.can(fault)]
         before = held()
-        for site in sites[random.Random(f"{SEED}{fault}").randrange(stride) :: stride]:
+        for site, _ in some_of(sites, 6, test):
             path = place / f"store-{site.number}"
             ledger = _prepare(path)
             disk = FaultyDisk(LocalDisk(), fault, at=site.number, for_good=for_good)

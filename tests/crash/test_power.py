@@ -21,7 +21,7 @@ from tests.crash.world import (
     replay,
 )
 
-CASES = figure(300, 50_000)
+CASES = figure(1_000, 50_000)
 BATCH = 25
 
 

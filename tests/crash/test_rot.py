@@ -40,6 +40,7 @@ from tests.crash.world import (
     new_world,
     piece,
     replay,
+    some_of,
 )
 
 FLIPS = figure(1_000, 10_000)
@@ -291,9 +292,9 @@ def test_each_step_of_scrub_and_repair(case: Case, fault: Fault) -> None:
     scrub_and_repair(case, recorder, case.world.copy_catalog())
     sites = [site for site in recorder.sites if site.can(fault)]
     assert len(sites) > 10
-    start = 0 if DEEP else rng.randrange(4)
-    with replay(f"tests/crash/test_rot.py::test_each_step_of_scrub_and_repair[{fault}]"):
-        for site in sites[start :: 1 if DEEP else 4]:
+    test = f"tests/crash/test_rot.py::test_each_step_of_scrub_and_repair[{fault}]"
+    with replay(test):
+        for site, rng in some_of(sites, 4, test):
             disk, catalog = base.clone(), case.world.copy_catalog()
             faulty = FaultyDisk(disk, fault, at=site.number)
             with suppress(SimulatedCrash):

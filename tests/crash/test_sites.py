@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,8 +10,6 @@ import pytest
 
 from tests.crash.scripts import SCRIPTS
 from tests.crash.world import (
-    DEEP,
-    SEED,
     Fault,
     FaultyDisk,
     Script,
@@ -22,16 +19,14 @@ from tests.crash.world import (
     attempt,
     new_world,
     replay,
+    some_of,
 )
-
-ONLY_SITE = os.environ.get("HOLDFAST_SITE")
 
 Case = Callable[[World, Script, Site, random.Random], None]
 
 
 def each_site(script: Script, fault: Fault, test: str, stride: int, case: Case) -> None:
     """Run a case for each site at which the fault can happen, or for each `stride`-th outside of deep runs."""
-    rng = random.Random(f"{SEED} {test}")
     with new_world() as base:
         script.prepare(base)
         trial = base.twin()
@@ -39,15 +34,11 @@ def each_site(script: Script, fault: Fault, test: str, stride: int, case: Case) 
         script.run(trial, recorder)
         sites = [site for site in recorder.sites if site.can(fault)]
         assert sites
-        start = 0 if DEEP else rng.randrange(stride)
-        for site in sites[start :: 1 if DEEP else stride]:
-            seed = rng.getrandbits(32)
-            if ONLY_SITE is not None and site.number != int(ONLY_SITE):
-                continue
+        for site, rng in some_of(sites, stride, test):
             world = base.twin()
             try:
                 with replay(f"tests/crash/test_sites.py::{test}", site=site.number):
-                    case(world, script, site, random.Random(seed))
+                    case(world, script, site, rng)
             finally:
                 world.end()
 

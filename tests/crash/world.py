@@ -11,10 +11,10 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 from holdfast.backend.log.disk import Disk
 from holdfast.chunking import Chunking
@@ -33,6 +33,7 @@ SHARE: Final = float(os.environ.get("HOLDFAST_DEEP") or 0)
 """How much of the deep figures is run: 1 all of it, 0.3 less than a third, 0 (everyday) the small ones."""
 DEEP: Final = SHARE > 0
 SEED: Final = int(os.environ.get("HOLDFAST_SEED", "20261121"))
+ONLY_SITE: Final = os.environ.get("HOLDFAST_SITE")
 
 Act = Callable[[Store, Ledger], None]
 
@@ -40,6 +41,28 @@ Act = Callable[[Store, Ledger], None]
 def figure(everyday: int, deep: int) -> int:
     """Give how often something is tried: everyday, or as much of the deep figure as was asked for."""
     return max(everyday, round(deep * SHARE))
+
+
+class Numbered(Protocol):
+    """A step of a recorded run."""
+
+    @property
+    def number(self) -> int: ...
+
+
+S = TypeVar("S", bound=Numbered)
+
+
+def some_of(sites: Sequence[S], stride: int, test: str) -> Iterator[tuple[S, random.Random]]:
+    """Give each `stride`-th site, in a deep run as many as were asked for, and what decides its case.
+
+    `HOLDFAST_SITE` names the only one, whatever the stride.
+    """
+    step = min(stride, round(1 / SHARE)) if DEEP else stride
+    start = random.Random(f"{SEED} {test}").randrange(step)
+    for site in sites[start::step] if ONLY_SITE is None else sites:
+        if ONLY_SITE in (None, str(site.number)):
+            yield site, random.Random(f"{SEED} {test} {site.number}")
 
 
 class World:
@@ -215,4 +238,5 @@ __all__ = [
     "open_store",
     "piece",
     "replay",
+    "some_of",
 ]

@@ -35,6 +35,7 @@ from holdfast.testing.streams import Sender, blocks
 from holdfast.wire.bundle import encode_bundle
 from holdfast.wire.document import ArtifactDocument, encode_artifact, parse_artifact
 from holdfast.wire.record import Kind
+from tests.unit.test_at_rest import check_private
 
 CONTENT = sample(50_000)
 DIGEST = _native.blake3(CONTENT)
@@ -59,17 +60,7 @@ def work(path: Path) -> str:
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 def test_nobody_else_may_read(umask: int, tmp_path: Path) -> None:
-    """Whatever the umask: files are 0600, directories 0700, from the moment at which they are made."""
-    before = os.umask(umask)
-    try:
-        work(tmp_path / "store")
-    finally:
-        os.umask(before)
-    seen = 0
-    for path in [tmp_path / "store", *(tmp_path / "store").rglob("*")]:
-        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
-        seen += 1
-    assert seen > 20
+    check_private(umask, tmp_path / "store", work, least=20)
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from contextlib import suppress
 
@@ -10,10 +9,9 @@ import pytest
 
 from holdfast.testing.faults import Fault, FaultyDisk, SimulatedCrash
 from holdfast.testing.model_disk import ModelDisk
-from tests.crash.world import DEEP, SEED, attempt, replay
+from tests.crash.world import SEED, attempt, replay, some_of
 from tests.objects.world import OBJECT_SCRIPTS, ROOT, new_world
 
-ONLY_SITE = os.environ.get("HOLDFAST_SITE")
 CRASHES = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.CRASH_MIDWAY)
 POWER_CUTS = 2
 
@@ -33,7 +31,7 @@ def test_failing_disk(name: str, fault: Fault, for_good: bool) -> None:
 
 def each_step(name: str, fault: Fault, test: str, stride: int, *, for_good: bool = False) -> None:
     """Run a case for each step of the disk at which the fault can happen; everyday for each `stride`-th."""
-    script, rng = OBJECT_SCRIPTS[name], random.Random(f"{SEED} {test}")
+    script = OBJECT_SCRIPTS[name]
     with new_world(ModelDisk("/model")) as base:
         script.prepare(base)
         trial = base.twin()
@@ -42,11 +40,7 @@ def each_step(name: str, fault: Fault, test: str, stride: int, *, for_good: bool
         trial.end()
         sites = [site for site in recorder.sites if site.can(fault)]
         assert sites or fault in (Fault.SHORT_WRITE, Fault.CRASH_MIDWAY)
-        start = 0 if DEEP else rng.randrange(stride)
-        for site in sites[start :: 1 if DEEP else stride]:
-            seed = rng.getrandbits(32)
-            if ONLY_SITE is not None and site.number != int(ONLY_SITE):
-                continue
+        for site, rng in some_of(sites, stride, test):
             world = base.twin()
             disk = FaultyDisk(world.model(), fault, site.number, for_good=for_good)
             try:
@@ -55,7 +49,7 @@ def each_step(name: str, fault: Fault, test: str, stride: int, *, for_good: bool
                         attempt(lambda: script.run(world, world.bucket(disk)))  # noqa: B023  # called at once
                     if fault not in CRASHES and not for_good:
                         assert len(world.ledger.open_attempts) <= 1, "one failure, and more than one refusal"
-                    world.check_all(random.Random(seed), power_cuts=POWER_CUTS)
+                    world.check_all(rng, power_cuts=POWER_CUTS)
             finally:
                 world.end()
 

@@ -14,14 +14,15 @@ import pytest
 from holdfast import _native
 from holdfast.backend.objects.backend import SINGLE_PUT_BYTES
 from holdfast.backend.objects.bucket import Bucket, Meta
-from holdfast.backend.objects.layout import COMMITS, data_key, gone_key, outboard_key
+from holdfast.backend.objects.layout import COMMITS
 from holdfast.backend.objects.opening import memory_bucket
 from holdfast.backend.objects.spool import SourceChanged, Spool
 from holdfast.errors import BlobNotFound, SourceNotFound
 from holdfast.sources import PathWindows
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
-from holdfast.types import Durability, Hash, Progress
+from holdfast.types import Hash, Progress
+from tests.objects.world import collect_elsewhere
 
 SIZE = SINGLE_PUT_BYTES + 70_001
 CONTENT = sample(SIZE, 1)
@@ -59,14 +60,6 @@ def bucket() -> Watched:
 
 
 @pytest.fixture
-def store(bucket: Watched) -> Iterator[Store]:
-    with Store._open_objects(
-        cast("Bucket", bucket), None, create=True, durability=Durability.BUFFERED
-    ) as store:
-        yield store
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "files" / "large.bin"
     path.parent.mkdir()
@@ -87,12 +80,6 @@ def spooled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(Spool, "_write", watched)
     monkeypatch.setattr(Spool.__init__, "__defaults__", (1 << 20,))
     return sizes
-
-
-def collect(bucket: Watched, hash: Hash) -> None:
-    """Do what a collector on another machine does to a blob that nothing named when it listed."""
-    bucket.inner.create(gone_key(hash.digest, 0), b"")
-    bucket.inner.delete([data_key(hash.digest), outboard_key(hash.digest)])
 
 
 def test_a_file_goes_through_no_spool(store: Store, path: Path, spooled: list[int]) -> None:
@@ -159,7 +146,7 @@ def test_what_was_collected_before_it_was_named_is_read_once_more(
 
     def work() -> None:
         bucket.named = lambda: None
-        collect(bucket, hash)
+        collect_elsewhere(bucket.inner, hash)
 
     bucket.named = work
     artifact = store.put(path)
@@ -176,7 +163,7 @@ def test_a_name_is_taken_back_where_the_file_is_another_by_then(
     def work() -> None:
         bucket.named = lambda: None
         path.write_bytes(OTHER)
-        collect(bucket, hash)
+        collect_elsewhere(bucket.inner, hash)
 
     bucket.named = work
     with pytest.raises(SourceChanged, match=r"large\.bin changed .* put it again"):
@@ -213,7 +200,7 @@ def test_a_file_of_a_tree_that_another_machine_has_collected_is_read_once_more(
 ) -> None:
     """Its handle is closed by then."""
     store.blobs.put(path).release()
-    collect(bucket, Hash(_native.blake3(CONTENT)))
+    collect_elsewhere(bucket.inner, Hash(_native.blake3(CONTENT)))
     artifact = store.put_tree(path.parent)
     store.export(artifact, tmp_path / "out")
     assert (tmp_path / "out" / path.name).read_bytes() == CONTENT

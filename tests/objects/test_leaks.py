@@ -17,7 +17,7 @@ from holdfast.testing.faulty_bucket import BucketFault, FaultyBucket
 from holdfast.testing.ledger import Ledger
 from holdfast.testing.streams import Sender, blocks
 from tests.crash.test_leaks import _descriptors, _mixed, _resident_bytes, held, place
-from tests.crash.world import DEEP, SEED, attempt, piece, replay
+from tests.crash.world import SEED, attempt, piece, replay, some_of
 from tests.objects.world import QUICK
 
 __all__ = ["place"]  # the fixture
@@ -80,7 +80,6 @@ def test_a_failing_bucket_leaves_nothing_open(
     fault: BucketFault, for_good: bool, place: Path, quick: Path
 ) -> None:
     """Each store that was refused, or closed with an error, has let go of all it held."""
-    stride = 1 if DEEP else 9
     test = f"tests/objects/test_leaks.py::test_a_failing_bucket_leaves_nothing_open[{fault}-{for_good}]"
     with replay(test):
         trial = quick / "trial"
@@ -90,7 +89,7 @@ def test_a_failing_bucket_leaves_nothing_open(
         _session(trial, recorder, Ledger())
         sites = [site for site in recorder.sites if site.can(fault)]
         before = held()
-        for site in sites[random.Random(f"{SEED}{fault}").randrange(stride) :: stride]:
+        for site, _ in some_of(sites, 9, test):
             path = quick / f"store-{site.number}"
             path.mkdir()
             _open(path, create=True).close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -17,7 +17,8 @@ from holdfast.facts import Facts
 from holdfast.store import Store
 from holdfast.testing.contract_base import sample
 from holdfast.testing.inside import object_core
-from holdfast.types import Durability, Hash
+from holdfast.types import Hash
+from tests.objects.world import collect_elsewhere
 
 SIZES = (100, 50_000)
 
@@ -26,22 +27,22 @@ class Watched:
     """A bucket that tells of its requests: `told` has them, `after` is called behind each that writes a name."""
 
     def __init__(self, inner: Bucket) -> None:
-        self._inner = inner
+        self.inner = inner
         self.told: list[tuple[str, str]] = []
         self.after: Callable[[str], None] = lambda key: None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        return getattr(self.inner, name)
 
     def head(self, key: str) -> Meta | None:
         self.told.append(("head", key))
-        return self._inner.head(key)
+        return self.inner.head(key)
 
     def create(self, key: str, data: bytes) -> Meta | None:
-        return self._tell("create", key, self._inner.create(key, data))
+        return self._tell("create", key, self.inner.create(key, data))
 
     def replace(self, key: str, data: bytes, e_tag: str) -> Meta | None:
-        return self._tell("replace", key, self._inner.replace(key, data, e_tag))
+        return self._tell("replace", key, self.inner.replace(key, data, e_tag))
 
     def _tell(self, what: str, key: str, made: Meta | None) -> Meta | None:
         self.told.append((what, key))
@@ -55,24 +56,10 @@ def bucket() -> Watched:
     return Watched(memory_bucket())
 
 
-@pytest.fixture
-def store(bucket: Watched) -> Iterator[Store]:
-    with Store._open_objects(
-        cast("Bucket", bucket), None, create=True, durability=Durability.BUFFERED
-    ) as store:
-        yield store
-
-
-def collect(bucket: Watched, hash: Hash) -> None:
-    """Do what a collector on another machine does to a blob that nothing named when it listed."""
-    bucket._inner.create(gone_key(hash.digest, 0), b"")
-    bucket._inner.delete([data_key(hash.digest), outboard_key(hash.digest)])
-
-
 def put_and_lose(store: Store, bucket: Watched, size_bytes: int = 100) -> Hash:
     """Give a blob that the catalog knows and that is collected."""
     with store.blobs.put(sample(size_bytes)) as lease:
-        collect(bucket, lease.hash)
+        collect_elsewhere(bucket.inner, lease.hash)
         return lease.hash
 
 
@@ -90,8 +77,8 @@ PUTS: dict[str, Callable[[Store, bytes], Hash]] = {
 def test_bytes_at_hand_go_up_again(store: Store, bucket: Watched, how: str, size: int) -> None:
     lost = put_and_lose(store, bucket, size)
     assert PUTS[how](store, sample(size)) == lost
-    assert bucket._inner.head(data_key(lost.digest, 1)) is not None
-    assert (bucket._inner.head(outboard_key(lost.digest, 1)) is not None) == (size > 16_384)
+    assert bucket.inner.head(data_key(lost.digest, 1)) is not None
+    assert (bucket.inner.head(outboard_key(lost.digest, 1)) is not None) == (size > 16_384)
     assert store.read(lost) == sample(size)
 
 
@@ -109,7 +96,7 @@ def test_a_tag_keeps_what_it_had_when_the_other_blob_is_gone(store: Store, bucke
     seen = []
 
     def look(key: str) -> None:
-        facts, named = Facts(), read_named(bucket._inner, key)
+        facts, named = Facts(), read_named(bucket.inner, key)
         assert named is not None
         facts_of(named.documents, facts, key)
         seen.append((facts.tags[-1][1], [tag.hash for tag in intended(named.documents)]))
@@ -129,7 +116,7 @@ def test_a_tag_is_set_back_when_the_other_blob_goes_meanwhile(store: Store, buck
     store.tags.set("name", kept)
     for name in ("name", "new"):
         lost = store.blobs.put(name.encode()).hash
-        bucket.after = lambda key, lost=lost: collect(bucket, lost)  # type: ignore[misc]
+        bucket.after = lambda key, lost=lost: collect_elsewhere(bucket.inner, lost)  # type: ignore[misc]
         with pytest.raises(BlobNotFound, match="collected"):
             store.tags.set(name, lost)
     bucket.after = lambda key: None
@@ -145,7 +132,7 @@ def test_a_tag_is_set_back_when_the_other_blob_goes_meanwhile(store: Store, buck
 def test_what_is_restored_too_late_stays_deleted(store: Store, bucket: Watched) -> None:
     artifact = store.put(b"lost", filename="a")
     store.delete(artifact)
-    bucket.after = lambda key: collect(bucket, artifact.hash)
+    bucket.after = lambda key: collect_elsewhere(bucket.inner, artifact.hash)
     with pytest.raises((ArtifactNotFound, BlobNotFound)):
         store.restore(artifact.id)
     bucket.after = lambda key: None
@@ -158,7 +145,7 @@ def test_what_is_restored_too_late_stays_deleted(store: Store, bucket: Watched) 
 
 def test_an_update_that_requires_what_goes_meanwhile_changes_nothing(store: Store, bucket: Watched) -> None:
     artifact, lost = store.put(b"it", tags=["old"]), store.blobs.put(b"lost").hash
-    bucket.after = lambda key: collect(bucket, lost)
+    bucket.after = lambda key: collect_elsewhere(bucket.inner, lost)
     with pytest.raises(BlobNotFound):
         store.update(artifact, add_tags=["new"], add_requires=[lost])
     store.rebuild()
@@ -180,10 +167,10 @@ def test_a_name_is_taken_away_only_after_the_look(store: Store, bucket: Watched)
 def test_a_rename_that_comes_too_late_leaves_the_old_name(store: Store, bucket: Watched) -> None:
     hash = store.blobs.put(b"it").hash
     store.tags.set("old", hash)
-    bucket.after = lambda key: collect(bucket, hash)
+    bucket.after = lambda key: collect_elsewhere(bucket.inner, hash)
     with pytest.raises(BlobNotFound):
         store.tags.rename("old", "new")
-    bucket._inner.create(data_key(hash.digest, 1), b"it")
+    bucket.inner.create(data_key(hash.digest, 1), b"it")
     store.rebuild()
     assert [tag.name for tag in store.tags.list()] == ["old"]
 
@@ -195,9 +182,9 @@ def test_other_bytes_under_the_name_of_a_blob_are_replaced(
 ) -> None:
     """A service says that there is one already: it counts only with the bytes that were brought."""
     key = data_key(_native.blake3(b"it"))
-    bucket._inner.create(key, wrong)
+    bucket.inner.create(key, wrong)
     assert store.read(PUTS[how](store, b"it")) == b"it"
-    found = bucket._inner.get(f"damaged/{key}", max_bytes=100)
+    found = bucket.inner.get(f"damaged/{key}", max_bytes=100)
     assert found is not None
     assert found[0] == wrong
 
@@ -217,11 +204,11 @@ def test_a_marker_counts_though_a_listing_lacks_it(
     store: Store, bucket: Watched, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     digest = store.blobs.put(sample(100)).hash.digest
-    bucket._inner.create(gone_key(digest, 0), b"")
+    bucket.inner.create(gone_key(digest, 0), b"")
 
     def list_without(prefix: str, *, after: str = "") -> Iterator[Meta]:
-        return (one for one in bucket._inner.list(prefix, after=after) if "/gone." not in one.key)
+        return (one for one in bucket.inner.list(prefix, after=after) if "/gone." not in one.key)
 
     monkeypatch.setattr(bucket, "list", list_without, raising=False)
     PUTS[how](store, sample(100))
-    assert bucket._inner.head(data_key(digest, 1)) is not None
+    assert bucket.inner.head(data_key(digest, 1)) is not None

@@ -5,8 +5,6 @@ The requests are taken from a run without a fault, so that new code is covered w
 
 from __future__ import annotations
 
-import os
-import random
 from contextlib import suppress
 
 import pytest
@@ -14,10 +12,9 @@ import pytest
 from holdfast.errors import PermissionDenied
 from holdfast.testing.faults import SimulatedCrash
 from holdfast.testing.faulty_bucket import BucketFault, BucketSite, FaultyBucket
-from tests.crash.world import DEEP, SEED, attempt, replay
+from tests.crash.world import attempt, replay, some_of
 from tests.objects.world import OBJECT_SCRIPTS, ObjectScript, ObjectWorld, new_world
 
-ONLY_SITE = os.environ.get("HOLDFAST_SITE")
 CRASHES = (BucketFault.CRASH_BEFORE, BucketFault.CRASH_AFTER)
 FAILURES = (
     BucketFault.BEFORE,
@@ -57,21 +54,17 @@ def test_a_service_that_stays_away(name: str) -> None:
 
 def each_site(name: str, fault: BucketFault, test: str, stride: int, *, for_good: bool = False) -> None:
     """Run a case for each request at which the fault can happen, or for each `stride`-th outside of deep runs."""
-    script, rng = OBJECT_SCRIPTS[name], random.Random(f"{SEED} {test}")
+    script = OBJECT_SCRIPTS[name]
     with new_world() as base:
         script.prepare(base)
         sites = [site for site in sites_of(script, base) if site.can(fault)]
         assert sites or fault is BucketFault.MISSING
-        start = 0 if DEEP else rng.randrange(stride)
-        for site in sites[start :: 1 if DEEP else stride]:
-            seed = rng.getrandbits(32)
-            if ONLY_SITE is not None and site.number != int(ONLY_SITE):
-                continue
+        for site, rng in some_of(sites, stride, test):
             world = base.twin()
             try:
                 with replay(f"tests/objects/test_sites.py::{test}", site=site.number):
                     one_case(world, script, fault, site, for_good)
-                    world.check_all(random.Random(seed))
+                    world.check_all(rng)
             finally:
                 world.end()
 

@@ -19,7 +19,7 @@ from holdfast import _native
 from holdfast.backend.log.disk import Disk
 from holdfast.backend.objects.bucket import Bucket
 from holdfast.backend.objects.directory import DirectoryBucket
-from holdfast.backend.objects.layout import COLLECTOR_KEY
+from holdfast.backend.objects.layout import COLLECTOR_KEY, data_key, gone_key, outboard_key
 from holdfast.errors import HoldfastError
 from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
@@ -277,6 +277,12 @@ def _refresh(store: Store, ledger: Ledger) -> None:
     attempt(lambda: ledger.delete(store, "old-1"))
     attempt(store.rebuild)
     attempt(lambda: ledger.put(store, piece("rebuilt", 100)))
+
+
+def collect_elsewhere(bucket: Bucket, hash: Hash) -> None:
+    """Do what a collector on another machine does to a blob that nothing named when it listed."""
+    bucket.create(gone_key(hash.digest, 0), b"")
+    bucket.delete([data_key(hash.digest), outboard_key(hash.digest)])
 
 
 OBJECT_SCRIPTS = {

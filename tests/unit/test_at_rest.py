@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,22 @@ def _work(path: Path) -> None:
         store.delete(store.put(b"two"))
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_nobody_else_may_read(umask: int, tmp_path: Path) -> None:
-    """Whatever the umask: files are 0600, directories 0700, from the moment at which they are made."""
+def check_private(umask: int, path: Path, work: Callable[[Path], object], least: int) -> None:
+    """Whatever the umask: all that `work` makes is 0600 or, a directory, 0700."""
     before = os.umask(umask)
     try:
-        _work(tmp_path / "store")
+        work(path)
     finally:
         os.umask(before)
-    seen = 0
-    for path in [tmp_path / "store", *(tmp_path / "store").rglob("*")]:
-        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
-        seen += 1
-    assert seen > 8
+    made = [path, *path.rglob("*")]
+    for one in made:
+        assert one.stat().st_mode & 0o777 == (0o700 if one.is_dir() else 0o600), one
+    assert len(made) > least
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_nobody_else_may_read(umask: int, tmp_path: Path) -> None:
+    check_private(umask, tmp_path / "store", _work, least=8)
 
 
 def test_a_directory_that_everybody_may_write_is_told_of(
