@@ -163,3 +163,28 @@ def test_a_commit_whose_bytes_are_gone(torn: Torn, count: int | None) -> None:
         assert not store.scrub().ok
         assert store.repair().ok, "all that they committed is here, and is committed anew"
         torn.check_well(store)
+
+
+@pytest.mark.parametrize("cut_bytes", [100, 30_000])
+@pytest.mark.parametrize("give_up", [False, True])
+def test_what_is_left_of_a_segment_that_was_cut_short_stays(
+    tmp_path: Path, cut_bytes: int, give_up: bool
+) -> None:
+    """Large blobs, too, of which the catalog does not know how they were described."""
+    kept, last = random.Random(1).randbytes(200_000), random.Random(2).randbytes(100_000)
+    with Store._open(tmp_path / "s", create=True, compression="none") as store:
+        ids = [store.put(kept).id, store.put(last).id]
+    (segment,) = (tmp_path / "s" / "segments").iterdir()
+    with segment.open("r+b") as file:
+        file.truncate(segment.stat().st_size - cut_bytes)
+    with Store._open(tmp_path / "s") as store:
+        report = store.repair(give_up=give_up)
+        assert store.read(ids[0]) == kept
+        if cut_bytes == 100:
+            assert report.ok, report.missing
+            assert store.read(ids[1]) == last
+            assert store.health().ok
+            assert store.scrub().ok
+        if report.ok or give_up:
+            store.rebuild()
+            assert store.read(ids[0]) == kept

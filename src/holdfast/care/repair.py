@@ -44,6 +44,7 @@ from holdfast.wire.document import (
     QuarantineDocument,
     encode_quarantine,
     encode_retired,
+    parse_blob,
 )
 from holdfast.wire.pages import StreamWriter
 from holdfast.wire.record import (
@@ -305,12 +306,25 @@ class Repair:
             if mended is not None:
                 return mended, COMPUTED
         if one.kind == Kind.BLOB and one.row is not None:
+            if (
+                not one.hash
+            ):  # it is homeless, not damaged: the rest of its segment is there, or its commit is gone
+                return self._description(one.row)
             for origin in self._origins:
                 document = origin.blob_document(one.row.key)
                 if document is not None and _native.blake3(document) == one.hash:
                     return document, origin.name
             return None
         return self._all_documents().get(one.hash) or self._from_copy(one)
+
+    def _description(self, row: Row) -> tuple[bytes, str] | None:
+        """Give what describes a blob as it lies here, if that is sound."""
+        stored = row.columns[2 if row.table == "blobs" else 1]
+        try:
+            document = self._backend.payloads.read_document(row.key, row.location, stored)
+            return (document, HERE) if parse_blob(document).hash == row.key else None
+        except (HoldfastError, *MENDABLE):
+            return None
 
     def _from_copy(self, one: Wanted) -> tuple[bytes, str] | None:
         """Give a payload as another copy of this very store has it at the same place."""
