@@ -15,14 +15,16 @@ from pathlib import Path
 import msgspec
 
 from holdfast.backend.log.backend import LogBackend
+from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.recovery import Recovery
 from holdfast.catalog import Catalog, CatalogUnusable, collecting, compacting
 from holdfast.catalog.forgetting import count_forgotten
 from holdfast.errors import CorruptSegment, IntegrityError, Unavailable
-from holdfast.facts import Facts
+from holdfast.facts import SEGMENT_SUPERSEDED, Facts
 from holdfast.halves import drop_half_blobs
 from holdfast.reports import Problem, RecoveryStats
 from holdfast.types import Progress, ProgressCallback
+from holdfast.wire.record import SEGMENT_HEADER_BYTES
 
 log = logging.getLogger("holdfast")
 
@@ -131,9 +133,16 @@ class CatalogKeeper:
 
     def _refuse_to_forget(self) -> None:
         try:
-            lost = self._backend.lost_segments(self.current().segments())
+            known = self.current().segments()
         except CatalogUnusable:
             return
+        lost = self._backend.lost_segments(known)
+        for segment in self._backend.foreign_segments():
+            applied, state = known.get(segment, (0, SEGMENT_SUPERSEDED))
+            if state != SEGMENT_SUPERSEDED and applied > SEGMENT_HEADER_BYTES:
+                lost.append(
+                    (segment, segment_path(self._backend.root, segment), "was replaced by another one")
+                )
         if lost:
             segment, path, why = lost[0]
             raise CorruptSegment(

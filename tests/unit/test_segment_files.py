@@ -186,6 +186,62 @@ def test_a_segment_that_says_it_is_another_store_s_is_told_of(tmp_path: Path) ->
         assert store.scrub().ok, "it says again that it is ours"
 
 
+def test_repair_takes_nothing_in_from_a_segment_of_another_store(tmp_path: Path) -> None:
+    """Its records are sound: put under our name they would be ours, tags and tombstones included."""
+    with open_store(tmp_path / "other") as other:
+        other.tags.set("latest", other.put(sample(9_000, 1)).hash)
+        other.tags.set("latest", other.put(sample(9_000, 2)).hash)
+    with open_store(tmp_path / "s") as store:
+        mine = store.put(sample(9_000, 3))
+        store.tags.set("latest", mine.hash)
+    kept = (tmp_path / "s" / "segments" / segments(tmp_path / "s")[0]).read_bytes()
+    theirs = (tmp_path / "other" / "segments" / segments(tmp_path / "other")[0]).read_bytes()
+    for number in (1, 9):  # in the place of ours, and beside it
+        path = tmp_path / "s" / "segments" / f"{number:010d}.seg"
+        path.write_bytes(theirs)
+        with open_store(tmp_path / "s") as store:
+            store.scrub()
+            report = store.repair()
+            assert ["move it away" in problem.message for problem in report.missing][-1:] == [True]
+            assert list(store.find()) == [mine]
+            assert not store.health().ok
+            assert path.read_bytes() == theirs
+            if number == 1:
+                with pytest.raises(
+                    CorruptSegment, match="was replaced by another one: a rebuild would forget"
+                ):
+                    store.rebuild()
+        path.unlink()
+        (tmp_path / "s" / "segments" / "0000000001.seg").write_bytes(kept)
+    with open_store(tmp_path / "s") as store:
+        assert store.repair().ok
+        assert store.scrub().ok
+        assert store.health().ok
+        assert store.read(mine) == sample(9_000, 3)
+
+
+def test_a_segment_under_another_name_is_not_touched(tmp_path: Path) -> None:
+    """As of somebody who brings together two copies of a store that went their own ways."""
+    with open_store(tmp_path / "s") as store:
+        mine = store.put(sample(9_000, 1))
+    (name,) = segments(tmp_path / "s")
+    content = (tmp_path / "s" / "segments" / name).read_bytes()
+    renamed = tmp_path / "s" / "segments" / "0000000007.seg"
+    renamed.write_bytes(content)
+    for _ in range(2):
+        with open_store(tmp_path / "s") as store:
+            assert not store.health().ok
+            assert not store.repair().ok
+            assert any("move it away" in problem.message for problem in store.rebuild().problems)
+            store.put(b"more")
+            assert renamed.read_bytes() == content
+    renamed.unlink()
+    with open_store(tmp_path / "s") as store:
+        assert store.repair().ok
+        assert store.health().ok
+        assert store.read(mine) == sample(9_000, 1)
+
+
 # -- a full or failing disk
 
 

@@ -17,7 +17,7 @@ from holdfast import _native
 from holdfast.backend.log.commit import Group
 from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.payloads import OFFSET_MASK, Place
-from holdfast.backend.log.segment import slice_entries
+from holdfast.backend.log.segment import FOREIGN, slice_entries
 from holdfast.bao import OutboardBuilder
 from holdfast.care.compare import Lack, iter_missing, read_segment
 from holdfast.care.framing import UNKNOWN, Framing, mend_bit
@@ -26,7 +26,7 @@ from holdfast.care.rows import Row, iter_rows, rows_at
 from holdfast.care.wanted import Owner, Wanted, find_owners, find_wanted, lost_segments
 from holdfast.compress import compress
 from holdfast.core import MENDABLE
-from holdfast.errors import BackendError, HoldfastError, IntegrityError, NotFound
+from holdfast.errors import BackendError, CorruptSegment, HoldfastError, IntegrityError, NotFound
 from holdfast.facts import (
     FLAG_BLOB,
     KIND_BLOB,
@@ -136,8 +136,19 @@ class Repair:
         doubtful = {place >> 32 for place, _, _ in catalog.quarantined()}
         doubtful |= {segment for segment, (_, state) in known.items() if state == SEGMENT_QUARANTINED}
         doubtful |= {problem.segment or 0 for problem in self._core.keeper.problems}
+        foreign = {segment for segment in self._backend.foreign_segments() if not self._is_ours(segment)}
+        for segment in sorted(foreign):
+            self._missing.append(
+                Problem(
+                    kind=CorruptSegment.kind,
+                    message=FOREIGN,
+                    segment=segment,
+                    offset_bytes=0,
+                    path=segment_path(self._backend.root, segment),
+                )
+            )
         restored = False
-        for segment in sorted(doubtful & set(self._backend.segment_ids())):
+        for segment in sorted(doubtful & set(self._backend.segment_ids()) - foreign):
             applied, state = known.get(segment, (0, SEGMENT_OPEN))
             framing = Framing(self._backend, segment, applied, self._copy_of)
             try:
@@ -155,6 +166,17 @@ class Repair:
         if restored:  # what a rebuild had to leave out is there again
             with suppress(WouldForget):  # others are still missing
                 self._core.keeper.replace("records were put back", is_mended=True)
+
+    def _is_ours(self, segment: int) -> bool:
+        """Whether a segment that says it belongs elsewhere is just what the catalog knows: its header is wrong then."""
+        rows = rows_at(self._core.catalog, (), [segment])
+        index = read_segment(self._core, segment)
+        applied, _ = self._core.catalog.segments().get(segment, (0, SEGMENT_OPEN))
+        if not rows or index is None or index.size_bytes != applied:
+            return False
+        found = {entry.offset: entry for entry in iter_entries(index.entries)}
+        entries = ((row, found.get(row.location & OFFSET_MASK)) for row in rows)
+        return all(entry is not None and row.matches(entry) for row, entry in entries)
 
     def _copy_of(self, segment: int, start: int, stop: int, later: bytes) -> bytes | None:
         """Give a stretch of a segment from another copy of this very store; not one that was let go of."""

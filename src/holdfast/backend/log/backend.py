@@ -24,7 +24,7 @@ from holdfast.backend.log.payloads import OFFSET_MASK, Index, Payloads, Place
 from holdfast.backend.log.reader import BlobReader, LargeReader, SmallReader
 from holdfast.backend.log.recovery import Recovery
 from holdfast.backend.log.reserve import Reserve
-from holdfast.backend.log.segment import read_index, slice_entries
+from holdfast.backend.log.segment import is_foreign, read_index, slice_entries
 from holdfast.backend.log.session import Session, SessionState, read_sessions
 from holdfast.backend.log.writers import Writers
 from holdfast.chunking import Chunking
@@ -273,6 +273,21 @@ class LogBackend:
             elif found.size_bytes < applied:
                 lost.append((segment, path, f"has {found.size_bytes} of {applied} bytes"))
         return lost
+
+    def foreign_segments(self) -> list[int]:
+        """Give the segments that say of themselves that they are of another store, or have another id."""
+        foreign = []
+        for segment in self.segment_ids():
+            try:
+                handle = self.disk.open(segment_path(self.root, segment), "r")
+            except FileNotFoundError:
+                continue  # compacted away meanwhile
+            try:
+                if is_foreign(self.disk, handle, segment, self.store.id):
+                    foreign.append(segment)
+            finally:
+                self.disk.close(handle)
+        return foreign
 
     def disk_bytes(self) -> int:
         """Give the room that all segments take."""

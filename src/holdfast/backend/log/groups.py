@@ -144,8 +144,8 @@ class Groups:
             self.damage("a segment that a commit names is missing", segment, 0)
             return b""
         try:
-            if is_foreign(self._disk, handle, self._store_id):
-                self.damage("a segment that a commit names was replaced by another store's", segment, 0)
+            if is_foreign(self._disk, handle, segment, self._store_id):
+                self.damage("a segment that a commit names was replaced by another one", segment, 0)
                 return b""
             return read_index(self._disk, handle, segment, path).entries
         finally:

@@ -23,6 +23,7 @@ from holdfast.backend.log.records import Records, frame_records
 from holdfast.backend.log.replay import windowed
 from holdfast.backend.log.runs import Runs
 from holdfast.backend.log.segment import (
+    FOREIGN,
     SegmentIndex,
     SegmentWriter,
     check_segment_header,
@@ -274,12 +275,8 @@ class Recovery:
             size = self._disk.size(handle)
             if not dead and not self._rebuilding and not self._has_changes(handle, segment, applied, size):
                 return
-            if is_foreign(self._disk, handle, self._store_id):
-                self._groups.damage(
-                    "the segment belongs to another store: nothing in it was taken in, move it away",
-                    segment,
-                    0,
-                )
+            if is_foreign(self._disk, handle, segment, self._store_id):
+                self._groups.damage(FOREIGN, segment, 0)
                 return
             if size < applied:
                 self._groups.damage("the segment is shorter than what was stored in it", segment, size)

@@ -35,6 +35,9 @@ from holdfast.wire.record import (
 )
 
 SCAN_BYTES: Final = 4 << 20
+FOREIGN: Final = (
+    "the segment belongs to another store, or under another name: nothing in it is taken in, move it away"
+)
 
 
 class SegmentWriter:
@@ -95,7 +98,7 @@ class SegmentWriter:
         except FileNotFoundError:
             return None
         try:
-            if disk.lock(handle) and not is_foreign(disk, handle, store_id):
+            if disk.lock(handle) and not is_foreign(disk, handle, segment, store_id):
                 size = disk.size(handle)
                 if read_tail(disk, handle, segment, size).closed:
                     start = size - TAIL_BYTES
@@ -393,10 +396,10 @@ def _read_footer(disk: Disk, handle: int, segment: int, size: int, tail: Tail) -
     return entries if len(entries) == end.entry_count * ENTRY_BYTES else None
 
 
-def is_foreign(disk: Disk, handle: int, store_id: bytes) -> bool:
-    """Whether a segment says, in a header that is whole, that it belongs to another store."""
+def is_foreign(disk: Disk, handle: int, segment: int, store_id: bytes) -> bool:
+    """Whether a segment says, in a header that is whole, that it belongs to another store or is another segment."""
     header = parse_segment_header(disk.pread(handle, SEGMENT_HEADER_BYTES, 0))
-    return header is not None and header.store_id != store_id
+    return header is not None and (header.segment != segment or header.store_id != store_id)
 
 
 def check_segment_header(disk: Disk, handle: int, segment: int, store_id: bytes, path: str) -> Problem | None:
