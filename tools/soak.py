@@ -37,7 +37,7 @@ class Soak:
         self.rng = random.Random(seed)
         self.limit_bytes = limit_bytes
         self.rounds = self.checks = self.flips = self.repaired = self.lost_catalogs = 0
-        self.figures = Figures(0, 0, 0, 0, 0)
+        self.figures = Figures(0, 0, 0, 0, 0, 0)
         self.most_bytes = 0
 
     def run(self, seconds: float) -> None:

@@ -75,6 +75,20 @@ def _update(store: Store, ledger: Ledger) -> None:
     attempt(lambda: ledger.tag(store, "old-1", "one"))
 
 
+def _named(world: World) -> None:
+    fill(world, 3, 500)
+    with world.open() as store:
+        world.ledger.refer(store, "one", "old-0")
+        world.ledger.refer(store, "two", "old-1")
+
+
+def _names(store: Store, ledger: Ledger) -> None:
+    attempt(lambda: ledger.refer(store, "three", "old-2"))
+    attempt(lambda: ledger.refer(store, "one", "old-1"))
+    attempt(lambda: ledger.rename_ref(store, "two", "four"))
+    attempt(lambda: ledger.drop_ref(store, "one"))
+
+
 def _garbage(world: World) -> None:
     """Leave what goes and what stays, in chunks that both share; of one tail its writer died."""
     with world.open() as store:
@@ -320,6 +334,7 @@ SCRIPTS: Final = {
         Script("delete", lambda world: fill(world, 2, 500), _delete),
         Script("restore", _deleted, _restore),
         Script("update", lambda world: fill(world, 2, 500), _update),
+        Script("names", _named, _names),
         Script("collect", _garbage, _collect),
         Script("seal", _nearly_full, _seal),
         Script("adopt", lambda world: fill(world, 2, 3_000), _adopt),

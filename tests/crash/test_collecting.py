@@ -19,7 +19,7 @@ from holdfast.store import Store
 from holdfast.testing.checks import check_store
 from holdfast.testing.processes import Torturer
 from holdfast.types import Hash
-from tests.crash.world import CHUNKING, SEED, SEGMENT_BYTES, figure, replay
+from tests.crash.world import CHUNKING, DEEP, SEED, SEGMENT_BYTES, figure, replay
 
 OPTIONS: dict[str, Any] = {"chunking": CHUNKING, "segment_bytes": SEGMENT_BYTES}
 DATA = random.Random(1).randbytes(60_000)
@@ -100,6 +100,7 @@ def test_the_lease_of_a_killed_process_holds_nothing(store: Store) -> None:
         assert not store.exists(hash_)
 
 
+@pytest.mark.timeout(0 if DEEP else 400)
 def test_four_write_and_two_read_while_others_collect_and_compact(tmp_path: Path) -> None:
     path = tmp_path / "store"
     Store._open(str(path), create=True, **OPTIONS).close()
@@ -107,9 +108,18 @@ def test_four_write_and_two_read_while_others_collect_and_compact(tmp_path: Path
         "tests/crash/test_collecting.py::test_four_write_and_two_read_while_others_collect_and_compact"
     ):
         torturer = Torturer(path, SEED, writers=4, readers=2, collectors=1, compactors=1, options=OPTIONS)
-        figures = torturer.run(seconds=figure(60, 1800), pause_seconds=(0.02, 0.2), stop_share=0.4)
+        turns = figure(6, 180)
+        for turn in range(turns + 10):  # some more where a busy machine lets no collection come to its end
+            torturer.run(seconds=5, pause_seconds=(0.02, 0.2), stop_share=0.4, keep=True)
+            figures = torturer.run(seconds=5, pause_seconds=(0.5, 2.0), stop_share=0.4, keep=True)
+            if turn >= turns - 1 and min(figures.collected, figures.compacted) > 3:
+                break
+        figures = torturer.run(kills=1)
         print(figures)
-        assert figures.kills > 5
+        assert figures.kills > 30
+        assert figures.stops > 20
         assert figures.acknowledged > 20
         assert figures.reads > 20
+        assert figures.compacted > 3
+        assert figures.collected > 3
         check_store(lambda: Store._open(str(path), **OPTIONS), torturer.ledger)

@@ -18,8 +18,9 @@ KILLS = figure(20, 500)
 COMMAND = [sys.executable, "-m", "holdfast.cli"]
 
 
-def _start(store: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "HOLDFAST_STORE": str(store), "HOME": str(store.parent)}
+def start(store: Path, *arguments: str, **settings: str) -> subprocess.Popen[str]:
+    """Start the command on a store, with variables of the environment."""
+    environment = {**os.environ, "HOLDFAST_STORE": str(store), "HOME": str(store.parent), **settings}
     return subprocess.Popen(
         [*COMMAND, *arguments],
         stdin=subprocess.DEVNULL,
@@ -75,7 +76,7 @@ def test_a_put_of_a_tree_is_killed(tmp_path: Path) -> None:
         for turn in range(KILLS + 1):
             name = f"tree-{turn}"
             files = _tree(tmp_path / name, rng)
-            ended, said = killer.run(_start(path, "-q", "put", "-r", name))
+            ended, said = killer.run(start(path, "-q", "put", "-r", name))
             assert not ended or said.strip()
             with Store._open(path) as store:
                 live = {artifact.filename: artifact for artifact in store.find()}
@@ -113,7 +114,7 @@ def test_a_rebuild_is_killed(tmp_path: Path) -> None:
         for turn in range(KILLS + 1):
             if turn % 3 == 2:
                 _remove_catalog(path)
-            killer.run(_start(path, "-q", "rebuild"))
+            killer.run(start(path, "-q", "rebuild"))
             with Store._open(path) as store:
                 assert dump_catalog(store) == before
         with Store._open(path) as store:
@@ -138,7 +139,7 @@ def test_a_collection_is_killed(tmp_path: Path) -> None:
                 artifacts = store.put_many(contents)
                 kept |= {a.id: c for a, c in zip(artifacts[::4], contents[::4], strict=True)}
                 store.delete(*(a for number, a in enumerate(artifacts) if number % 4))
-            killer.run(_start(path, "-q", "gc", "--min-age", "0"))
+            killer.run(start(path, "-q", "gc", "--min-age", "0"))
             with Store._open(path) as store:
                 assert {artifact.id for artifact in store.find()} == kept.keys()
                 for key in rng.sample(sorted(kept), 20):

@@ -82,7 +82,10 @@ def test_a_segment_closed_by_a_failing_fsync_is_no_foundation(at: int) -> None:
 
 
 def test_a_disk_whose_fsync_always_fails_acknowledges_nothing() -> None:
-    with new_world() as world, replay("tests/crash/test_fsync.py"):
+    with (
+        new_world() as world,
+        replay("tests/crash/test_fsync.py::test_a_disk_whose_fsync_always_fails_acknowledges_nothing"),
+    ):
         fill(world, 2, 3_000)
         before = len(world.ledger.artifacts)
         disk = FaultyDisk(world.disk, Fault.EIO, at=1, for_good=True, where=of_a_segment)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from holdfast.errors import CorruptSegment
+from holdfast.errors import ArtifactNotFound, BlobNotFound, CorruptSegment, HoldfastError
 from holdfast.testing.checks import check_store, replayable
+from holdfast.testing.faults import numbered, without_ids
 from holdfast.testing.ledger import CheckFailed, Ledger
-from tests.crash.world import SEED, FaultyDisk, World, bury, fill, new_world, piece
+from holdfast.testing.processes import Torturer, _read
+from tests.crash import world
+from tests.crash.world import ROOT, SEED, Fault, FaultyDisk, World, bury, fill, new_world, piece
 
 
 class LyingDisk(FaultyDisk):
@@ -140,3 +146,92 @@ def test_a_failure_says_how_to_see_it_again() -> None:
     assert caught.value.__notes__ == [
         f"seed {SEED}; to run this case again: HOLDFAST_SEED={SEED} pytest this"
     ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_command_of_a_deep_run_says_so(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With less of the deep figures other cases are run, and others decide what befalls them."""
+    monkeypatch.setattr(world, "SHARE", share)
+    monkeypatch.setattr(world, "DEEP", share > 0)
+    test = f"tests/crash/test_harness.py::test_the_command_of_a_deep_run_says_so[{share}]"
+    with pytest.raises(ValueError, match="x") as caught, world.replay(test, 7, 3):
+        raise ValueError("x")
+    (note,) = caught.value.__notes__
+    command = note.partition(": ")[2]
+    assert command == (
+        f"HOLDFAST_SEED=7 HOLDFAST_DEEP=0.5 HOLDFAST_SITE=3 .venv/bin/pytest --timeout 0 '{test}'"
+        if share
+        else f"HOLDFAST_SEED=7 HOLDFAST_SITE=3 .venv/bin/pytest '{test}'"
+    )
+
+
+def test_a_command_that_runs_something_else_is_refused() -> None:
+    with (
+        pytest.raises(ValueError, match="is not what runs"),
+        world.replay("tests/crash/test_sites.py::test_x"),
+    ):
+        pass
+
+
+def test_a_fault_comes_at_the_step_that_was_recorded_whatever_others_do_before_it() -> None:
+    """Two threads reach their steps in another order than when the run was recorded."""
+    with new_world() as one:
+        recorder = FaultyDisk(one.disk)
+        for name in "ab":
+            recorder.close(recorder.open(f"{ROOT}/{name}", "x"))
+        (site,) = [site for site in recorder.sites if str(site) == "3:create(b)"]
+    with new_world() as other:
+        disk = FaultyDisk(other.disk, Fault.EIO, numbered(site, recorder.sites), like=site, for_good=True)
+        with pytest.raises(HoldfastError):
+            disk.open(f"{ROOT}/b", "x")
+        assert disk.struck
+        with pytest.raises(HoldfastError):
+            disk.open(f"{ROOT}/a", "x")
+
+
+@pytest.mark.parametrize(
+    ("path", "masked"),
+    [
+        ("/s/sessions/01a20092-ee3b-7000-95d9-9d43f1f63053", "/s/sessions/*"),
+        ("/s/sessions/01a20092ee3b700095d99d43f1f63053", "/s/sessions/*"),
+        ("/o/.new/store.json,3533-18ea3e4e262d3ff1-4", "/o/.new/store.json,*"),
+        ("/s/segments/0000000003.seg", "/s/segments/0000000003.seg"),
+    ],
+)
+def test_ids_that_are_others_in_each_run_make_no_other_step(path: str, masked: str) -> None:
+    assert without_ids(path) == masked
+
+
+class _Death:
+    """What no process takes out of a message alive."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (3,)
+
+
+def test_a_process_that_ends_by_itself_is_seen(tmp_path: Path) -> None:
+    torturer = Torturer(tmp_path / "store", SEED, options={"death": _Death()})
+    with pytest.raises(CheckFailed, match="write 1 ended by itself, with 3"):
+        torturer.run(seconds=60)
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_a_reader_that_misses_the_blob_of_a_live_artifact_says_so(is_live: bool) -> None:
+    said: list[Any] = []
+
+    def send(event: Any) -> None:
+        said.append(event)
+        raise BrokenPipeError
+
+    def miss(*_: object) -> None:
+        raise BlobNotFound("gone")
+
+    def info(_: object) -> None:
+        if not is_live:
+            raise ArtifactNotFound("deleted")
+
+    turns = iter(([SimpleNamespace(id="x")], []))
+    store = SimpleNamespace(find=lambda limit: next(turns), read=miss, info=info)
+    with pytest.raises((BrokenPipeError, StopIteration)):
+        _read(SimpleNamespace(send=send), store, 1, random.Random(SEED))  # type: ignore[arg-type]
+    assert [event[0] for event in said] == (["wrong"] if is_live else [])

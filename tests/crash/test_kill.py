@@ -27,9 +27,7 @@ def test_a_putting_child_is_killed_again_and_again(part: int, tmp_path: Path) ->
         path = tmp_path / f"store-{turn}"
         Store._open(str(path), create=True, **OPTIONS).close()
         seed = SEED + turn
-        with replay(
-            f"tests/crash/test_kill.py::test_a_putting_child_is_killed_again_and_again[{part}]", seed
-        ):
+        with replay("tests/crash/test_kill.py::test_a_putting_child_is_killed_again_and_again[0]", seed):
             torturer = Torturer(path, seed, options=OPTIONS)
             for _ in range(KILLS):
                 torturer.run(kills=1, pause_seconds=(0.0, 0.05))
@@ -45,7 +43,8 @@ def test_four_write_and_two_read(tmp_path: Path) -> None:
         torturer = Torturer(path, SEED, writers=4, readers=2, options=OPTIONS)
         figures = torturer.run(seconds=figure(12, 1800), pause_seconds=(0.02, 0.2), stop_share=0.4)
         print(figures)
-        assert figures.kills > 5
+        assert figures.kills > 6 + 15  # six of them at the end
+        assert figures.stops > 10
         assert figures.acknowledged > 20
         assert figures.reads > 20
         check_store(lambda: Store._open(str(path), **OPTIONS), torturer.ledger)

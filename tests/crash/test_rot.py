@@ -22,6 +22,7 @@ from holdfast.catalog.connection import connect
 from holdfast.chunking import Chunking
 from holdfast.errors import HoldfastError
 from holdfast.store import Store
+from holdfast.testing.faults import numbered
 from holdfast.testing.inside import log_core
 from holdfast.testing.model_disk import ModelDisk
 from holdfast.types import Hash
@@ -293,10 +294,10 @@ def test_each_step_of_scrub_and_repair(case: Case, fault: Fault) -> None:
     sites = [site for site in recorder.sites if site.can(fault)]
     assert len(sites) > 10
     test = f"tests/crash/test_rot.py::test_each_step_of_scrub_and_repair[{fault}]"
-    with replay(test):
-        for site, rng in some_of(sites, 4, test):
+    for site, rng in some_of(sites, 4, test):
+        with replay(test, site=site.number):
             disk, catalog = base.clone(), case.world.copy_catalog()
-            faulty = FaultyDisk(disk, fault, at=site.number)
+            faulty = FaultyDisk(disk, fault, numbered(site, recorder.sites), like=site)
             with suppress(SimulatedCrash):
                 attempt(lambda d=faulty, c=catalog: scrub_and_repair(case, d, c))  # type: ignore[misc]
             faulty.crash()
@@ -316,6 +317,7 @@ def test_each_step_of_scrub_and_repair(case: Case, fault: Fault) -> None:
             except BaseException as error:
                 error.add_note(f"at {site}")
                 raise
+            assert faulty.struck, f"{site} never came"
 
 
 def copied(case: Case, catalog: Path) -> Path:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from holdfast.testing.faults import numbered
 from tests.crash.scripts import SCRIPTS
 from tests.crash.world import (
     Fault,
@@ -22,10 +23,19 @@ from tests.crash.world import (
     some_of,
 )
 
-Case = Callable[[World, Script, Site, random.Random], None]
+Case = Callable[[World, Script, FaultyDisk, random.Random], None]
 
 
-def each_site(script: Script, fault: Fault, test: str, stride: int, case: Case) -> None:
+def each_site(
+    script: Script,
+    fault: Fault,
+    test: str,
+    stride: int,
+    case: Case,
+    *,
+    for_good: bool = False,
+    file: str = "tests/crash/test_sites.py",
+) -> None:
     """Run a case for each site at which the fault can happen, or for each `stride`-th outside of deep runs."""
     with new_world() as base:
         script.prepare(base)
@@ -34,23 +44,28 @@ def each_site(script: Script, fault: Fault, test: str, stride: int, case: Case) 
         script.run(trial, recorder)
         sites = [site for site in recorder.sites if site.can(fault)]
         assert sites
+        missed: list[Site] = []
+        tried = 0
         for site, rng in some_of(sites, stride, test):
             world = base.twin()
+            at = numbered(site, recorder.sites)
+            disk = FaultyDisk(world.disk, fault, at, for_good=for_good, like=site)
             try:
-                with replay(f"tests/crash/test_sites.py::{test}", site=site.number):
-                    case(world, script, site, rng)
+                with replay(f"{file}::{test}", site=site.number):
+                    case(world, script, disk, rng)
             finally:
                 world.end()
+            tried += 1
+            if not disk.struck:
+                missed.append(site)
+        assert len(missed) <= tried // 20, f"these of {tried} sites never came: {missed}"
 
 
 @pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.CRASH_MIDWAY])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_crash(name: str, fault: Fault) -> None:
-    def case(world: World, script: Script, site: Site, rng: random.Random) -> None:
-        disk = FaultyDisk(world.disk, fault, at=site.number)
-        with suppress(
-            SimulatedCrash
-        ):  # the last sites may not come: two threads reach theirs in either order
+    def case(world: World, script: Script, disk: FaultyDisk, rng: random.Random) -> None:
+        with suppress(SimulatedCrash):
             script.run(world, disk)
         world.check_all(rng)
 
@@ -66,12 +81,13 @@ def _faults() -> Iterator[tuple[Fault, bool]]:
 @pytest.mark.parametrize(("fault", "for_good"), list(_faults()))
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_failing_disk(name: str, fault: Fault, for_good: bool) -> None:
-    def case(world: World, script: Script, site: Site, rng: random.Random) -> None:
-        disk = FaultyDisk(world.disk, fault, at=site.number, for_good=for_good)
+    def case(world: World, script: Script, disk: FaultyDisk, rng: random.Random) -> None:
         attempt(lambda: script.run(world, disk))  # typed errors only; the script goes on after each
         if not for_good:
             assert len(world.ledger.open_attempts) <= 1, "one failure of the disk, and more than one refusal"
         disk.crash()
         world.check_all(rng)
 
-    each_site(SCRIPTS[name], fault, f"test_failing_disk[{name}-{fault}-{for_good}]", 2, case)
+    each_site(
+        SCRIPTS[name], fault, f"test_failing_disk[{name}-{fault}-{for_good}]", 2, case, for_good=for_good
+    )

@@ -30,7 +30,6 @@ from tests.crash.world import (
     FaultyDisk,
     Script,
     SimulatedCrash,
-    Site,
     World,
     attempt,
     figure,
@@ -39,6 +38,7 @@ from tests.crash.world import (
     replay,
 )
 
+HERE = "tests/crash/test_uploads.py"
 PIECE = piece("upload", 90_000)
 STOPS = (10, 16_384, 50_000, 90_000)
 """Checkpoints: within a block, at one, across segments, at the end."""
@@ -140,13 +140,12 @@ class _Script(Script):
 def test_crash(fault: Fault) -> None:
     script = _Script()
 
-    def case(world: World, _: Script, site: Site, rng: random.Random) -> None:
-        disk = FaultyDisk(world.disk, fault, at=site.number)
+    def case(world: World, _: Script, disk: FaultyDisk, rng: random.Random) -> None:
         with suppress(SimulatedCrash):
             script.run(world, disk)
         _check(world, script.upload, rng)
 
-    each_site(script, fault, f"test_uploads.test_crash[{fault}]", 1, case)
+    each_site(script, fault, f"test_crash[{fault}]", 1, case, file=HERE)
 
 
 @pytest.mark.parametrize("fault", [Fault.EIO, Fault.ENOSPC, Fault.SHORT_WRITE])
@@ -154,13 +153,13 @@ def test_crash(fault: Fault) -> None:
 def test_failing_disk(fault: Fault, for_good: bool) -> None:
     script = _Script()
 
-    def case(world: World, _: Script, site: Site, rng: random.Random) -> None:
-        disk = FaultyDisk(world.disk, fault, at=site.number, for_good=for_good)
+    def case(world: World, _: Script, disk: FaultyDisk, rng: random.Random) -> None:
         attempt(lambda: script.run(world, disk))
         disk.crash()
         _check(world, script.upload, rng)
 
-    each_site(script, fault, f"test_uploads.test_failing_disk[{fault}-{for_good}]", 3, case)
+    test = f"test_failing_disk[{fault}-{for_good}]"
+    each_site(script, fault, test, 3, case, for_good=for_good, file=HERE)
 
 
 def test_crash_while_uploads_expire() -> None:
@@ -174,8 +173,7 @@ def test_crash_while_uploads_expire() -> None:
     def act(store: Store, _: Ledger) -> None:
         expire_uploads(log_core(store), 1 << 50)
 
-    def case(world: World, script: Script, site: Site, rng: random.Random) -> None:
-        disk = FaultyDisk(world.disk, Fault.CRASH_MIDWAY, at=site.number)
+    def case(world: World, script: Script, disk: FaultyDisk, rng: random.Random) -> None:
         with suppress(SimulatedCrash):
             script.run(world, disk)
         with world.open(world.disk.clone(), catalog=world.no_catalog()) as store:
@@ -183,7 +181,8 @@ def test_crash_while_uploads_expire() -> None:
         world.check_all(rng)
 
     script = Script("expire", prepare, act)
-    each_site(script, Fault.CRASH_MIDWAY, "test_uploads.test_crash_while_uploads_expire", 1, case)
+    test = "test_crash_while_uploads_expire"
+    each_site(script, Fault.CRASH_MIDWAY, test, 1, case, file=HERE)
 
 
 CHILD = """
@@ -218,7 +217,7 @@ def test_a_writing_child_is_killed_until_it_gets_through(tmp_path: Path) -> None
     seed, token, durable, kills = SEED, "", 0, 0
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"}
-    with replay("tests/crash/test_uploads.py::test_a_writing_child_is_killed_until_it_gets_through"):
+    with replay(f"{HERE}::test_a_writing_child_is_killed_until_it_gets_through"):
         while True:
             with subprocess.Popen(
                 [sys.executable, "-c", CHILD, path, token, str(seed)],

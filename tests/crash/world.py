@@ -211,13 +211,22 @@ def bury(store: Store) -> None:
 
 
 def replay(test: str, seed: int = SEED, site: int | None = None) -> AbstractContextManager[None]:
-    """Add the seed and the command to whatever fails inside."""
+    """Add the seed and the command to whatever fails inside.
+
+    `test` is the test that runs, or all of it, or its first part, which begins with `seed`; `ValueError` if it is not.
+    """
+    running = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+    every = running.partition("[")[0]
+    if running and test not in (running, every, f"{every}[0]"):
+        raise ValueError(f"{test} is not what runs: {running}")
     only = "" if site is None else f"HOLDFAST_SITE={site} "
-    return replayable(seed, f"{only}.venv/bin/pytest '{test}'")
+    deep, patience = (f"HOLDFAST_DEEP={SHARE:g} ", " --timeout 0") if DEEP else ("", "")
+    return replayable(seed, f"{deep}{only}.venv/bin/pytest{patience} '{test}'")
 
 
 __all__ = [
     "DEEP",
+    "ONLY_SITE",
     "ROOT",
     "SEED",
     "SEGMENT_BYTES",

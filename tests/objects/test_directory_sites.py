@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from holdfast.testing.faults import Fault, FaultyDisk, SimulatedCrash
+from holdfast.testing.faults import Fault, FaultyDisk, SimulatedCrash, Site, numbered
 from holdfast.testing.model_disk import ModelDisk
 from tests.crash.world import SEED, attempt, replay, some_of
 from tests.objects.world import OBJECT_SCRIPTS, ROOT, new_world
@@ -40,9 +40,12 @@ def each_step(name: str, fault: Fault, test: str, stride: int, *, for_good: bool
         trial.end()
         sites = [site for site in recorder.sites if site.can(fault)]
         assert sites or fault in (Fault.SHORT_WRITE, Fault.CRASH_MIDWAY)
+        missed: list[Site] = []
+        tried = 0
         for site, rng in some_of(sites, stride, test):
             world = base.twin()
-            disk = FaultyDisk(world.model(), fault, site.number, for_good=for_good)
+            at = numbered(site, recorder.sites)
+            disk = FaultyDisk(world.model(), fault, at, for_good=for_good, like=site)
             try:
                 with replay(f"tests/objects/test_directory_sites.py::{test}", site=site.number):
                     with suppress(SimulatedCrash):
@@ -52,6 +55,10 @@ def each_step(name: str, fault: Fault, test: str, stride: int, *, for_good: bool
                     world.check_all(rng, power_cuts=POWER_CUTS)
             finally:
                 world.end()
+            tried += 1
+            if not disk.struck:
+                missed.append(site)
+        assert len(missed) <= tried // 10, f"these of {tried} steps never came: {missed}"
 
 
 def test_the_places_are_those_of_a_directory() -> None:

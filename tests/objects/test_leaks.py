@@ -45,9 +45,10 @@ def test_much_work_leaves_nothing_behind(place: Path, quick: Path) -> None:
         before = held()
         ledger, rng = Ledger(), random.Random(SEED)
         with _open(path) as store:
-            _mixed(store, ledger, rng, OPERATIONS // 2)
+            assert not _mixed(store, ledger, rng, OPERATIONS // 2), "refused by a bucket that works"
             middle, resident = len(list(_descriptors())), _resident_bytes()
-            _mixed(store, ledger, rng, OPERATIONS // 2, OPERATIONS // 2)
+            refused = _mixed(store, ledger, rng, OPERATIONS // 2, OPERATIONS // 2)
+            assert not refused, "refused by a bucket that works"
             assert _resident_bytes() - resident < 96 << 20, "memory grows with the work"  # 64 MiB are a cache
             assert len(list(_descriptors())) <= middle + 8, "descriptors grow with the work"
             ledger.collect(store)
@@ -81,15 +82,15 @@ def test_a_failing_bucket_leaves_nothing_open(
 ) -> None:
     """Each store that was refused, or closed with an error, has let go of all it held."""
     test = f"tests/objects/test_leaks.py::test_a_failing_bucket_leaves_nothing_open[{fault}-{for_good}]"
-    with replay(test):
-        trial = quick / "trial"
-        trial.mkdir()
-        _open(trial, create=True).close()
-        recorder = FaultyBucket(DirectoryBucket(str(trial / "bucket")))
-        _session(trial, recorder, Ledger())
-        sites = [site for site in recorder.sites if site.can(fault)]
-        before = held()
-        for site, _ in some_of(sites, 9, test):
+    trial = quick / "trial"
+    trial.mkdir()
+    _open(trial, create=True).close()
+    recorder = FaultyBucket(DirectoryBucket(str(trial / "bucket")))
+    _session(trial, recorder, Ledger())
+    sites = [site for site in recorder.sites if site.can(fault)]
+    before = held()
+    for site, _ in some_of(sites, 9, test):
+        with replay(test, site=site.number):
             path = quick / f"store-{site.number}"
             path.mkdir()
             _open(path, create=True).close()

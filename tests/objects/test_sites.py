@@ -59,23 +59,31 @@ def each_site(name: str, fault: BucketFault, test: str, stride: int, *, for_good
         script.prepare(base)
         sites = [site for site in sites_of(script, base) if site.can(fault)]
         assert sites or fault is BucketFault.MISSING
+        missed: list[BucketSite] = []
+        tried = 0
         for site, rng in some_of(sites, stride, test):
             world = base.twin()
             try:
                 with replay(f"tests/objects/test_sites.py::{test}", site=site.number):
-                    one_case(world, script, fault, site, for_good)
+                    faulty = one_case(world, script, fault, site, for_good)
                     world.check_all(rng)
             finally:
                 world.end()
+            tried += 1
+            if not faulty.struck:
+                missed.append(site)
+        assert len(missed) <= tried // 10, f"these of {tried} requests never came: {missed}"
 
 
 def one_case(
     world: ObjectWorld, script: ObjectScript, fault: BucketFault, site: BucketSite, for_good: bool
-) -> None:
+) -> FaultyBucket:
+    """Break a script at a request; gives the bucket that failed."""
     faulty = FaultyBucket(
         world.bucket(), fault, site.number, for_good=for_good, error=PermissionDenied("injected: no")
     )
-    with suppress(SimulatedCrash):  # the last sites may not come: threads reach theirs in any order
+    with suppress(SimulatedCrash):
         attempt(lambda: script.run(world, faulty))  # typed errors only; the script goes on after each
     if fault not in CRASHES and not for_good:
         assert len(world.ledger.open_attempts) <= 1, "one failure, and more than one refusal"
+    return faulty

@@ -218,13 +218,6 @@ def _named(world: ObjectWorld) -> None:
         world.ledger.refer(store, "two", "old-1")
 
 
-def _names(store: Store, ledger: Ledger) -> None:
-    attempt(lambda: ledger.refer(store, "three", "old-2"))
-    attempt(lambda: ledger.refer(store, "one", "old-1"))
-    attempt(lambda: ledger.rename_ref(store, "two", "four"))
-    attempt(lambda: ledger.drop_ref(store, "one"))
-
-
 def _garbage(world: ObjectWorld) -> None:
     """Leave what goes and what stays, in commits of several, and what came again after it had gone."""
     with world.open() as store:
@@ -293,7 +286,7 @@ OBJECT_SCRIPTS = {
     "delete": ObjectScript(_some(2, 500), SCRIPTS["delete"].act),
     "restore": ObjectScript(_deleted, SCRIPTS["restore"].act),
     "update": ObjectScript(_some(2, 500), SCRIPTS["update"].act),
-    "names": ObjectScript(_named, _names),
+    "names": ObjectScript(_named, SCRIPTS["names"].act),
     "collect": ObjectScript(_garbage, _collect),
     "compact": ObjectScript(_garbage, _compact),
     "rebuild": ObjectScript(_garbage, _refresh),

@@ -8,6 +8,7 @@ are released, and what another disk over the same storage sees is what was there
 from __future__ import annotations
 
 import errno
+import re
 import threading
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -79,8 +80,27 @@ class Site(NamedTuple):
         """Say whether a fault can happen here at all."""
         return self.call in _CALLS[fault]
 
+    def is_like(self, other: Site) -> bool:
+        """Say whether it is the same call on the same path, but for ids, which are others in each run."""
+        return self.call == other.call and without_ids(self.path) == without_ids(other.path)
+
     def __str__(self) -> str:
         return f"{self.number}:{self.call}({self.path.rsplit('/', 1)[-1]})"
+
+
+_IDS: Final = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f-]{27}|(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])|[0-9a-f]+-[0-9a-f]{16}-[0-9]+$"
+)
+
+
+def without_ids(path: str) -> str:
+    """Give a path with a star for each UUID, and for what makes the name of a temporary file its own."""
+    return _IDS.sub("*", path)
+
+
+def numbered(site: Site, sites: Sequence[Site]) -> int:
+    """Give the how-many-th of those that are like it a site of a run is; numbers start at 1."""
+    return sum(one.is_like(site) for one in sites[: site.number])
 
 
 class FaultyDisk:
@@ -88,6 +108,7 @@ class FaultyDisk:
 
     `at` counts the sites for which `where` holds (all of them, if it is not given). With `for_good`, every
     later step of the kind fails as well: the disk stays broken, or stays full. A crash is for good by nature.
+    Threads reach their sites in any order: `like` has only sites that are like that one counted (`numbered`).
     """
 
     def __init__(
@@ -98,14 +119,18 @@ class FaultyDisk:
         *,
         for_good: bool = False,
         where: Callable[[Site], bool] | None = None,
+        like: Site | None = None,
     ) -> None:
         self.inner = inner
         self.fault = fault
         self.at = at
         self.for_good = for_good
         self.where = where
+        self.like = like
         self.sites: list[Site] = []
         self.hit: Site | None = None
+        self.struck = False
+        """Whether the fault came to pass: the site of that number was one that can have it."""
         self.crashed = False
         self._matching = 0
         self._handles: dict[int, tuple[str, bool]] = {}
@@ -126,7 +151,8 @@ class FaultyDisk:
     def arm(self, fault: Fault, steps: int) -> None:
         """Fail at the step that comes `steps` after this moment (1: the next)."""
         with self._mutex:
-            self.fault, self.hit, self.at = fault, None, self._matching + steps
+            self.fault, self.hit, self.struck = fault, None, False
+            self.at = self._matching + steps
 
     def heal(self) -> None:
         """Fail no more."""
@@ -144,11 +170,14 @@ class FaultyDisk:
             self.sites.append(site)
             if self.fault is None or not (self.where is None or self.where(site)):
                 return None
-            self._matching += 1
-            if self._matching == self.at:
-                self.hit = site
-                return self.fault if site.can(self.fault) else None
-            if self.for_good and self.hit is not None:
+            if self.hit is None:
+                if self.like is None or site.is_like(self.like):
+                    self._matching += 1
+                    if self._matching == self.at:
+                        self.hit = site
+                        self.struck = site.can(self.fault)
+                        return self.fault if self.struck else None
+            elif self.for_good:
                 again = _GROWING if self.fault in (Fault.ENOSPC, Fault.SHORT_WRITE) else _CALLS[self.fault]
                 if call in again:
                     return Fault.ENOSPC if self.fault is Fault.SHORT_WRITE else self.fault

@@ -104,6 +104,8 @@ class FaultyBucket:
         self.on_hang = on_hang
         self.sites: list[BucketSite] = []
         self.hit: BucketSite | None = None
+        self.struck = False
+        """Whether the fault came to pass: the call of that number was one that can have it."""
         self.crashed = False
         self._matching = 0
         self._last_written = ""
@@ -112,7 +114,8 @@ class FaultyBucket:
     def arm(self, fault: BucketFault, calls: int) -> None:
         """Fail at the call that comes `calls` after this moment (1: the next)."""
         with self._mutex:
-            self.fault, self.hit, self.at = fault, None, self._matching + calls
+            self.fault, self.hit, self.struck = fault, None, False
+            self.at = self._matching + calls
 
     def heal(self) -> None:
         """Fail no more."""
@@ -132,7 +135,8 @@ class FaultyBucket:
             self._matching += 1
             if self._matching == self.at:
                 self.hit = site
-                return self.fault if site.can(self.fault) else None
+                self.struck = site.can(self.fault)
+                return self.fault if self.struck else None
             return BucketFault.BEFORE if self.for_good and self.hit is not None else None
 
     def _step(

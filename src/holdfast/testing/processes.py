@@ -26,13 +26,14 @@ _CONTEXT: Final = multiprocessing.get_context("forkserver")
 
 
 class Figures(NamedTuple):
-    """What happened so far: kills, stops, how many operations were acknowledged or read, segments compacted away."""
+    """What happened so far: kills, stops, operations acknowledged or read, segments compacted away, collections."""
 
     kills: int
     stops: int
     acknowledged: int
     reads: int
     compacted: int
+    collected: int
 
 
 class Torturer:
@@ -60,7 +61,7 @@ class Torturer:
         self._roles += ["collect"] * collectors + ["compact"] * compactors
         self._children: dict[Connection, _Child] = {}
         self._born = 0
-        self._kills = self._stops = self._acknowledged = self._reads = self._compacted = 0
+        self._kills = self._stops = self._acknowledged = self._reads = self._compacted = self._collected = 0
         _CONTEXT.set_forkserver_preload(["holdfast.testing.processes", "holdfast.store"])
 
     def run(
@@ -111,7 +112,9 @@ class Torturer:
         finally:
             for child in [] if keep else list(self._children.values()):
                 self._kill(child)
-        return Figures(self._kills, self._stops, self._acknowledged, self._reads, self._compacted)
+        return Figures(
+            self._kills, self._stops, self._acknowledged, self._reads, self._compacted, self._collected
+        )
 
     def _spawn(self, role: str) -> None:
         self._born += 1
@@ -134,8 +137,10 @@ class Torturer:
                 assert isinstance(connection, Connection)
                 child = self._children.get(connection)
                 if child is not None and not self._hear(child):
+                    child.process.join()
+                    code = child.process.exitcode
                     self._bury(child)
-                    self._spawn(child.role)
+                    raise CheckFailed(f"{child.role} {child.number} ended by itself, with {code}")
             if left <= 0:
                 return
 
@@ -153,6 +158,7 @@ class Torturer:
             self._compacted += event[1]
         elif event[0] != "open":
             self._acknowledged += event[0] == "done"
+            self._collected += event[0] == "done" and child.role == "collect"
             self.ledger.hear((event[0], child.number * 1_000_000 + event[1], *event[2:]))
         return True
 
@@ -251,8 +257,19 @@ def _compact(connection: Connection, store: Any, number: int, rng: random.Random
             connection.send(("compacted", len(report.segments)))
 
 
+def _is_live(store: Any, artifact_id: str) -> bool:
+    try:
+        store.info(artifact_id)
+    except ArtifactNotFound:
+        return False
+    return True
+
+
 def _read(connection: Connection, store: Any, number: int, rng: random.Random) -> None:
-    """Read what is there and hold it against its hash; being deleted meanwhile is no fault."""
+    """Read what is there and hold it against its hash; being deleted meanwhile is no fault.
+
+    An artifact that is live after its blob was missed was live before: what was collected is never restored.
+    """
     from holdfast import _native
 
     while True:
@@ -261,7 +278,13 @@ def _read(connection: Connection, store: Any, number: int, rng: random.Random) -
                 content = store.read(artifact.id)
                 start = rng.randrange(artifact.size_bytes)
                 part = store.read(artifact.hash, start, min(1000, artifact.size_bytes - start))
-            except (ArtifactNotFound, BlobNotFound):
+            except ArtifactNotFound:
+                continue
+            except BlobNotFound as error:
+                if _is_live(store, artifact.id):
+                    connection.send(
+                        ("wrong", f"reader {number}: {artifact} is live, and its blob is not: {error!r}")
+                    )
                 continue
             if _native.blake3(content) != artifact.hash.digest or part != content[start : start + len(part)]:
                 connection.send(("wrong", f"reader {number}: {artifact} reads wrong"))
