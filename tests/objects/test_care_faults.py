@@ -27,6 +27,7 @@ FAULTS = (
     BucketFault.TRUNCATED,
     BucketFault.FLIPPED,
     BucketFault.MISSING,
+    BucketFault.MIDWAY,
 )
 CONTENTS = [sample(size) for size in (900, 40_000, 70_000, 300)]
 

@@ -125,6 +125,23 @@ def test_a_listing_that_lacks_what_is_fresh() -> None:
     assert [meta.key for meta in bucket.list("")] == ["a", "b", "c"]
 
 
+def test_a_listing_and_a_stream_that_break_off_in_the_middle() -> None:
+    bucket = FaultyBucket(memory_bucket())
+    for key in "abcd":
+        bucket.create(key, b"0123")
+    bucket.arm(BucketFault.MIDWAY, 1)
+    listing = bucket.list("")
+    assert [next(listing).key, next(listing).key] == ["a", "b"]
+    with pytest.raises(Unavailable):
+        next(listing)
+    bucket.arm(BucketFault.MIDWAY, 1)
+    pieces = bucket.iter("a", 0, 4) or iter(())
+    assert next(pieces) == b"01"
+    with pytest.raises(Unavailable):
+        next(pieces)
+    assert len(list(bucket.list(""))) == 4
+
+
 def test_another_error_and_another_side() -> None:
     seen: list[BucketSite] = []
     inner = memory_bucket()

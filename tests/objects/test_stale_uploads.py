@@ -8,15 +8,19 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
+from holdfast.backend.objects import stale
+from holdfast.backend.objects.bucket import Requests
 from holdfast.backend.objects.credentials import Keys
 from holdfast.backend.objects.opening import open_remote
 from holdfast.backend.objects.remote import PART_BYTES
 from holdfast.backend.objects.stale import abort_stale_uploads
-from holdfast.errors import InvalidConfig, PermissionDenied, StoreNotFound, Unavailable
+from holdfast.errors import HoldfastError, InvalidConfig, PermissionDenied, StoreNotFound, Unavailable
 from holdfast.secret import Secret
 from holdfast.servers import LocalServer
 from holdfast.store import Store
@@ -71,6 +75,34 @@ def test_one_that_another_machine_aborts_meanwhile(
         aborted = abort_stale_uploads(place, -3600)
     assert aborted is not None
     assert len(aborted) == 1
+
+
+def test_a_listing_with_another_bit_is_right_or_refused(
+    servers: Callable[[str], LocalServer], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each byte of it: what is aborted then is an upload of this store, or nothing."""
+    place = place_in(servers("versitygw").access, prefix, retry_seconds=0)
+    leave(servers, prefix, "blobs/a/data")
+    assert place.credentials is not None
+    ask = stale._Service._ask_once
+    aborted: set[str] = set()
+    body = ask(
+        stale._Service(place, place.credentials(), Requests()), "GET", "", {"uploads": "", "prefix": ""}
+    )
+    assert b"blobs/a/data" in body
+    for at in range(len(body)):
+        spoiled = body[:at] + bytes([body[at] ^ 0x10]) + body[at + 1 :]
+
+        def answer(self: Any, method: str, key: str, query: Any, spoiled: bytes = spoiled) -> bytes:
+            if method == "DELETE":
+                aborted.add(key)
+            return spoiled if method == "GET" else b""
+
+        monkeypatch.setattr(stale._Service, "_ask_once", answer)
+        with suppress(HoldfastError):
+            abort_stale_uploads(place, -3600)
+    assert f"{prefix}/blobs/a/data" in aborted
+    assert all(key.startswith(f"{prefix}/") for key in aborted)
 
 
 @pytest.mark.parametrize("name", ["minio", "versitygw"])

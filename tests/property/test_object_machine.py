@@ -49,7 +49,7 @@ from holdfast.testing.faulty_bucket import BucketFault, FaultyBucket
 from holdfast.testing.plain_bucket import PlainBucket
 from holdfast.testing.streams import Sender
 from holdfast.types import BytesLike, Hash, PutItem
-from tests.crash.world import DEEP, figure
+from tests.crash.world import DEEP, figure, replay
 from tests.objects.world import QUICK, bury, open_objects
 
 SIZES = st.sampled_from((1, 200, 5_000, 16_384, 16_385, 30_000))
@@ -762,7 +762,14 @@ def _reads(store: Store, key: str, state: State) -> bool:
     return True
 
 
-TestBucketMachine = BucketMachine.TestCase
+class TestBucketMachine(BucketMachine.TestCase):  # type: ignore[misc, valid-type]
+    """Run the machine; what follows of the examples is the same in every run of as many."""
+
+    def runTest(self) -> None:
+        with replay("tests/property/test_object_machine.py::TestBucketMachine::runTest"):
+            super().runTest()
+
+
 TestBucketMachine.settings = settings(
     max_examples=figure(200, 10_000),
     stateful_step_count=40 if DEEP else 22,

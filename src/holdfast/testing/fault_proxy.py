@@ -86,6 +86,8 @@ class FaultProxy:
         self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
         self.drip_seconds = drip_seconds
         self.retry_after_seconds = retry_after_seconds
+        self.flip_at = 0.5
+        """Where in a body the bit is that is another one: 0 at its first byte, almost 1 at its last."""
         self.requests: list[Request] = []
         self.hits: list[Request] = []
         self.on_request: Callable[[Request], None] | None = None
@@ -216,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
             later = [("retry-after", str(proxy.retry_after_seconds))] if status == 503 else []
             return self._answer(status, [("content-type", "application/xml"), *later], said.encode())
         if fault is HttpFault.FLIPPED_REQUEST:
-            body = _flip(body)
+            body = _flip(body, proxy.flip_at)
         try:
             status, headers, data = proxy.pass_on(self.command, self.path, self.headers, body)
         except (OSError, http.client.HTTPException):
@@ -226,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is HttpFault.HANG_AFTER:
             return self._hang()
         if fault is HttpFault.FLIPPED:
-            data = _flip(data)
+            data = _flip(data, proxy.flip_at)
         if fault is HttpFault.SHORT_BODY:
             data = data[: len(data) // 2]
         return self._answer(status, headers, data, fault)
@@ -281,8 +283,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
 
 
-def _flip(data: bytes) -> bytes:
+def _flip(data: bytes, where: float) -> bytes:
     if not data:
         return data
-    at = len(data) // 2
+    at = int(len(data) * where)
     return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]

@@ -36,6 +36,8 @@ class BucketFault(StrEnum):
     """One bit of the body is another one."""
     MISSING = "missing"
     """The listing lacks the key that was written last through here, or else its first one."""
+    MIDWAY = "midway"
+    """Half of a listing or of a stream comes, then it fails."""
     CRASH_BEFORE = "crash-before"
     CRASH_AFTER = "crash-after"
 
@@ -51,6 +53,7 @@ _OF_CALLS: Final[dict[BucketFault, frozenset[str]]] = {
     BucketFault.TRUNCATED: BODIES,
     BucketFault.FLIPPED: BODIES,
     BucketFault.MISSING: frozenset({"list"}),
+    BucketFault.MIDWAY: frozenset({"list", "iter"}),
     BucketFault.CRASH_BEFORE: CALLS,
     BucketFault.CRASH_AFTER: WRITES,
 }
@@ -192,7 +195,10 @@ class FaultyBucket:
         pieces, fault = self._step("iter", key, lambda: self.inner.iter(key, start, stop), stop - start)
         if pieces is None or fault is None:
             return pieces
-        return iter((_spoil(b"".join(pieces), fault),))
+        data = b"".join(pieces)
+        if fault is BucketFault.MIDWAY:
+            return self._broken("iter", key, [data[: len(data) // 2]])
+        return iter((_spoil(data, fault),))
 
     def create(self, key: str, data: BytesLike) -> Meta | None:
         return self._step("create", key, lambda: self.inner.create(key, data), len(data))[0]
@@ -211,7 +217,14 @@ class FaultyBucket:
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Meta]:
         found, fault = self._step("list", prefix, lambda: self.inner.list(prefix, after=after))
+        if fault is BucketFault.MIDWAY:
+            listed = list(found)
+            return self._broken("list", prefix, listed[: len(listed) // 2])
         return found if fault is not BucketFault.MISSING else self._without_one(found)
+
+    def _broken(self, call: str, key: str, first: Sequence[T]) -> Iterator[T]:
+        yield from first
+        raise self._unavailable(call, key)
 
     def _without_one(self, found: Iterator[Meta]) -> Iterator[Meta]:
         listed = list(found)

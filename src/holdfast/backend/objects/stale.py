@@ -164,10 +164,12 @@ class _Refused(Exception):
 def _parse(body: bytes) -> ElementTree.Element:
     try:
         root = ElementTree.fromstring(body)
-    except ElementTree.ParseError:
+        for element in root.iter():
+            element.tag = element.tag.rpartition("}")[2]  # some give the namespace, some do not
+            if element.tag == "Initiated" and element.text:
+                datetime.fromisoformat(element.text)
+    except (ElementTree.ParseError, LookupError, ValueError):  # an encoding, a time that there is not
         raise _Refused("InvalidListResponse") from None
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]  # some give the namespace, some do not
     if root.tag != "ListMultipartUploadsResult":
         raise _Refused("InvalidListResponse")
     return root
