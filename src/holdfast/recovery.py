@@ -10,16 +10,17 @@ import logging
 import time
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from holdfast.backend.log.backend import LogBackend
-from holdfast.backend.log.layout import segment_path
+from holdfast.backend.log.layout import SEGMENTS, segment_path
 from holdfast.backend.log.recovery import Recovery
 from holdfast.catalog import Catalog, CatalogUnusable, collecting, compacting
 from holdfast.catalog.forgetting import count_forgotten
-from holdfast.errors import CorruptSegment, IntegrityError, Unavailable
+from holdfast.errors import CorruptSegment, HoldfastError, IntegrityError, Unavailable
 from holdfast.facts import SEGMENT_SUPERSEDED, Facts
 from holdfast.halves import drop_half_blobs
 from holdfast.reports import Problem, RecoveryStats
@@ -35,6 +36,8 @@ class WouldForget(IntegrityError):
     """Storage is damaged, not the catalog, which is kept. Never for users."""
 
 
+KEPT = "kept_names"
+"""In `meta`: how many names this catalog knows, and a rebuild would forget. It goes with the catalog."""
 UNREAD = "unread_stretches"
 """In `meta`: places of damage that is older than the catalog, which so never read what stood there."""
 
@@ -143,6 +146,12 @@ class CatalogKeeper:
                 lost.append(
                     (segment, segment_path(self._backend.root, segment), "was replaced by another one")
                 )
+        if not lost and (kept := self.kept_names()):
+            raise CorruptSegment(
+                f"a rebuild would forget {kept} names that no record says any more: `holdfast repair` stores them anew,"
+                " and from a SOURCE what they name; `repair --give-up` lets go of what is left",
+                path=f"{self._backend.root}/{SEGMENTS}",
+            )
         if lost:
             segment, path, why = lost[0]
             raise CorruptSegment(
@@ -154,11 +163,12 @@ class CatalogKeeper:
                 path=path,
             )
 
-    def replace(self, reason: str, *, is_mended: bool = False) -> None:
+    def replace(self, reason: str, *, is_mended: bool = False, forget: bool = False) -> None:
         """The catalog proved damaged: rebuild it, unless another thread or process has done so meanwhile.
 
         `WouldForget` where storage is what is damaged: names that the catalog knows are in no record any more. Then
-        the catalog stays, for a repair to go by; `is_mended` says that storage is another one since the last time.
+        the catalog stays, for a repair to go by; `is_mended` says that storage is another one since the last time,
+        `forget` that such names are to go.
         """
         with self._backend.lock():
             if is_mended:
@@ -167,9 +177,13 @@ class CatalogKeeper:
                 if self._backend.read_only:
                     self._rebuild_in_memory(reason)
                 else:
-                    self._rebuild(reason, None, keep=self._catalog)
+                    self._rebuild(reason, None, keep=None if forget else self._catalog)
             else:
                 self._renew()
+
+    def kept_names(self) -> int:
+        """Give how many names the catalog knew, when it was last to be made anew, that no record says any more."""
+        return int(self.current().get_meta(KEPT) or 0)
 
     def unread(self) -> set[int]:
         """Give the places of damage of which the catalog never knew what it was."""
@@ -261,6 +275,8 @@ class CatalogKeeper:
                     recovery.problems.extend(drop_half_blobs(aside, backend))
                     if keep is not None and (lost := count_forgotten(keep, aside)):
                         self._irreplaceable = keep.id
+                        with suppress(HoldfastError):  # the disk is full, or the catalog is damaged as well
+                            keep.set_meta(KEPT, lost)
                         log.warning("the catalog is kept: a rebuild would forget %s names", lost)
                         raise WouldForget(f"a rebuild would forget {lost} names that damaged records held")
                     aside.publish(self._path)

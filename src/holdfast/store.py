@@ -393,6 +393,9 @@ class Store(Care, Collecting):
 
         Sizes and names are taken from what storage lists, unless `deep`: then every byte is read and verified, and
         outboards that are missing are computed. With `resume` that goes on where it was interrupted.
+
+        What damaged records held is forgotten: `scrub` and `repair` first. `CorruptSegment` where segments are gone,
+        or names are known to have no record any more.
         """
         return rebuild_deep(self._engine, progress, resume=resume) if deep else self._engine.rebuild(progress)
 

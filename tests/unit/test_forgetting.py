@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -39,3 +40,68 @@ def test_a_read_of_damaged_records_forgets_no_name(tmp_path: Path) -> None:
         assert [store.read(one) for one in kept] == contents
         store.rebuild()
         assert [store.read(one) for one in kept] == contents
+
+
+def test_two_copies_that_went_their_own_ways_and_were_copied_over_each_other(tmp_path: Path) -> None:
+    """The segment of the one lies in the place of the other's, whose catalog names what it has not."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    both, mine, other = (Random(n).randbytes(60_000) for n in range(3))
+    with holdfast.create(ours, compression="none") as store:
+        kept = store.put(both)
+    shutil.copytree(ours, theirs)
+    with holdfast.open(ours) as store:
+        lost = store.put(mine, filename="mine", tags=["mine"])
+        store.tags.set("mine", lost.hash)
+    with holdfast.open(theirs) as store:
+        came = store.put(other + other[::-1])
+    backup = tmp_path / "backup"
+    shutil.copytree(ours, backup)
+    (segment,) = (theirs / "segments").iterdir()
+    shutil.copy(segment, ours / "segments" / segment.name)
+    with holdfast.open(ours) as store:
+        assert not store.scrub().ok
+        assert not store.health().ok
+        with pytest.raises(IntegrityError, match="a rebuild would forget 2 names"):
+            store.rebuild()
+        assert [one.id for one in store.find(tag="mine")] == [lost.id]
+        report = store.repair()
+        assert not report.ok, "nobody has the bytes"
+        assert not store.health().ok
+        assert [one.id for one in store.find(tag="mine")] == [lost.id], "and what is said of them stays"
+        assert store.repair(str(backup)).ok
+        assert store.health().ok, store.health().ailments
+        assert store.scrub().ok
+        store.rebuild()
+        assert store.scrub().ok
+        assert store.read(lost) == store.read(store.tags.get("mine").hash) == mine
+        assert store.read(kept) == both
+        assert store.read(came) == other + other[::-1]
+
+
+def test_names_that_only_the_catalog_knows_go_by_word_alone(tmp_path: Path) -> None:
+    """Their records are zeros: what they said cannot be proved, and is not said again from the catalog."""
+    path = tmp_path / "store"
+    with holdfast.create(path, compression="none") as store:
+        kept = [store.put(bytes([n]) * 9_000) for n in range(1, 9)]
+    (segment,) = (path / "segments").iterdir()
+    with segment.open("r+b") as file:
+        file.seek(9_500)
+        file.write(bytes(30_000))
+    with holdfast.open(path) as store:
+        store.scrub()
+        with pytest.raises(IntegrityError):
+            store.read(kept[2])
+        with pytest.raises(IntegrityError, match=r"a rebuild would forget \d names"):
+            store.rebuild()
+        assert not store.repair().ok
+        assert {one.id for one in store.find()} == {one.id for one in kept}
+        for one in kept:
+            try:
+                store.read(one)
+            except IntegrityError:
+                store.delete(one)
+        store.repair(give_up=True)
+        assert store.repair().ok
+        assert store.health().ok, store.health().ailments
+        store.rebuild()
+        assert store.scrub().ok

@@ -200,17 +200,17 @@ def test_repair_takes_nothing_in_from_a_segment_of_another_store(tmp_path: Path)
         path = tmp_path / "s" / "segments" / f"{number:010d}.seg"
         path.write_bytes(theirs)
         with open_store(tmp_path / "s") as store:
-            store.scrub()
-            report = store.repair()
-            assert ["move it away" in problem.message for problem in report.missing][-1:] == [True]
-            assert list(store.find()) == [mine]
-            assert not store.health().ok
-            assert path.read_bytes() == theirs
             if number == 1:
                 with pytest.raises(
                     CorruptSegment, match="was replaced by another one: a rebuild would forget"
                 ):
                     store.rebuild()
+            store.scrub()
+            report = store.repair()
+            assert any("move it away" in problem.message for problem in report.missing)
+            assert list(store.find()) == [mine]
+            assert not store.health().ok
+            assert path.read_bytes() == theirs
         path.unlink()
         (tmp_path / "s" / "segments" / "0000000001.seg").write_bytes(kept)
     with open_store(tmp_path / "s") as store:

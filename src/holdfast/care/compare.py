@@ -68,6 +68,15 @@ def _compare_segment(core: LogCore, segment: int, rows: list[Row], report: Repor
     return None
 
 
+def iter_homeless(core: LogCore) -> Iterator[tuple[Row, Entry | None]]:
+    """Give the rows at whose place there is no such record, and what is there in its stead."""
+    for segment, rows in groupby(iter_rows(core.catalog), lambda row: row.location >> 32):
+        index = read_segment(core, segment)
+        for row, entry in _with_entries(list(rows), b"" if index is None else index.entries):
+            if entry is None or not row.matches(entry):
+                yield row, entry
+
+
 def read_segment(core: LogCore, segment: int) -> SegmentIndex | None:
     """Give the index of a segment; None when the file is not there."""
     disk = core.backend.disk

@@ -47,6 +47,7 @@ def health(core: LogCore) -> Health:
     free = backend.disk.free_bytes(backend.root)
     held, reserve = backend.reserve.held_bytes(), backend.reserve.want_bytes()
     missing = catalog.ask(MISSING)[0][0]
+    kept = core.keeper.kept_names()
     ailments: list[Ailment] = []
 
     def ail(what: str, advice: str) -> None:
@@ -68,6 +69,11 @@ def health(core: LogCore) -> Health:
         ail(
             f"the structure of {len(broken)} segments is broken",
             "`holdfast repair`: it is made again from what is sound",
+        )
+    if kept:
+        ail(
+            f"{kept} names are known to the catalog alone: their records are damaged, or replaced by others",
+            FROM_A_COPY,
         )
     if core.keeper.problems:
         ail(

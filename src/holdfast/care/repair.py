@@ -19,11 +19,11 @@ from holdfast.backend.log.layout import segment_path
 from holdfast.backend.log.payloads import OFFSET_MASK, Place
 from holdfast.backend.log.segment import FOREIGN, slice_entries
 from holdfast.bao import OutboardBuilder
-from holdfast.care.compare import Lack, iter_missing, read_segment
+from holdfast.care.compare import Lack, iter_homeless, iter_missing, read_segment
 from holdfast.care.framing import UNKNOWN, Framing, mend_bit
 from holdfast.care.origins import Origin, right
 from holdfast.care.rows import Row, iter_rows, rows_at
-from holdfast.care.wanted import Owner, Wanted, find_owners, find_wanted, lost_segments
+from holdfast.care.wanted import DOCUMENTS, Owner, Wanted, find_owners, find_wanted, lost_segments
 from holdfast.compress import compress
 from holdfast.core import MENDABLE
 from holdfast.errors import BackendError, CorruptSegment, HoldfastError, IntegrityError, NotFound
@@ -50,6 +50,7 @@ from holdfast.wire.pages import StreamWriter
 from holdfast.wire.record import (
     HEADER_BYTES,
     PAYLOAD_KINDS,
+    Entry,
     Kind,
     iter_entries,
 )
@@ -98,6 +99,8 @@ class Repair:
             left = [one for one in wanted if not self._bring_back(one)]
             self._commit()
             left = [one for one in left if not self._describe_again(one)]
+            if not left or give_up:
+                self._say_again()
             told = {one.row.key for one in left if one.row is not None} | {one.hash for one in left}
             for lack in list(iter_missing(self._core)):
                 if lack.blob not in told and lack.piece not in told:
@@ -115,6 +118,8 @@ class Repair:
             if gone:
                 self._group(0).add_one(Kind.RETIRED, encode_retired(_runs(gone)))
             self._commit()
+            if not self._missing or give_up:
+                self._let_names_go(give_up=give_up)
         if not self._missing:
             self._core.keeper.problems = ()
         return RepairReport(
@@ -166,6 +171,42 @@ class Repair:
         if restored:  # what a rebuild had to leave out is there again
             with suppress(WouldForget):  # others are still missing
                 self._core.keeper.replace("records were put back", is_mended=True)
+
+    def _say_again(self) -> None:
+        """Store documents anew that the catalog alone knows: another segment lies where their records were."""
+        keeper = self._core.keeper
+        for is_last in (False, True):
+            if not keeper.kept_names():
+                return
+            with suppress(WouldForget):
+                keeper.replace("what was damaged is stored anew", is_mended=True)
+                return
+            for row, entry in [] if is_last else list(iter_homeless(self._core)):
+                document = row.document
+                if document is not None and not self._may_be(row, entry):
+                    one = Wanted(None, _native.blake3(document), DOCUMENTS[row.table], 0, 0, row, "")
+                    self._append_document(one, document, CATALOG)
+            self._commit()
+
+    def _may_be(self, row: Row, entry: Entry | None) -> bool:
+        """Whether what lies at the place of a row is its record, damaged, or says something else of the same name.
+
+        Then the log knows better, or nobody does: a catalog is no source for what it says otherwise.
+        """
+        if entry is None or entry.kind != DOCUMENTS[row.table]:
+            return False
+        handles = self._backend.payloads.handles
+        payload = handles.read(row.location >> 32, entry.offset + HEADER_BYTES, entry.stored_bytes)
+        return _native.blake3(payload) != entry.hash or row.key in payload
+
+    def _let_names_go(self, *, give_up: bool) -> None:
+        """See that no name is known to the catalog alone any more."""
+        if not self._core.keeper.kept_names():
+            return
+        try:
+            self._core.keeper.replace("what was damaged is stored anew", is_mended=True, forget=give_up)
+        except WouldForget as error:
+            self._missing.append(Problem(kind=CorruptSegment.kind, message=str(error)))
 
     def _is_ours(self, segment: int) -> bool:
         """Whether a segment that says it belongs elsewhere is just what the catalog knows: its header is wrong then."""

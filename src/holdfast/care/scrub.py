@@ -138,7 +138,7 @@ class Scrub:
             try:
                 self._core.keeper.replace(found)
             except WouldForget as error:
-                report.add(Problem(kind=error.kind, message=f"{found}; {error}"))
+                report.add(Problem(kind=error.kind, message=f"the catalog is kept: {found}; {error}"))
                 break
             self.rebuilt = True
         self._write_down()

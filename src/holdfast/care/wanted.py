@@ -35,6 +35,15 @@ class Wanted(NamedTuple):
     reason: str
 
 
+DOCUMENTS: Final = {
+    "artifacts": int(Kind.ARTIFACT),
+    "tombstones": int(Kind.TOMBSTONE),
+    "tags": int(Kind.TAG),
+    "uploads": int(Kind.UPLOAD),
+}
+"""The kind of the record that a row of each of these tables comes from."""
+
+
 class Owner(NamedTuple):
     """A stretch of a blob that a chunk is; or a page of what describes the blob (offset None)."""
 
@@ -131,13 +140,7 @@ def _wanted_row(core: LogCore, row: Row, hash_: bytes, reason: str) -> Wanted:
     if row.table in ("blobs", "copies"):
         found = catalog.ask("SELECT created_ms FROM blobs WHERE hash = ?", (row.columns[0],))
         return Wanted(row.location, hash_, Kind.BLOB, 0, found[0][0] if found else 0, row, reason)
-    kinds = {
-        "artifacts": Kind.ARTIFACT,
-        "tombstones": Kind.TOMBSTONE,
-        "tags": Kind.TAG,
-        "uploads": Kind.UPLOAD,
-    }
-    return Wanted(row.location, hash_, kinds[row.table], 0, 0, row, reason)
+    return Wanted(row.location, hash_, DOCUMENTS[row.table], 0, 0, row, reason)
 
 
 def _record_at(core: LogCore, place: int) -> tuple[int, int, int]:

@@ -204,7 +204,7 @@ def show_problems(problems: Iterable[Problem], count: int) -> None:
 )
 @click.option("--resume", is_flag=True, help="With --deep: go on reading where the last one was interrupted.")
 def rebuild(state: State, deep: bool, resume: bool) -> int:
-    """Make the catalog anew from what is stored. Nothing is lost by it.
+    """Make the catalog anew from what is stored. Nothing is lost by it where that is sound: `scrub` and `repair` first.
 
     Of a bucket, sizes come from its listing, and objects of names are read; --deep reads all blobs, which costs as much
     as to fetch them. After Ctrl-C, --deep --resume goes on.
