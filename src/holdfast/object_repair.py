@@ -13,7 +13,7 @@ from typing import Final
 from holdfast import _native
 from holdfast.backend.objects.backend import Generations
 from holdfast.backend.objects.layout import ARTIFACTS, TAGS, tag_key
-from holdfast.backend.objects.names import place_of, read_named, revision_of
+from holdfast.backend.objects.names import parse_names, place_of, read_named, revision_of
 from holdfast.backend.objects.spool import Spool
 from holdfast.backend.objects.waiting import Waiting
 from holdfast.bao import OutboardBuilder
@@ -37,7 +37,7 @@ from holdfast.object_group import stored_bytes
 from holdfast.object_listing import Listed
 from holdfast.reports import Mended, Problem, RepairReport
 from holdfast.types import BLOCK_BYTES, BytesLike, Hash, Progress, ProgressCallback, parse_id
-from holdfast.wire.bundle import MAX_BUNDLE_BYTES, Document, encode_bundle, parse_bundle
+from holdfast.wire.bundle import MAX_BUNDLE_BYTES, Document, encode_bundle
 from holdfast.wire.document import (
     ArtifactDocument,
     TagDocument,
@@ -311,7 +311,7 @@ class Repair:
     def _right_bytes(self, key: str, raw: bytes | None, known: list[Document]) -> tuple[bytes, str] | None:
         def is_right(data: bytes) -> bool:
             try:
-                parse_bundle(data, key)
+                parse_names(data, key)
             except HoldfastError:
                 return False
             return True
@@ -325,7 +325,7 @@ class Repair:
             if isinstance(origin, StoreOrigin):
                 data = origin.object_at(self._core.keeper.store_id, key)
                 if data is not None and is_right(data):
-                    found.append((_revision(parse_bundle(data, key).documents), data, origin.name))
+                    found.append((_revision(parse_names(data, key).documents), data, origin.name))
         if not found:
             return None
         _, data, source = max(

@@ -293,8 +293,14 @@ def bucket(data: bytes) -> None:
     with Store._open_objects(plain, create=True) as store:
         kept = store.put(b"what is sound", filename="sound")
     plain.upload(key, [body], len(body))
-    with suppress(HoldfastError), Store._open_objects(plain) as store:
-        assert store.read(kept.id) == b"what is sound", "a neighbour is damaged, and what is sound is refused"
+    try:
+        opened = Store._open_objects(plain)
+    except FormatError as error:  # nothing else is a reason to refuse what is sound (docs/format.md)
+        if "newer version" not in error.message:
+            raise
+        return
+    with opened as store:
+        assert store.read(kept.id) == b"what is sound"
         for artifact in store.find():
             with suppress(HoldfastError):
                 store.read(artifact)

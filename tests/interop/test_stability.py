@@ -20,7 +20,7 @@ from holdfast.backend.log import layout, partial_state, session
 from holdfast.chunking import Chunking
 from holdfast.ranges import ChunkRanges
 from holdfast.testing.streams import Sender
-from holdfast.wire import collection, document, pages, record
+from holdfast.wire import collection, document, pages, record, upload
 from holdfast.wire.record import Kind
 
 GOLDEN = Path(__file__).parent / "data" / "golden.json"
@@ -74,6 +74,12 @@ def now() -> dict[str, str]:
     close, entry = record.encode_close(6, at)
     made["record close"] = close
     made["record footer"] = record.encode_footer(6, at + len(close), entries + entry)
+    made["document upload"] = upload.encode_upload(
+        upload.UploadDocument(
+            ID, 3, upload.UploadState.OPEN, TIME, TIME + 1, TIME + 2, 99_000, bytes(16),
+            pages.TreeRoot(2, HASH), pages.TreeRoot(0, HASH * 2), ((1_000, HASH),), b'{"filename":"x"}',
+        )
+    )  # fmt: skip
     header = record.SegmentHeader(6, ID, TIME)
     made["segment header"] = record.encode_segment_header(header)
     store = layout.StoreFile(

@@ -7,6 +7,7 @@ import os
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,3 +187,37 @@ def test_a_time_that_nobody_lives_in_hides_no_other_artifact() -> None:
         assert store.read(kept.id) == b"sound"
     with pytest.raises(FormatError):  # no database holds such a number
         parse_artifact(encode_artifact(told._replace(chunk_count=1 << 63)))
+
+
+@pytest.mark.parametrize("what", ["size", "format", "cut", "details", "version"])
+def test_a_document_that_cannot_be_hides_no_other_artifact(what: str) -> None:
+    """Its sums are right and its words are none: it is damage at a place, not the end of the store."""
+    bucket = PlainBucket()
+    with Store._open_objects(bucket, create=True) as store:
+        kept = store.put(b"sound")
+    told = ArtifactDocument(ID, 1, kept.hash.digest, 5, 0, 1 << 40, 1 << 40, 1, b"{}")
+    changes: dict[str, dict[str, Any]] = {
+        "size": {"size_bytes": (1 << 64) - 1},
+        "format": {"format": 9},
+        "details": {"details": b"{"},
+    }
+    payload = encode_artifact(told._replace(**changes.get(what, {})))
+    key = commit_key(ID)
+    if what == "cut":
+        payload = payload[:20]
+    elif what == "version":
+        payload = b"\2" + payload[1:]
+    bucket.create(key, encode_bundle([(Kind.ARTIFACT, payload)], key))
+    if what == "version":
+        with pytest.raises(FormatError, match="newer"):
+            Store._open_objects(bucket)
+        return
+    with Store._open_objects(bucket) as store:
+        assert store.read(kept.id) == b"sound"
+        assert [artifact.id for artifact in store.find() if artifact.size_bytes == 5][:1] == [kept.id]
+        assert {problem.path for problem in store.scrub().problems} == {key}
+        with pytest.raises(UnreadableRoot):
+            store.gc(min_age_seconds=0)
+        assert [one.path for one in store.repair().missing] == [key]
+        store.repair(give_up=True)
+        assert store.scrub().ok

@@ -8,15 +8,17 @@ from typing import Final, NamedTuple
 from holdfast import _native
 from holdfast.backend.objects.bucket import Bucket, Meta
 from holdfast.backend.objects.layout import ARTIFACTS, COMMITS
-from holdfast.errors import CorruptObject
+from holdfast.errors import CorruptObject, FormatError
 from holdfast.facts import ArtifactRow, Facts
 from holdfast.types import parse_id
-from holdfast.wire.bundle import MAX_BUNDLE_BYTES, Document, encode_bundle, parse_bundle
+from holdfast.wire.bundle import MAX_BUNDLE_BYTES, Bundle, Document, encode_bundle, parse_bundle
 from holdfast.wire.document import (
+    DOCUMENT_VERSION,
     TagDocument,
     Tombstone,
     encode_tombstone,
     parse_artifact,
+    parse_details,
     parse_tag,
     parse_tombstone,
 )
@@ -48,8 +50,33 @@ def _parse(key: str, found: tuple[bytes, Meta] | None) -> Named | None:
     if found is None:
         return None
     data, meta = found
-    documents, skipped = parse_bundle(data, key)
+    documents, skipped = parse_names(data, key)
     return Named(key, documents, meta.e_tag or "", skipped)
+
+
+def parse_names(data: bytes, key: str) -> Bundle:
+    """Read the documents of an object, and look into each; `CorruptObject`, or `FormatError` for a newer version's.
+
+    One whose sums are right and that says what cannot be is damaged as well: the others are still to be read.
+    """
+    bundle = parse_bundle(data, key)
+    for kind, payload in bundle.documents:
+        try:
+            if kind == Kind.ARTIFACT:
+                parse_details(parse_artifact(payload).details)
+            elif kind == Kind.TOMBSTONE:
+                parse_tombstone(payload)
+            else:
+                parse_tag(payload)
+        except FormatError as error:
+            if payload[:1] > bytes((DOCUMENT_VERSION,)):
+                raise FormatError(
+                    f"{key} has a document of version {payload[0]}: it was made by a newer version of Holdfast, "
+                    "use that one",
+                    path=key,
+                ) from error
+            raise CorruptObject(f"{key} holds a document that cannot be: {error}", path=key) from error
+    return bundle
 
 
 _EPOCH_MS: Final = 1_577_836_800_000
