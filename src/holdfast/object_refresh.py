@@ -18,7 +18,7 @@ import msgspec
 from holdfast.backend.objects.backend import ObjectBackend
 from holdfast.backend.objects.bucket import Meta
 from holdfast.backend.objects.ends import list_whole
-from holdfast.backend.objects.layout import COMMITS
+from holdfast.backend.objects.layout import COMMITS, is_names_key
 from holdfast.backend.objects.names import place_of
 from holdfast.catalog import Catalog
 from holdfast.catalog.objects import (
@@ -27,6 +27,7 @@ from holdfast.catalog.objects import (
     drop_blobs,
     forget_seen,
     hide,
+    is_seen,
     iter_lacking,
     iter_places,
     iter_seen,
@@ -230,12 +231,14 @@ def _missing(backend: ObjectBackend, catalog: Catalog, gone: Gone) -> list[str]:
 def missing_names(backend: ObjectBackend, catalog: Catalog) -> list[str]:
     """Give objects of names that this catalog has read, and that are gone with what they said.
 
-    None while others wait to be read: those may say it.
+    None while others wait to be read: those may say it. One that was read, and is another now (of a later state, or
+    copied with the whole bucket), says nothing of what others said.
     """
     with closing(Gone()) as gone:
         for prefix in NAMES:
-            for _ in changed(backend, catalog, prefix, gone.add_name):
-                return []
+            for meta in changed(backend, catalog, prefix, gone.add_name):
+                if is_names_key(meta.key) and not is_seen(catalog, meta.key):
+                    return []
         return _missing(backend, catalog, gone)
 
 

@@ -503,3 +503,32 @@ def test_where_no_catalog_can_lie_is_told(
         holdfast.open(f"dir://{root}", catalog=where)
     with holdfast.open(f"dir://{root}", catalog=where, read_only=True) as again:
         assert not list(again.find())
+
+
+@pytest.mark.parametrize("beside", [None, "commits/README"])
+def test_a_lost_name_is_found_in_a_copy_of_the_directory_as_well(
+    store: Store, root: Path, tmp_path: Path, beside: str | None
+) -> None:
+    """All files of a copy are others than those that the catalog has read; none says what is lost."""
+    artifacts = [store.put(sample(20_000, number), filename=f"{number}") for number in range(3)]
+    store.tags.set("kept", artifacts[1].hash)
+    store.update(artifacts[2], filename="other")
+    before = set((root / "commits").iterdir())
+    lost = store.put(sample(20_000, 9), filename="lost")
+    (commit,) = set((root / "commits").iterdir()) - before
+    store.close()
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    (copy / "commits" / commit.name).unlink()
+    if beside is not None:
+        (copy / beside).write_text("somebody else's")
+    with holdfast.open(f"dir://{copy}") as again:
+        report = again.scrub()
+        assert [problem.path for problem in report.problems] == [f"commits/{commit.name}"]
+        assert again.repair().ok
+        assert again.scrub().ok
+    for path in copy.glob("catalog.db*"):
+        path.unlink()
+    with holdfast.open(f"dir://{copy}") as again:
+        assert again.read(lost) == sample(20_000, 9)
+        assert {one.id for one in again.find()} == {one.id for one in (*artifacts, lost)}

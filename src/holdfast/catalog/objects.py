@@ -53,6 +53,11 @@ def iter_seen(catalog: Catalog, prefix: str) -> Iterator[tuple[str, str]]:
         after = page[-1][0]
 
 
+def is_seen(catalog: Catalog, key: str) -> bool:
+    """Whether an object of names was read, in whatever state."""
+    return bool(catalog.ask("SELECT EXISTS(SELECT 1 FROM seen WHERE key = ?)", (key,))[0][0])
+
+
 def forget_seen(catalog: Catalog, keys: Iterable[str]) -> None:
     """Objects of names are gone, and others say what they said."""
     rows = [(key,) for key in keys]
