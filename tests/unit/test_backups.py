@@ -12,7 +12,7 @@ import pytest
 
 import holdfast
 import holdfast.config
-from holdfast.errors import CorruptSegment
+from holdfast.errors import CorruptSegment, FormatError
 from holdfast.gc.cycle import Collection, Enough
 from holdfast.store import Store
 from holdfast.types import Artifact
@@ -129,3 +129,26 @@ def test_what_is_named_while_a_half_done_collection_is_copied_stays(
         assert copy.gc(min_age_seconds=0).complete
         assert copy.blobs.read(lease.hash) == content
         assert copy.scrub().ok
+
+
+@pytest.mark.parametrize("content", [None, b"", bytes(300), b'{"format":1'])
+def test_a_lost_store_file_is_asked_for_and_any_copy_of_it_does(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "store"
+    with holdfast.create(path) as store:
+        first = store.put(b"first")
+    kept = (path / "store.json").read_bytes()
+    with holdfast.open(path) as store:
+        second = store.put(b"second")
+    if content is None:
+        (path / "store.json").unlink()
+    else:
+        (path / "store.json").write_bytes(content)
+    for create in (False, True):
+        with pytest.raises(FormatError, match="put a copy of it back"):
+            holdfast.open(path, create=create)
+    (path / "store.json").write_bytes(kept)
+    with holdfast.open(path) as store:
+        assert store.scrub().ok
+        assert [store.read(one) for one in (first, second)] == [b"first", b"second"]

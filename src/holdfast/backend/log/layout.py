@@ -23,6 +23,7 @@ from holdfast.types import id_text, parse_id
 from holdfast.wire.record import FORMAT_VERSION
 
 STORE_FILE: Final = "store.json"
+PUT_BACK: Final = "put a copy of it back, of whatever age: it never changes, and no other file says the same"
 LOCK_FILE: Final = "lock"
 CATALOG_FILE: Final = "catalog.db"
 SEGMENTS: Final = "segments"
@@ -114,12 +115,14 @@ def parse_store_file(data: bytes, path: str) -> StoreFile:
                 path=path,
             )
         if _checksum(document) != document["crc32c"]:
-            raise FormatError(f"{path}/{STORE_FILE} is damaged: its checksum does not match", path=path)
+            raise FormatError(
+                f"{path}/{STORE_FILE} is damaged: its checksum does not match; {PUT_BACK}", path=path
+            )
         store = msgspec.convert(document, StoreFile)
         parse_id(store.store_id)
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FormatError(
-            f"{path}/{STORE_FILE} is damaged or is no store file: {error}", path=path
+            f"{path}/{STORE_FILE} is damaged or is no store file: {error}; {PUT_BACK}", path=path
         ) from error
     unknown = sorted(set(store.features) - FEATURES)
     if unknown:
@@ -160,8 +163,12 @@ def read_store_file(disk: Disk, root: str) -> StoreFile:
             if disk.stat(f"{root}/{STORE_FILE}") is not None:  # made just now
                 return read_store_file(disk, root)
             refuse_foreign(disk, root)
+            beside = disk.stat(f"{root}/{SEGMENTS}")
+            lost = beside is not None and beside.is_dir and bool(disk.listdir(f"{root}/{SEGMENTS}"))
             raise FormatError(
-                f"{root} is a directory, but not a Holdfast store ({STORE_FILE} is missing)", path=root
+                f"{root} is a directory, but not a Holdfast store ({STORE_FILE} is missing)"
+                + (f", though it has segments: {PUT_BACK}" if lost else ""),
+                path=root,
             ) from None
         raise StoreNotFound(
             f"there is no store at {root}, it is an empty directory, or one whose making broke off: make one"
