@@ -252,10 +252,10 @@ def of_a_segment(site: Site) -> bool:
 @pytest.mark.parametrize("at", [1, 2])
 def test_puts_on_a_full_disk_leave_no_files(tmp_path: Path, at: int) -> None:
     """`at` 1: the header of a new segment does not fit; 2: it does, and the first record does not."""
-    disk = FaultyDisk(LocalDisk(), at=at, where=of_a_segment)
+    disk = FaultyDisk(LocalDisk(), where=of_a_segment)
     with open_store(tmp_path / "s", disk=disk, catalog_path="") as store:
         for _ in range(6):
-            disk.fault, disk._matching = Fault.ENOSPC, 0
+            disk.arm(Fault.ENOSPC, at)
             with pytest.raises(NoSpace):
                 store.put(b"content")
             assert len(segments(tmp_path / "s")) <= 2
