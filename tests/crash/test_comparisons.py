@@ -25,6 +25,7 @@ from holdfast.store import Store
 from holdfast.testing.checks import dump_catalog
 from holdfast.testing.inside import log_core
 from holdfast.types import Hash
+from holdfast.wire.document import ArtifactDocument, encode_artifact
 from holdfast.wire.record import Commit, Entry, Kind
 from tests.crash.test_damage import Record, records
 from tests.crash.world import ROOT, World, crash_after, fill, new_world, piece
@@ -121,6 +122,21 @@ def test_forged_documents_are_left_out_and_told_of(world: World) -> None:
                         assert (size, hash_) == (len(content), Hash(_native.blake3(content)))
                     assert store.rebuild().damaged
                 twin.end()
+
+
+def test_details_that_cannot_be_read_hide_no_other_artifact() -> None:
+    """A document whose sums are right, as somebody who knows the format may make it."""
+    with new_world() as world:
+        with world.open() as store:
+            kept = store.put(b"sound")
+            told = ArtifactDocument(bytes(range(16)), 1, kept.hash.digest, 5, 0, 1 << 40, 1 << 40, 1, b"{")
+            group = log_core(store).backend.group()
+            group.add_one(Kind.ARTIFACT, encode_artifact(told))
+            group.commit()
+        with world.open(catalog=world.no_catalog()) as store:
+            assert [artifact.id for artifact in store.find()] == [kept.id]
+            assert store.read(kept) == b"sound"
+            assert store.rebuild().damaged
 
 
 @pytest.mark.parametrize("at", [3, 17, 24, 40, 70])

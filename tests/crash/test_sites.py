@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import pytest
 
+from holdfast.backend.log.disk import Disk, translate
 from holdfast.testing.faults import numbered
 from tests.crash.scripts import SCRIPTS
 from tests.crash.world import (
@@ -91,3 +93,57 @@ def test_failing_disk(name: str, fault: Fault, for_good: bool) -> None:
     each_site(
         SCRIPTS[name], fault, f"test_failing_disk[{name}-{fault}-{for_good}]", 2, case, for_good=for_good
     )
+
+
+class FailingReads(FaultyDisk):
+    """Numbers reads of files and directories, and fails at one, once: what is there is not to be taken for missing."""
+
+    def __init__(self, inner: Disk, at: int = 0) -> None:
+        super().__init__(inner)
+        self.reads: list[Site] = []
+        self._at = at
+
+    def _read(self, call: str, path: str) -> None:
+        self._alive()
+        self.reads.append(Site(len(self.reads) + 1, call, path))
+        if len(self.reads) == self._at:
+            self.struck = True
+            raise translate(OSError(errno.EIO, "injected"), path)
+
+    def pread(self, handle: int, length: int, offset: int, /) -> bytes:
+        self._read("pread", self._path(handle))
+        return super().pread(handle, length, offset)
+
+    def preadv(self, handle: int, buffers: Sequence[bytearray | memoryview], offset: int, /) -> int:
+        self._read("preadv", self._path(handle))
+        return super().preadv(handle, buffers, offset)
+
+    def listdir(self, path: str) -> list[str]:
+        self._read("listdir", path)
+        return super().listdir(path)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_failing_read(name: str) -> None:
+    script, test = SCRIPTS[name], f"tests/crash/test_sites.py::test_failing_read[{name}]"
+    with new_world() as base:
+        script.prepare(base)
+        trial = base.twin()
+        recorder = FailingReads(trial.disk)
+        script.run(trial, recorder)
+        assert recorder.reads
+        missed: list[Site] = []  # how much is read depends on what another thread has read before
+        tried = 0
+        for site, rng in some_of(recorder.reads, 8, test):
+            world = base.twin()
+            disk = FailingReads(world.disk, site.number)
+            try:
+                with replay(test, site=site.number):
+                    attempt(lambda: script.run(world, disk))  # noqa: B023  # called at once
+                    disk.crash()
+                    world.check_all(rng)
+            finally:
+                world.end()
+            tried += 1
+            missed += [] if disk.struck else [site]
+        assert len(missed) <= 1 + tried // 10, f"these of {tried} reads never came: {missed}"

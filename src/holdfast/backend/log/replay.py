@@ -13,6 +13,7 @@ from holdfast.wire.document import (
     DOCUMENT_VERSION,
     parse_artifact,
     parse_blob_head,
+    parse_details,
     parse_quarantine,
     parse_retired,
     parse_tag,
@@ -120,7 +121,7 @@ def _facts(
         try:
             if problems is not None and (len(payload) != length or _native.blake3(payload) != hash_):
                 raise IntegrityError("a document does not match its hash")
-            _add_document(facts, kind, payload, base | offset, time_ms)
+            _add_document(facts, kind, payload, base | offset, time_ms, is_ours=problems is None)
         except HoldfastError as error:
             if isinstance(error, FormatError) and payload[:1] > bytes((DOCUMENT_VERSION,)):
                 raise _newer(segment, offset, f"document version {payload[0]}") from error
@@ -146,9 +147,14 @@ def _newer(segment: int, offset: int, what: str) -> FormatError:
     )
 
 
-def _add_document(facts: Facts, kind: int, payload: bytes, location: int, time_ms: int) -> None:
+def _add_document(
+    facts: Facts, kind: int, payload: bytes, location: int, time_ms: int, *, is_ours: bool
+) -> None:
     if kind == Kind.ARTIFACT:
-        facts.artifacts.append(ArtifactRow._make((*parse_artifact(payload), location)))
+        artifact = parse_artifact(payload)
+        if not is_ours:
+            parse_details(artifact.details)  # whoever lists would stumble over it
+        facts.artifacts.append(ArtifactRow._make((*artifact, location)))
     elif kind == Kind.BLOB:
         hash_, size, chunks = parse_blob_head(payload)
         facts.blobs.append((hash_, size, time_ms, location, len(payload), chunks))
