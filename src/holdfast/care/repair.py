@@ -369,9 +369,7 @@ class Repair:
             if mended is not None:
                 return mended, COMPUTED
         if one.kind == Kind.BLOB and one.row is not None:
-            if (
-                not one.hash
-            ):  # it is homeless, not damaged: the rest of its segment is there, or its commit is gone
+            if not one.hash:  # not damaged, but the end of its segment, or its commit, is gone
                 return self._description(one.row)
             for origin in self._origins:
                 document = origin.blob_document(one.row.key)
