@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -25,6 +26,13 @@ def _no_foreign_settings() -> None:
     for name in [name for name in os.environ if name.startswith("HOLDFAST_")]:
         if name != "HOLDFAST_SERVERS":  # where the servers of tests are kept
             del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts_arrive() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would all that tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

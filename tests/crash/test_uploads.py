@@ -158,7 +158,7 @@ def test_failing_disk(fault: Fault, for_good: bool) -> None:
         disk.crash()
         _check(world, script.upload, rng)
 
-    test = f"test_failing_disk[{fault}-{for_good}]"
+    test = f"test_failing_disk[{for_good}-{fault}]"
     each_site(script, fault, test, 3, case, for_good=for_good, file=HERE)
 
 
