@@ -9,7 +9,12 @@ from random import Random
 import pytest
 
 import holdfast
+from holdfast.backend.log.payloads import OFFSET_MASK
+from holdfast.catalog.connection import connect
 from holdfast.errors import IntegrityError
+from holdfast.testing.inside import log_core
+from holdfast.types import parse_id
+from holdfast.wire.record import HEADER_BYTES
 
 
 def test_a_read_of_damaged_records_forgets_no_name(tmp_path: Path) -> None:
@@ -105,3 +110,26 @@ def test_names_that_only_the_catalog_knows_go_by_word_alone(tmp_path: Path) -> N
         assert store.health().ok, store.health().ailments
         store.rebuild()
         assert store.scrub().ok
+
+
+def test_a_damaged_name_is_not_said_again_by_a_catalog_that_says_otherwise(tmp_path: Path) -> None:
+    """Not even the id is legible in its record: it is damaged all the same, and no other segment's."""
+    path = tmp_path / "store"
+    with holdfast.create(path) as store:
+        lost, kept = store.put(b"lost"), store.put(b"kept")
+        ((location,),) = log_core(store).catalog.ask(
+            "SELECT location FROM artifacts WHERE id = ?", (parse_id(lost.id),)
+        )
+    (segment,) = (path / "segments").iterdir()
+    with segment.open("r+b") as file:
+        file.seek((location & OFFSET_MASK) + HEADER_BYTES)
+        file.write(bytes(40))
+    connection = connect(path / "catalog.db")
+    connection.execute("UPDATE artifacts SET modified_ms = modified_ms + 1")
+    connection.close()
+    with holdfast.open(path) as store:
+        assert not store.scrub().ok
+        assert not store.repair().ok
+        store.repair(give_up=True)
+        assert [one.id for one in store.find()] == [kept.id]
+        assert store.repair().ok
