@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -16,7 +17,7 @@ from holdfast import compaction
 from holdfast.backend.log.layout import segment_path
 from holdfast.catalog import compacting
 from holdfast.chunking import Chunking
-from holdfast.errors import NoSpace
+from holdfast.errors import ArtifactNotFound, NoSpace
 from holdfast.facts import SEGMENT_SUPERSEDED
 from holdfast.store import Store
 from holdfast.testing.inside import log_core
@@ -258,4 +259,42 @@ def test_a_repaired_place_stays_so_while_its_retired_segment_is_still_there(tmp_
         assert store.scrub().ok
         assert store.read(artifact) == content
         store.rebuild()
+        assert store.scrub().ok
+
+
+_DIES_AT_THE_SWITCH = """
+import os, sys
+from holdfast.catalog import compacting
+from holdfast.store import Store
+store = Store._open(sys.argv[1], segment_bytes=65536)
+compacting.switch = lambda *_: os._exit(9)
+store.compact(0.3)
+os._exit(1)
+"""
+
+
+def test_a_commit_that_was_carried_over_brings_nothing_back(tmp_path: Path) -> None:
+    """A group in many segments loses the one of its commit, which is written anew; then the process is killed.
+
+    Whoever takes that over reads the group again: the first revision of an artifact that was changed, deleted and
+    forgotten since.
+    """
+    path = str(tmp_path / "store")
+    with Store._open(path, create=True, **OPTIONS) as store:
+        store.put_many([b"%d" % i for i in range(60)], metadata={"words": "w" * 3_000})
+        sql = "SELECT id, location >> 32 FROM artifacts ORDER BY location"
+        rows = [(str(UUID(bytes=id)), segment) for id, segment in log_core(store).catalog.ask(sql)]
+        (first, lowest), (_, highest) = rows[0], rows[-1]
+        assert lowest < highest, "the commit stands elsewhere"
+        changed = store.update(first, metadata={})
+        drop(store, [changed, *(store.info(id) for id, segment in rows if segment == highest)])
+        before = list(log_core(store).catalog.dump())
+    died = subprocess.run([sys.executable, "-c", _DIES_AT_THE_SWITCH, path], check=False)
+    assert died.returncode == 9
+    with Store._open(path, **OPTIONS) as store:
+        assert list(log_core(store).catalog.dump()) == before
+        with pytest.raises(ArtifactNotFound):
+            store.restore(changed.id)
+        assert not store.compact().problems
+        assert dump(store) == [line for line in before if not line.startswith("tombstone")]
         assert store.scrub().ok

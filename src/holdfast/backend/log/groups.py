@@ -37,7 +37,13 @@ class Groups:
     """Reads groups for one recovery. `own` gives the segments whose durable entries are in memory."""
 
     def __init__(
-        self, disk: Disk, root: str, store_id: bytes, own: Callable[[], Mapping[int, SegmentWriter]]
+        self,
+        disk: Disk,
+        root: str,
+        store_id: bytes,
+        own: Callable[[], Mapping[int, SegmentWriter]],
+        *,
+        rebuilding: bool,
     ) -> None:
         self.problems: list[Problem] = []
         self.partly: dict[Problem, tuple[Extent, ...]] = {}
@@ -55,6 +61,7 @@ class Groups:
         self._root = root
         self._store_id = store_id
         self._own = own
+        self._rebuilding = rebuilding
 
     def segment_facts(self, segment: int, start: int, stop: int) -> Iterator[Facts]:
         """Give the facts of the groups that end in a clean segment, from `start` on."""
@@ -126,8 +133,14 @@ class Groups:
             self._disk.close(handle)
 
     def iter_commits(self, entries: bytes, segment: int, handle: int) -> Iterator[tuple[Commit | None, int]]:
-        """Give each commit record (None: damaged) and its offset."""
-        return iter_commits(self._disk, entries, handle)
+        """Give each commit record (None: damaged) that says something new, and its offset.
+
+        One that names nothing in its own segment was written anew by a compaction. What it names a catalog has known
+        since long before, and may have forgotten: only a rebuild needs it.
+        """
+        for commit, at in iter_commits(self._disk, entries, handle):
+            if commit is None or self._rebuilding or any(e.segment == segment for e in commit.extents):
+                yield commit, at
 
     def _load_entries(self, segment: int) -> bytes:
         """Give all entries of a segment, or those of a tail that was scanned already."""

@@ -111,7 +111,7 @@ class Recovery:
         """The catalog knows segments that were compacted away since: it is an older copy, and to be made anew."""
         self._positions: dict[int, tuple[int, int]] = {}
         self._writer: SegmentWriter | None = None
-        self._groups = Groups(disk, root, store_id, self._own_entries)
+        self._groups = Groups(disk, root, store_id, self._own_entries, rebuilding=rebuilding)
         self._known_retired = Runs(retired)
         self._groups.retired.add(self._known_retired)
 
