@@ -109,7 +109,7 @@ def test_four_write_and_two_read_while_others_collect_and_compact(tmp_path: Path
     ):
         torturer = Torturer(path, SEED, writers=4, readers=2, collectors=1, compactors=1, options=OPTIONS)
         turns = figure(6, 180)
-        for turn in range(turns + 10):  # some more where a busy machine lets no collection come to its end
+        for turn in range(turns + 25):  # some more where a busy machine lets no collection come to its end
             torturer.run(seconds=5, pause_seconds=(0.02, 0.2), stop_share=0.4, keep=True)
             figures = torturer.run(seconds=5, pause_seconds=(0.5, 2.0), stop_share=0.4, keep=True)
             if turn >= turns - 1 and min(figures.collected, figures.compacted) > 3:

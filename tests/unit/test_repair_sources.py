@@ -13,8 +13,9 @@ import pytest
 from holdfast import _native
 from holdfast.backend.log.segment import read_index
 from holdfast.care.compare import Lack
+from holdfast.care.finder import CATALOG, COMPUTED, COPY, HERE, Finder
 from holdfast.care.framing import Framing
-from holdfast.care.repair import CATALOG, COMPUTED, COPY, HERE, Repair
+from holdfast.care.repair import Repair
 from holdfast.care.rows import Row
 from holdfast.care.wanted import Owner, Wanted
 from holdfast.log_core import LogCore
@@ -60,76 +61,79 @@ def entries(core: LogCore) -> list[Entry]:
 
 
 @pytest.fixture
-def repair(store: Store, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Give a repair of which a test says what it finds."""
-    repair: Any = Repair(log_core(store), [], None)
-    repair._all_documents = dict
-    repair._from_copy = lambda _: None
-    repair._raw = lambda _: None
-    return repair
+def finder(store: Store) -> Any:
+    """Give a finder of which a test says what it meets."""
+    finder: Any = Finder(log_core(store), [])
+    finder._all_documents = dict
+    finder._from_copy = lambda _: None
+    finder._raw = lambda _: None
+    return finder
 
 
-def test_what_the_catalog_says_counts_if_it_is_that(repair: Any) -> None:
+def test_what_the_catalog_says_counts_if_it_is_that(finder: Any) -> None:
     row = Row("tombstones", 64, (bytes(16), 2, 1_000))
-    assert repair._document(wanted(row=row)) is None
+    assert finder.document(wanted(row=row)) is None
     document = row.document
     assert document is not None
     right = wanted(row=row)._replace(hash=_native.blake3(document))
-    assert repair._document(right) == (document, CATALOG)
+    assert finder.document(right) == (document, CATALOG)
 
 
-def test_what_lies_there_counts_if_it_is_that_or_but_for_one_bit(repair: Any) -> None:
-    repair._raw = lambda _: OTHER
-    assert repair._document(wanted()) is None
-    repair._raw = lambda _: RIGHT
-    assert repair._document(wanted()) == (RIGHT, HERE)
-    repair._raw = lambda _: RIGHT[:3] + bytes((RIGHT[3] ^ 8,)) + RIGHT[4:]
-    assert repair._document(wanted()) == (RIGHT, COMPUTED)
+def test_what_lies_there_counts_if_it_is_that_or_but_for_one_bit(finder: Any) -> None:
+    finder._raw = lambda _: OTHER
+    assert finder.document(wanted()) is None
+    finder._raw = lambda _: RIGHT
+    assert finder.document(wanted()) == (RIGHT, HERE)
+    finder._raw = lambda _: RIGHT[:3] + bytes((RIGHT[3] ^ 8,)) + RIGHT[4:]
+    assert finder.document(wanted()) == (RIGHT, COMPUTED)
 
 
-def test_the_description_of_a_blob_counts_if_it_is_that(repair: Any) -> None:
+def test_the_description_of_a_blob_counts_if_it_is_that(finder: Any) -> None:
     row = Row("blobs", 64, (bytes(32), 1, 2, 3))
     for document in (OTHER, RIGHT):
-        repair._origins = [SimpleNamespace(name="source", blob_document=lambda _, d=document: d)]
-        found = repair._document(wanted(row=row, kind=Kind.BLOB))
+        finder._origins = [SimpleNamespace(name="source", blob_document=lambda _, d=document: d)]
+        found = finder.document(wanted(row=row, kind=Kind.BLOB))
         assert found == (None if document is OTHER else (RIGHT, "source"))
 
 
 def test_a_description_whose_segment_is_gone_counts_if_it_lies_there_and_is_of_that_blob(
-    repair: Any, store: Store
+    finder: Any, store: Store
 ) -> None:
     core = log_core(store)
     (large,) = (row for row in core.catalog.iter_blobs() if row.chunks > 1)
     for hash_, found in ((large.hash, True), (bytes(32), False)):
         row = Row("blobs", large.location, (hash_, large.size, large.stored, large.chunks))
         one = wanted(row=row, kind=Kind.BLOB)._replace(hash=b"")
-        assert (repair._document(one) is not None) == found
+        assert (finder.document(one) is not None) == found
     gone = Row("blobs", large.location + 1, (large.hash, large.size, large.stored, large.chunks))
-    assert repair._document(wanted(row=gone, kind=Kind.BLOB)._replace(hash=b"")) is None
+    assert finder.document(wanted(row=gone, kind=Kind.BLOB)._replace(hash=b"")) is None
 
 
 def test_another_copy_of_the_store_counts_if_it_has_that(store: Store) -> None:
-    repair: Any = Repair(log_core(store), [], None)
+    finder: Any = Finder(log_core(store), [])
     place = 1 << 32 | entries(log_core(store))[0].offset
     for payload in (OTHER, RIGHT):
-        repair._copy_of = lambda *_, p=payload: bytes(HEADER_BYTES) + p
-        assert repair._from_copy(wanted(place)) == (None if payload is OTHER else (RIGHT, COPY))
+        finder.copy_of = lambda *_, p=payload: bytes(HEADER_BYTES) + p
+        assert finder._from_copy(wanted(place)) == (None if payload is OTHER else (RIGHT, COPY))
 
 
-def test_of_the_pages_that_are_computed_the_one_counts_that_is_that(repair: Any, store: Store) -> None:
-    repair._outboard_pages = lambda _: iter((OTHER, RIGHT))
+def test_of_the_pages_that_are_computed_the_one_counts_that_is_that(store: Store) -> None:
+    repair: Any = Repair(log_core(store), [], None)
+    finder: Any = repair._finder
+    finder.outboard_pages = lambda _: iter((OTHER, RIGHT))
     row = Row("data", 64, (HASH, 1, 1, 0))
     blob = store.info(next(a for a in store.find() if a.filename == "large")).hash.digest
     owner = Owner(blob, 3_000_000, None, Kind.OUTBOARD_PAGE)
-    assert repair._from_owner(wanted(row=row), owner) == (RIGHT, COMPUTED)
+    assert finder._from_owner(wanted(row=row), owner) == (RIGHT, COMPUTED)
     taken: list[bytes] = []
-    repair._append_payload = lambda _, data, __: taken.append(data)
+    repair._mending.append_payload = lambda _, data, __: taken.append(data)
     problem = Problem(kind="missing_chunk", message="a page is gone")
     repair._supply(Lack(blob, HASH, None, None, Kind.OUTBOARD_PAGE, problem))
     assert taken == [RIGHT]
 
 
-def test_a_file_counts_if_it_is_the_blob(repair: Any) -> None:
+def test_a_file_counts_if_it_is_the_blob(store: Store) -> None:
+    repair: Any = Repair(log_core(store), [], None)
     assert not repair._ingest(HASH, iter((OTHER,)), 0, None, None)
     assert repair._ingest(HASH, iter((RIGHT,)), 0, None, None)
     assert repair._core.catalog.find_data((HASH,))
