@@ -260,6 +260,22 @@ def test_compacting_only_the_segment_of_a_tombstone_brings_nothing_back(store: S
                 opened.info(artifact.id)
 
 
+def test_an_older_state_that_a_rebuild_meets_is_not_restored(store: Store) -> None:
+    """The last one was compacted away. What came back would have a revision below the tombstone's: deleted still."""
+    first = store.put(b"content", filename="first")
+    seal(store)
+    for i in range(3):
+        last = store.update(first, metadata={"noise": f"{i}" * 20_000})
+    store.delete(last)
+    seal(store)
+    forget(store)
+    assert max(store.compact(0.4).segments) > 1
+    assert store.rebuild().damaged == 0
+    with pytest.raises(ArtifactNotFound, match="last state"):
+        store.restore(first)
+    assert tombstones(store) == 1
+
+
 def test_tombstones_go_with_the_last_lower_revision(store: Store) -> None:
     artifacts, _ = deleted_apart(store)
     for _ in range(3):

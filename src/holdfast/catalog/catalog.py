@@ -208,6 +208,10 @@ class Catalog(CatalogFile):
         """Give an artifact, deleted or not: see its `deleted_ms`."""
         return self._read(lambda reader: reader.artifact(id))
 
+    def find_tombstone(self, id: bytes) -> int:
+        """Give the revision at which an artifact was deleted last; 0: never."""
+        return self._read(lambda reader: reader.tombstone(id))
+
     def find_tag(self, name: str) -> TagEntry | None:
         """Give a tag, deleted or not."""
         return self._read(lambda reader: reader.tag(name))

@@ -155,6 +155,11 @@ class Reader:
         rows = self.all(f"SELECT {_ARTIFACT_COLUMNS} FROM artifacts WHERE id = ?", (id,))
         return ArtifactEntry._make(rows[0]) if rows else None
 
+    def tombstone(self, id: bytes) -> int:
+        """Give the revision at which an artifact was deleted last; 0: never."""
+        rows = self.all("SELECT revision FROM tombstones WHERE id = ?", (id,))
+        return int(rows[0][0]) if rows else 0
+
     def artifact_blob(self, id: bytes) -> ArtifactBlob | None:
         """Give a live artifact's blob with its place when it is small."""
         row: Any = self.cursor.execute(_ARTIFACT_BLOB, (id,)).get  # the one row, or None
