@@ -146,7 +146,9 @@ class Naming:
             except ArtifactNotFound:
                 core.artifact(ref)
                 raise Conflict("the artifact is not deleted", id=str(ref)) from None
-            if core.catalog.find_tombstone(entry.id) != entry.revision + 1:  # a rebuild has met an older state alone
+            if (
+                core.catalog.find_tombstone(entry.id) != entry.revision + 1
+            ):  # a rebuild has met an older state alone
                 raise ArtifactNotFound(
                     f"the last state of artifact {id_text(entry.id)} is not here any more: it was collected, or is"
                     " damaged (`holdfast scrub` knows)",

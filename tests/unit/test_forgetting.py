@@ -10,11 +10,21 @@ import pytest
 
 import holdfast
 from holdfast.backend.log.payloads import OFFSET_MASK
+from holdfast.care.compare import read_segment
 from holdfast.catalog.connection import connect
 from holdfast.errors import IntegrityError
 from holdfast.testing.inside import log_core
 from holdfast.types import parse_id
-from holdfast.wire.record import HEADER_BYTES
+from holdfast.wire.record import HEADER_BYTES, Entry, Kind, iter_entries
+
+
+def documents(store: holdfast.Store) -> list[Entry]:
+    """Give the records of names in the one segment."""
+    core = log_core(store)
+    (segment,) = core.backend.segment_ids()
+    index = read_segment(core, segment)
+    assert index is not None
+    return [e for e in iter_entries(index.entries) if e.kind in (Kind.ARTIFACT, Kind.TOMBSTONE, Kind.TAG)]
 
 
 def test_a_read_of_damaged_records_forgets_no_name(tmp_path: Path) -> None:
@@ -45,6 +55,43 @@ def test_a_read_of_damaged_records_forgets_no_name(tmp_path: Path) -> None:
         assert [store.read(one) for one in kept] == contents
         store.rebuild()
         assert [store.read(one) for one in kept] == contents
+
+
+def test_what_was_changed_after_the_damage_is_not_undone_by_its_repair(tmp_path: Path) -> None:
+    """A rebuild met an older state only; what was said then has a lower revision than what is brought back."""
+    path, backup = tmp_path / "store", tmp_path / "backup"
+    with holdfast.create(path) as store:
+        changed, deleted, left, gone = (store.put(b"content", filename=f"{n}") for n in range(4))
+        for artifact in (changed, deleted, left, gone):
+            store.update(artifact, metadata={"note": "second"})
+            store.update(artifact, metadata={"note": "third"})
+        store.delete(deleted)
+        for _ in range(3):
+            store.tags.set("named", changed.hash)
+        offsets = [entry.offset for entry in documents(store)]
+    shutil.copytree(path, backup)
+    (segment,) = (path / "segments").iterdir()
+    with segment.open("r+b") as file:
+        for offset in offsets[4:]:  # all but the first states
+            file.seek(offset + HEADER_BYTES + 8)
+            file.write(b"damage")
+    (path / "catalog.db").unlink()
+    with holdfast.open(path) as store:
+        store.update(changed.id, filename="mine")
+        store.update(deleted.id, filename="mine")
+        store.delete(gone.id)
+        mine = store.put(b"other content")
+        store.tags.set("named", mine.hash)
+        assert not store.scrub().ok
+        assert store.repair(str(backup)).ok
+        for artifact in (changed, deleted):
+            assert store.info(artifact.id).filename == "mine"
+        assert store.info(left.id).metadata == {"note": "third"}
+        assert store.tags.get("named").hash == mine.hash
+        assert not list(store.find(filename="3")), "deleted"
+        assert store.scrub().ok
+        store.rebuild()
+        assert store.info(deleted.id).filename == "mine"
 
 
 def test_two_copies_that_went_their_own_ways_and_were_copied_over_each_other(tmp_path: Path) -> None:

@@ -37,9 +37,7 @@ from holdfast.log_core import LogCore
 from holdfast.recovery import WouldForget
 from holdfast.reports import Problem, RepairReport
 from holdfast.types import Progress, ProgressCallback
-from holdfast.wire.document import (
-    encode_retired,
-)
+from holdfast.wire.document import encode_retired, parse_artifact, parse_tag, parse_tombstone
 from holdfast.wire.record import (
     HEADER_BYTES,
     PAYLOAD_KINDS,
@@ -254,8 +252,37 @@ class Repair:
                 self._mending.let_go(one, "nothing needs it")  # it was told anew since
                 return True
             return False
+        if self._is_said_anew(one.kind, document[0]):
+            if one.place is not None:
+                self._mending.let_go(one, "said anew since")
+            return True
         self._mending.append_document(one, *document)
         return True
+
+    def _is_said_anew(self, kind: int, document: bytes) -> bool:
+        """Whether a name was changed after a document was written that came to light only now.
+
+        Whoever changed it did not know of that, and may have given a lower revision: it would undo the change.
+        """
+        catalog = self._core.catalog
+        if kind == Kind.TAG:
+            tag = parse_tag(document)
+            named = catalog.find_tag(tag.name)
+            return (
+                named is not None and named.revision <= tag.revision and named.modified_ms > tag.modified_ms
+            )
+        if kind == Kind.ARTIFACT:
+            artifact = parse_artifact(document)
+            id_, revision, time_ms = artifact.id, artifact.revision, artifact.modified_ms
+        elif kind == Kind.TOMBSTONE:
+            id_, revision, time_ms = parse_tombstone(document)
+        else:
+            return False
+        entry = catalog.find_artifact(id_)
+        if entry is None:
+            return False
+        newest = max(entry.revision, catalog.find_tombstone(id_))
+        return newest <= revision and (entry.deleted_ms or entry.modified_ms) > time_ms
 
     # -- describing anew, and what is nowhere
 
