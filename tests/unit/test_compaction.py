@@ -22,7 +22,7 @@ from holdfast.errors import ArtifactNotFound, InvalidInput, Locked, NoSpace, Per
 from holdfast.facts import SEGMENT_SEALED
 from holdfast.store import Store
 from holdfast.testing.inside import log_core
-from holdfast.types import Artifact, Progress
+from holdfast.types import Artifact, Progress, parse_id
 
 SEGMENT = 64 << 10
 OPTIONS: dict[str, Any] = {
@@ -360,6 +360,29 @@ def test_tombstones_stay_while_a_tail_holds_a_lower_revision(
 
 
 # --- what stands in its way
+
+
+@pytest.mark.parametrize("lacks", ["does not know", "is behind"])
+def test_what_the_catalog_ought_to_know_is_not_dropped(store: Store, lacks: str) -> None:
+    """Unless it was deleted since, and forgotten: then a row may be gone, or an older one may have come back."""
+    artifact = store.put(b"content")
+    artifact = store.update(artifact, metadata={"noise": "n" * 30_000})
+    seal(store)
+    id_ = parse_id(artifact.id)
+    change = (
+        "DELETE FROM artifacts WHERE id = ?"
+        if lacks == "does not know"
+        else "UPDATE artifacts SET revision = 1 WHERE id = ?"
+    )
+    catalog = log_core(store).catalog
+    catalog._write(lambda cursor: cursor.execute(change, (id_,)))
+    report = store.compact()
+    assert not report.segments
+    assert f"the catalog {lacks} what it says (artifacts)" in {problem.message for problem in report.problems}
+    catalog._write(lambda cursor: cursor.execute("INSERT INTO tombstones VALUES(?, 3, 0, 64)", (id_,)))
+    report = store.compact()
+    assert report.segments
+    assert not report.problems
 
 
 def test_a_damaged_record_is_not_copied_and_its_segment_stays(store: Store) -> None:

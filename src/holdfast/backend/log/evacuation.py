@@ -479,15 +479,11 @@ class _Copying:
         self._note_stray(entry, is_known)
         if not self._is_committed(entry.offset):  # whoever wrote it may commit it now
             getattr(self._source.seen, table).append((name, location, 0))
-        if row is None:
+        if row is None or row[0] < revision:
             if self._is_committed(entry.offset) and not self._is_forgotten(table, name, revision):
-                self._all.damaged(
-                    self._source, entry.offset, f"the catalog does not know what it says ({table})"
-                )
+                lacks = "does not know" if row is None else "is behind"
+                self._all.damaged(self._source, entry.offset, f"the catalog {lacks} what it says ({table})")
             self._source.dropped_bytes += HEADER_BYTES + entry.stored_bytes
-            return
-        if row[0] < revision and self._is_committed(entry.offset):
-            self._all.damaged(self._source, entry.offset, f"the catalog is behind what it says ({table})")
             return
         is_current = row[0] == revision and (row[1] == location or not self._all.is_sound(row[1], entry))
         if not is_current or (table, name) in self._outlet.named:
