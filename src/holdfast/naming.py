@@ -146,9 +146,8 @@ class Naming:
             except ArtifactNotFound:
                 core.artifact(ref)
                 raise Conflict("the artifact is not deleted", id=str(ref)) from None
-            if (
-                core.catalog.find_tombstone(entry.id) != entry.revision + 1
-            ):  # a rebuild has met an older state alone
+            # A rebuild may have met an older state alone.
+            if core.catalog.find_tombstone(entry.id) != entry.revision + 1:
                 raise ArtifactNotFound(
                     f"the last state of artifact {id_text(entry.id)} is not here any more: it was collected, or is"
                     " damaged (`holdfast scrub` knows)",
