@@ -79,11 +79,12 @@ def drop_half_blobs(catalog: Catalog, backend: LogBackend) -> list[Problem]:
 
 
 def _forget_gone(catalog: Catalog) -> None:
-    """Forget deleted artifacts whose bytes are not here: they were collected, and cannot be restored."""
+    """Forget deleted artifacts whose bytes or last state are not here: they were collected, and cannot be restored."""
     gone: list[bytes] = []
     for entry in catalog.iter_artifacts(deleted=True):
         needed = [entry.hash, *(name for name in names_of(entry.doc).requires if len(name) == HASH_BYTES)]
-        if len(catalog.find_blobs(needed)) < len(set(needed)):
+        is_last = catalog.find_tombstone(entry.id) == entry.revision + 1
+        if not is_last or len(catalog.find_blobs(needed)) < len(set(needed)):
             gone.append(entry.id)
     for start in range(0, len(gone), PAGE):
         forget(catalog, gone[start : start + PAGE])

@@ -271,9 +271,21 @@ def test_an_older_state_that_a_rebuild_meets_is_not_restored(store: Store) -> No
     forget(store)
     assert max(store.compact(0.4).segments) > 1
     assert store.rebuild().damaged == 0
-    with pytest.raises(ArtifactNotFound, match="last state"):
+    assert not list(store.find(deleted=True))
+    with pytest.raises(ArtifactNotFound):
         store.restore(first)
     assert tombstones(store) == 1
+
+
+def test_an_older_state_of_what_is_deleted_is_not_restored(store: Store) -> None:
+    first = store.put(b"content", filename="first")
+    store.delete(store.update(first, filename="last"))
+    catalog = log_core(store).catalog
+    catalog._write(lambda cursor: cursor.execute("UPDATE artifacts SET revision = 1"))
+    with pytest.raises(ArtifactNotFound, match="last state"):
+        store.restore(first)
+    catalog._write(lambda cursor: cursor.execute("UPDATE artifacts SET revision = 2"))
+    assert store.info(store.restore(first)).revision == 4
 
 
 def test_tombstones_go_with_the_last_lower_revision(store: Store) -> None:
