@@ -206,6 +206,10 @@ class Core(ABC):
     def changing(self) -> AbstractContextManager[Grouping]:
         """Change what has a name: read, check, then write what the group was given, as the block ends."""
 
+    def next_revision(self, revision: int) -> int:
+        """Give the revision of what follows the state of a name that the catalog knows."""
+        return revision + 1
+
     def repeat(self, work: Callable[[], T]) -> T:
         """Do a change, and do it again where somebody else was quicker, as far as the backend cannot keep them out."""
         return work()

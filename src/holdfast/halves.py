@@ -29,13 +29,15 @@ PAGE: Final = 1_000
 MAX_PROBLEMS: Final = 10_000
 
 
-def drop_half_blobs(catalog: Catalog, backend: LogBackend) -> list[Problem]:
+def drop_half_blobs(catalog: Catalog, backend: LogBackend, *, is_damaged: bool = False) -> list[Problem]:
     """Take blobs out of a catalog that is being rebuilt whose pieces are not all here; gives those that are named.
 
-    Reads the manifests of all large blobs, unless no segment was ever removed. The caller holds the store's lock.
+    Reads the manifests of all large blobs, unless no segment was ever removed, nothing is damaged, and no place was
+    repaired or given up. The caller holds the store's lock.
     """
     segments = backend.segment_ids()
-    if not segments or len(segments) == segments[-1]:
+    is_complete = not segments or len(segments) == segments[-1]
+    if is_complete and not is_damaged and not catalog.ask("SELECT 1 FROM repaired LIMIT 1"):
         return []
     payloads = Payloads(backend.disk, backend.root, lambda: catalog)
     half, named, sequences = DigestSet(), DigestSet(), DigestSet()

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Final
 
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.commit import Group
@@ -27,6 +28,10 @@ from holdfast.room import deleting
 from holdfast.types import Durability, Hash, Ref, id_text
 
 log = logging.getLogger("holdfast")
+
+LEAP: Final = 1 << 16
+"""More than the states of one name that damage hides."""
+MAX_LEAPING: Final = 1 << 31
 
 
 class LogCore(Core):
@@ -146,7 +151,7 @@ class LogCore(Core):
             group = backend.group(time_ms)
             ingest = Ingest(
                 group,
-                lambda: Reusable(self.catalog),
+                lambda: Reusable(self.catalog, self.keeper.lost),
                 backend.chunking,
                 self.pool,
                 compression=backend.compression,
@@ -174,6 +179,11 @@ class LogCore(Core):
             except BaseException:
                 group.abort()
                 raise
+
+    def next_revision(self, revision: int) -> int:
+        """Where damaged records may hold later states of the name, leap over them: they may be repaired."""
+        leaps = self.catalog.is_doubtful and revision < MAX_LEAPING
+        return revision + (LEAP if leaps else 1)
 
     def claim(self, hash: Hash | bytes, format: int = 0) -> BlobRow:
         """Give the blob of a hash for an operation that relies on its staying, or `BlobNotFound`.

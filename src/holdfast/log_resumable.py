@@ -32,6 +32,7 @@ class LogResumableWriter(ResumableWriter):
         self._log = core
         self._document = document
         self._adding: AbstractContextManager[tuple[Group, Ingest]] | None = None
+        self._is_ending = False
         self._group, ingest = self._new_group()
         self._blob = GrowingBlob(ingest)
 
@@ -70,7 +71,8 @@ class LogResumableWriter(ResumableWriter):
             except BaseException:
                 core.backend.claims.release(UPLOADS, raw.hex(), remove=False)
                 raise
-        return cls._started(core, artifacts, details, document, document.revision + uploads.RESUMED)
+        revision = core.next_revision(document.revision + uploads.RESUMED - 1)
+        return cls._started(core, artifacts, details, document, revision)
 
     @classmethod
     def _started(
@@ -120,6 +122,7 @@ class LogResumableWriter(ResumableWriter):
         ids = new_ids(1, time_ms)
         last = uploads.closed(self._document, UploadState.COMMITTED, time_ms, ids[0])
         self._group.add_one(Kind.UPLOAD, encode_upload(last))
+        self._is_ending = True
         (artifact,) = self._artifacts.acknowledge(self._group, [(stored, self._details, 0)], ids)
         return artifact
 
@@ -179,4 +182,7 @@ class LogResumableWriter(ResumableWriter):
             if is_over:
                 with suppress(HoldfastError), self._log.backend.lock():
                     claims.release(UPLOADS, self.token, remove=True)
-            claims.release(UPLOADS, self.token, remove=False)
+            is_durable = isinstance(error, HoldfastError) and bool(error.evidence.get("durable"))
+            # Where others cannot see yet that it has ended, nobody is to go on with it.
+            if not (self._is_ending and is_durable):
+                claims.release(UPLOADS, self.token, remove=False)

@@ -94,7 +94,7 @@ class Naming:
             # a clock that was set back does not make it older than it was
             modified_ms = max(now_ms(), entry.modified_ms)
             entry = entry._replace(
-                revision=entry.revision + 1, modified_ms=modified_ms, doc=encode_details(new)
+                revision=core.next_revision(entry.revision), modified_ms=modified_ms, doc=encode_details(new)
             )
             _append(group, entry)
         return view(core, entry, new)
@@ -111,8 +111,10 @@ class Naming:
                     self._check_holders(entry, doomed)
             time_ms = now_ms()
             for entry in doomed.values():
-                tombstone = Tombstone(entry.id, entry.revision + 1, time_ms)
-                group.add_one(Kind.TOMBSTONE, encode_tombstone(tombstone))
+                revision = core.next_revision(entry.revision)
+                if revision > entry.revision + 1:  # a tombstone is one above its artifact
+                    _append(group, entry._replace(revision=revision - 1))
+                group.add_one(Kind.TOMBSTONE, encode_tombstone(Tombstone(entry.id, revision, time_ms)))
 
     def _check_holders(self, entry: ArtifactEntry, doomed: Collection[bytes]) -> None:
         """Refuse to delete what an artifact that stays requires, by its id or by the hash of its blob."""
@@ -162,7 +164,7 @@ class Naming:
                 ) from error
             self._check_required(entry, force)
             entry = entry._replace(
-                revision=entry.revision + 2,  # the tombstone has the one between
+                revision=core.next_revision(entry.revision + 1),  # the tombstone has the one between
                 modified_ms=max(now_ms(), entry.modified_ms),
                 deleted_ms=None,
             )

@@ -19,6 +19,7 @@ from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.layout import SEGMENTS, segment_path
 from holdfast.backend.log.recovery import Recovery
 from holdfast.catalog import Catalog, CatalogUnusable, collecting, compacting
+from holdfast.catalog.damage import DOUBTFUL
 from holdfast.catalog.forgetting import count_forgotten
 from holdfast.errors import CorruptSegment, HoldfastError, IntegrityError, Unavailable
 from holdfast.facts import SEGMENT_SUPERSEDED, Facts
@@ -36,6 +37,9 @@ class WouldForget(IntegrityError):
     """Storage is damaged, not the catalog, which is kept. Never for users."""
 
 
+BROUGHT_IN = "brought_in"
+"""In `meta`: the ids, 16 bytes each, of commits in segments of living processes that were copied elsewhere. Where they
+stand they are never taken in again: what they say may be forgotten, and what they rely on be gone."""
 KEPT = "kept_names"
 """In `meta`: how many names this catalog knows, and a rebuild would forget. It goes with the catalog."""
 UNREAD = "unread_stretches"
@@ -57,6 +61,8 @@ class CatalogKeeper:
         self._opened: weakref.WeakSet[Catalog] = weakref.WeakSet()
         self.problems: tuple[Problem, ...] = ()
         """Damage that the last look at storage found."""
+        self.lost: frozenset[int] = frozenset()
+        """Segments that were gone then, or cut short: nothing new relies on what the catalog has there."""
 
     def open(self) -> None:
         """Open the catalog, or rebuild it, and catch up with storage."""
@@ -228,10 +234,14 @@ class CatalogKeeper:
         catalog = self._catalog
         assert catalog is not None
         recovery = self._backend.recovery(
-            catalog.segments(), rebuilding=False, retired=compacting.retired(catalog)
+            catalog.segments(),
+            rebuilding=False,
+            retired=compacting.retired(catalog),
+            brought_in=lambda: catalog.get_meta(BROUGHT_IN) or b"",
         )
         try:
             recovery.prepare()
+            self.lost = frozenset(recovery.lost)
             if recovery.is_outdated:
                 raise CatalogUnusable("it is older than a compaction", path=str(self._path))
             if recovery.problems:
@@ -241,7 +251,7 @@ class CatalogKeeper:
                     self._rebuild_in_memory("it is behind storage")
                     return
                 collecting.go_back(catalog)
-                catalog.apply_all(recovery.facts(), recovery.newly_retired())
+                catalog.apply_all(recovery.facts(), recovery.newly_retired(), lambda: _notes(recovery))
                 self._note_unread(recovery)
                 self._note(recovery)
                 recovery.finish()
@@ -265,14 +275,14 @@ class CatalogKeeper:
                 fresh = Catalog.open(None, backend.store.id)
                 for facts in _watched(recovery.facts(), progress):
                     fresh.apply(facts)
-                recovery.problems.extend(drop_half_blobs(fresh, backend))
+                _drop_half(fresh, backend, recovery)
                 catalog = self._take(fresh)
             else:
                 aside = Catalog.create_aside(self._path, backend.store.id)
                 try:
                     for facts in _watched(recovery.facts(), progress):
                         aside.apply(facts)
-                    recovery.problems.extend(drop_half_blobs(aside, backend))
+                    _drop_half(aside, backend, recovery)
                     if keep is not None and (lost := count_forgotten(keep, aside)):
                         self._irreplaceable = keep.id
                         with suppress(HoldfastError):  # the disk is full, or the catalog is damaged as well
@@ -313,7 +323,7 @@ class CatalogKeeper:
             recovery.prepare()
             for facts in recovery.facts():
                 catalog.apply(facts)
-            recovery.problems.extend(drop_half_blobs(catalog, self._backend))
+            _drop_half(catalog, self._backend, recovery)
             self._note(recovery)
         finally:
             recovery.close()
@@ -339,6 +349,21 @@ class CatalogKeeper:
                 problem.message,
             )
         self.problems = tuple(recovery.problems[:MAX_PROBLEMS])
+
+
+def _drop_half(catalog: Catalog, backend: LogBackend, recovery: Recovery) -> None:
+    """Give up what is not whole in a catalog that was just made; say in it that storage is damaged, if it is."""
+    recovery.problems.extend(drop_half_blobs(catalog, backend, is_damaged=bool(recovery.problems)))
+    for key, value in _notes(recovery).items():
+        catalog.set_meta(key, value)
+
+
+def _notes(recovery: Recovery) -> dict[str, bytes | int]:
+    """Give what a catalog that learned from storage is to keep in `meta`."""
+    notes: dict[str, bytes | int] = {DOUBTFUL: 1} if recovery.problems else {}
+    if copied := recovery.copied_from_living():
+        notes[BROUGHT_IN] = b"".join(sorted(copied))
+    return notes
 
 
 def _watched(batches: Iterator[Facts], progress: ProgressCallback | None) -> Iterator[Facts]:

@@ -51,7 +51,7 @@ class Tags:
                 )
             if old is not None and not old.deleted and (old.hash, old.format) == (hash.digest, wanted):
                 return _view(old)
-            entry = _append(group, name, hash.digest, wanted, old, deleted=False)
+            entry = _append(core, group, name, hash.digest, wanted, old, deleted=False)
         core.let_go(hash.digest)
         return _view(entry)
 
@@ -70,7 +70,7 @@ class Tags:
         with core.changing() as group:
             old = self._entry(core, name)
             _check_revision(name, old, if_revision)
-            _append(group, name, old.hash, old.format, old, deleted=True)
+            _append(core, group, name, old.hash, old.format, old, deleted=True)
 
     @entered
     def rename(self, name: str, to: str, *, overwrite: bool = False) -> Tag:
@@ -87,8 +87,8 @@ class Tags:
             if taken is not None and not taken.deleted and not overwrite:
                 raise Conflict(f"there is a tag {to!r:.100} already", name=to, revision=taken.revision)
             core.claim(old.hash, old.format)
-            entry = _append(group, to, old.hash, old.format, taken, deleted=False)
-            _append(group, name, old.hash, old.format, old, deleted=True)
+            entry = _append(core, group, to, old.hash, old.format, taken, deleted=False)
+            _append(core, group, name, old.hash, old.format, old, deleted=True)
         return _view(entry)
 
     @entered
@@ -113,12 +113,18 @@ class Tags:
 
 
 def _append(
-    group: Grouping, name: str, hash_: bytes, format_: int, old: TagEntry | None, *, deleted: bool
+    core: Core,
+    group: Grouping,
+    name: str,
+    hash_: bytes,
+    format_: int,
+    old: TagEntry | None,
+    *,
+    deleted: bool,
 ) -> TagEntry:
     """Append the next state of a name. A clock that was set back does not make it older than it was."""
-    revision, modified_ms = (
-        (1, now_ms()) if old is None else (old.revision + 1, max(now_ms(), old.modified_ms))
-    )
+    revision = core.next_revision(0 if old is None else old.revision)
+    modified_ms = now_ms() if old is None else max(now_ms(), old.modified_ms)
     entry = TagEntry(name, hash_, format_, revision, modified_ms, int(deleted))
     group.add_one(Kind.TAG, encode_tag(TagDocument._make((*entry[:-1], deleted))))
     return entry

@@ -167,7 +167,9 @@ def expire_uploads(core: LogCore, time_ms: int) -> list[str]:
             found = parse_upload(raw)
             if found.expires_ms > time_ms or claims.is_held(UPLOADS, found.token.hex()):
                 continue
-            group.add_one(Kind.UPLOAD, encode_upload(closed(found, UploadState.EXPIRED, time_ms)))
+            last = closed(found, UploadState.EXPIRED, time_ms)
+            last = last._replace(revision=core.next_revision(found.revision))
+            group.add_one(Kind.UPLOAD, encode_upload(last))
             ended.append(found.token.hex())
     return ended
 

@@ -24,6 +24,7 @@ from holdfast.care.mending import Mending, name_of
 from holdfast.care.origins import Origin, right
 from holdfast.care.rows import Row, rows_at
 from holdfast.care.wanted import DOCUMENTS, Wanted, find_owners, find_wanted, lost_segments
+from holdfast.catalog.damage import DOUBTFUL
 from holdfast.errors import BackendError, CorruptSegment, IntegrityError, NotFound
 from holdfast.facts import (
     KIND_BLOB,
@@ -37,7 +38,7 @@ from holdfast.log_core import LogCore
 from holdfast.recovery import WouldForget
 from holdfast.reports import Problem, RepairReport
 from holdfast.types import Progress, ProgressCallback
-from holdfast.wire.document import encode_retired, parse_artifact, parse_tag, parse_tombstone
+from holdfast.wire.document import encode_retired
 from holdfast.wire.record import (
     HEADER_BYTES,
     PAYLOAD_KINDS,
@@ -89,6 +90,8 @@ class Repair:
             self._mending.commit()
             for one in left:
                 self._mending.say_missing(one)
+            if give_up and (left or self._torn):
+                self._core.catalog.set_meta(DOUBTFUL, 1)  # blobs lack these pieces from here on
             if give_up:
                 for one in left:
                     if one.place is not None:
@@ -252,37 +255,8 @@ class Repair:
                 self._mending.let_go(one, "nothing needs it")  # it was told anew since
                 return True
             return False
-        if self._is_said_anew(one.kind, document[0]):
-            if one.place is not None:
-                self._mending.let_go(one, "said anew since")
-            return True
         self._mending.append_document(one, *document)
         return True
-
-    def _is_said_anew(self, kind: int, document: bytes) -> bool:
-        """Whether a name was changed after a document was written that came to light only now.
-
-        Whoever changed it did not know of that, and may have given a lower revision: it would undo the change.
-        """
-        catalog = self._core.catalog
-        if kind == Kind.TAG:
-            tag = parse_tag(document)
-            named = catalog.find_tag(tag.name)
-            return (
-                named is not None and named.revision <= tag.revision and named.modified_ms > tag.modified_ms
-            )
-        if kind == Kind.ARTIFACT:
-            artifact = parse_artifact(document)
-            id_, revision, time_ms = artifact.id, artifact.revision, artifact.modified_ms
-        elif kind == Kind.TOMBSTONE:
-            id_, revision, time_ms = parse_tombstone(document)
-        else:
-            return False
-        entry = catalog.find_artifact(id_)
-        if entry is None:
-            return False
-        newest = max(entry.revision, catalog.find_tombstone(id_))
-        return newest <= revision and (entry.deleted_ms or entry.modified_ms) > time_ms
 
     # -- describing anew, and what is nowhere
 

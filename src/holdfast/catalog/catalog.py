@@ -6,7 +6,7 @@ calls. A call that meets damage raises `CatalogUnusable`; whoever holds the cata
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -15,7 +15,7 @@ import apsw
 from holdfast.catalog.apply import apply_facts, without_places_in
 from holdfast.catalog.base import CHECKPOINT_PAGES, CatalogFile
 from holdfast.catalog.connection import SharedPool
-from holdfast.catalog.damage import damaged_among
+from holdfast.catalog.damage import DOUBTFUL, damaged_among
 from holdfast.catalog.dump import iter_dump
 from holdfast.catalog.labels import LIVE_COUNT, Label
 from holdfast.catalog.queries import HIGHEST, LOWEST, PAGE_ROWS, Reader
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 P = ParamSpec("P")
+_SET_META = "INSERT INTO meta VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value"
 _HAS_BLOB = f"""
 SELECT 1 FROM blobs WHERE hash = ?1 UNION ALL SELECT 1 FROM data WHERE hash = ?1 AND flags & {FLAG_BLOB}"""
 NAMED = """
@@ -99,16 +100,23 @@ class Catalog(CatalogFile):
         """
         self._write(lambda cursor: apply_facts(cursor, facts))
 
-    def apply_all(self, batches: Iterable[Facts], retired: Sequence[range] = ()) -> None:
+    def apply_all(
+        self,
+        batches: Iterable[Facts],
+        retired: Sequence[range] = (),
+        notes: Callable[[], Mapping[str, bytes | int]] = dict,
+    ) -> None:
         """Take many batches in, in one transaction, all or nothing; each is dropped before the next is asked for.
 
         `retired`: segments of which the batches say that they are of no use any more, as this catalog did not know.
+        `notes`: what `set_meta` is to keep with them, asked for after the last one.
         """
 
         def change(cursor: apsw.Cursor) -> None:
             with without_places_in(cursor, retired):
                 for facts in batches:
                     apply_facts(cursor, facts)
+            cursor.executemany(_SET_META, notes().items())
 
         self._write(change)
 
@@ -117,8 +125,7 @@ class Catalog(CatalogFile):
         if value is None:
             self._write(lambda cursor: cursor.execute("DELETE FROM meta WHERE key = ?", (key,)))
         else:
-            upsert = "INSERT INTO meta VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value"
-            self._write(lambda cursor: cursor.execute(upsert, (key, value)))
+            self._write(lambda cursor: cursor.execute(_SET_META, (key, value)))
 
     def _write(self, change: Callable[[apsw.Cursor], object], *, durable: bool = False) -> None:
         """Run one transaction. `durable`: synced when this returns, and with it all that came before."""
@@ -321,8 +328,14 @@ class Catalog(CatalogFile):
             after = page[-1][0]
 
     def has_damage(self) -> bool:
-        """Whether anything is in quarantine."""
-        return bool(self._read(lambda reader: reader.all("SELECT 1 FROM quarantine LIMIT 1")))
+        """Whether anything is in quarantine, or blobs may lack pieces."""
+        sql = "SELECT 1 FROM quarantine UNION ALL SELECT 1 FROM meta WHERE key = ? LIMIT 1"
+        return bool(self._read(lambda reader: reader.all(sql, (DOUBTFUL,))))
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it learned from damaged storage: see `DOUBTFUL`."""
+        return self.get_meta(DOUBTFUL) is not None
 
     def in_quarantine(self, places: Sequence[int]) -> set[int]:
         """Give those of the places that are in quarantine."""
@@ -425,10 +438,12 @@ class Catalog(CatalogFile):
 class Reusable:
     """What a put may rely on instead of bringing it: what the catalog has, but for what is condemned or damaged."""
 
-    __slots__ = ("_catalog",)
+    __slots__ = ("_catalog", "_lost")
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, lost: Collection[int] = ()) -> None:
+        """`lost`: segments that are gone, or cut short."""
         self._catalog = catalog
+        self._lost = lost
 
     def find_data(self, hashes: Sequence[bytes]) -> dict[bytes, Location]:
         """Give the payloads that are here to stay; one whose blob role is condemned is not a blob."""
@@ -441,19 +456,23 @@ class Reusable:
         if found and self._catalog.has_damage():
             bad = self._catalog.in_quarantine([row[0] for row in found.values()])
             found = {hash_: row for hash_, row in found.items() if row[0] not in bad}
+        if self._lost:
+            found = {hash_: row for hash_, row in found.items() if row[0] >> 32 not in self._lost}
         return found
 
     def find_blobs(self, hashes: Sequence[bytes]) -> dict[bytes, BlobRow]:
         """Give the blobs that are here to stay.
 
-        While anything is in quarantine, no large blob is one: any of its chunks may be what is damaged.
+        While anything is in quarantine, or pieces may be gone, no large blob is one: any of its chunks may be what is.
         """
         found = self._catalog.find_blobs(hashes)
-        if found and self._catalog.has_damage():
+        if found and (self._lost or self._catalog.has_damage()):
             bad = self._catalog.in_quarantine([row.location for row in found.values()])
             found = {
                 hash_: row
                 for hash_, row in found.items()
-                if row.location not in bad and row.flags & KIND_MASK == KIND_DATA
+                if row.location not in bad
+                and row.location >> 32 not in self._lost
+                and row.flags & KIND_MASK == KIND_DATA
             }
         return {hash_: row for hash_, row in found.items() if not row.flags & (FLAG_CONDEMNED | FLAG_UNNAMED)}

@@ -102,6 +102,7 @@ class Collection:
 
     def _go_on(self, cycle: Cycle | None) -> None:
         if cycle is None:
+            self._take_over()  # what came to light once it is forgotten would come back
             self._forget_expired()
             cycle = Cycle("condemn blobs", started_ms=now_ms())
         if cycle.phase in ("condemn blobs", "condemn data"):

@@ -230,9 +230,17 @@ class LogBackend:
     # -- recovery
 
     def recovery(
-        self, known: Mapping[int, tuple[int, int]], *, rebuilding: bool, retired: Iterable[range] = ()
+        self,
+        known: Mapping[int, tuple[int, int]],
+        *,
+        rebuilding: bool,
+        retired: Iterable[range] = (),
+        brought_in: Callable[[], bytes] = bytes,
     ) -> Recovery:
-        """Look for what the catalog has not seen; `retired` it knows as compacted away. The caller holds the lock."""
+        """Look for what the catalog has not seen; `retired` it knows as compacted away. The caller holds the lock.
+
+        `brought_in`: ids of commits that were copied from living processes' segments.
+        """
         return Recovery(
             self.disk,
             self.root,
@@ -241,6 +249,7 @@ class LogBackend:
             self._committer,
             rebuilding=rebuilding,
             retired=retired,
+            brought_in=brought_in,
         )
 
     def check_same_store(self) -> None:

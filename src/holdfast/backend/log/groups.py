@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Final
@@ -63,8 +63,10 @@ class Groups:
         self._own = own
         self._rebuilding = rebuilding
 
-    def segment_facts(self, segment: int, start: int, stop: int) -> Iterator[Facts]:
-        """Give the facts of the groups that end in a clean segment, from `start` on."""
+    def segment_facts(
+        self, segment: int, start: int, stop: int, without: Collection[bytes] = ()
+    ) -> Iterator[Facts]:
+        """Give the facts of the groups that end in a clean segment, from `start` on, but for commits `without`."""
         path = segment_path(self._root, segment)
         handle = self._disk.open(path, "r")
         try:
@@ -74,7 +76,7 @@ class Groups:
                 if commit is None:
                     self.damage("a commit record is damaged; its records are taken as they are", segment, at)
                     yield from self.extent_facts(Extent(segment, group_start, at, 0), 0)
-                else:
+                elif commit.id not in without:
                     yield from self.commit_facts(commit, segment)
                 group_start = at + HEADER_BYTES
         finally:

@@ -8,7 +8,7 @@ after they are applied cut what is left of the tails (`finish`).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -89,6 +89,7 @@ class Recovery:
         *,
         rebuilding: bool,
         retired: Iterable[range] = (),
+        brought_in: Callable[[], bytes] = bytes,
     ) -> None:
         self.copied_bytes = 0
         self.segments = 0
@@ -102,13 +103,17 @@ class Recovery:
         self._tails: list[_Tail] = []
         self._kept: set[int] = set()
         self._copied_before: set[bytes] = set()
+        self._brought_in = brought_in
+        self._brought_in_before: set[bytes] = set()
         self._quiet: list[int] = []
         self._reseal: list[tuple[int, int]] = []
         self._copied: list[tuple[Commit, int]] = []
         """Groups of tails, each with the segment in which its commit stands."""
         self._doomed: list[int] = []
+        self.lost: set[int] = set()
+        """Segments that the catalog knows and that are gone, or shorter than what was stored in them."""
         self.is_outdated = False
-        """The catalog knows segments that were compacted away since: it is an older copy, and to be made anew."""
+        """Segments were compacted away that the catalog relies on, or never heard of: it is an older copy."""
         self._positions: dict[int, tuple[int, int]] = {}
         self._writer: SegmentWriter | None = None
         self._groups = Groups(disk, root, store_id, self._own_entries, rebuilding=rebuilding)
@@ -140,6 +145,9 @@ class Recovery:
                 elif self._rebuilding:
                     self._look_at_own(writer)
         self._leave_out_retired(segments)
+        if self._clean or self._tails:
+            ids = self._brought_in()
+            self._brought_in_before.update(ids[at : at + 16] for at in range(0, len(ids), 16))
         self._find_copies()
         try:
             for tail in self._tails:
@@ -170,7 +178,10 @@ class Recovery:
             if held and self._groups.is_retired(segment):
                 self.is_outdated = True  # rows may still point there
             elif held and segment not in present:
+                self.lost.add(segment)
                 self._groups.damage("a segment that the catalog knows is missing", segment, 0)
+        # A catalog that has seen it knows each segment before that is retired. What lay there may be missing elsewhere.
+        self.is_outdated |= any(run.start not in self._known for run in self.newly_retired())
 
     def is_retired(self, segment: int) -> bool:
         """Whether a segment was compacted away, as far as `prepare` has seen."""
@@ -182,6 +193,13 @@ class Recovery:
             return []
         every = (segment for run in self._groups.retired for segment in run)
         return [range(segment, segment + 1) for segment in every if segment not in self._known_retired]
+
+    def copied_from_living(self) -> set[bytes]:
+        """Give the ids of commits that were copied now or before, if any stand in a living process's segment."""
+        if all(tail.dead for tail in self._tails):
+            return set()
+        copied = {commit.id for commit, _ in self._copied}
+        return copied | self._copied_before | self._brought_in_before
 
     def facts(self) -> Iterator[Facts]:
         """Give what the catalog is to learn, in batches; the positions last."""
@@ -279,6 +297,7 @@ class Recovery:
                 self._groups.damage(FOREIGN, segment, 0)
                 return
             if size < applied:
+                self.lost.add(segment)
                 self._groups.damage("the segment is shorter than what was stored in it", segment, size)
                 self._positions[segment] = (applied, SEGMENT_QUARANTINED)
                 return
@@ -393,7 +412,7 @@ class Recovery:
             commits = self._groups.iter_commits(tail.found.entries, tail.found.segment, tail.handle)
             wanted.update(commit.id for commit, _ in commits if commit is not None)
         if self._committer is not None and not self._rebuilding:
-            self._copied_before.update(wanted & self._committer.brought_in)
+            self._copied_before.update(wanted & (self._committer.brought_in | self._brought_in_before))
         if not wanted:
             return
         for segment, start in self._clean:
@@ -540,6 +559,7 @@ class Recovery:
 
     def _all_facts(self) -> Iterator[Facts]:
         for segment, start in self._clean:
-            yield from self._groups.segment_facts(segment, start, self._positions[segment][0])
+            stop = self._positions[segment][0]
+            yield from self._groups.segment_facts(segment, start, stop, self._brought_in_before)
         for commit, holder in self._copied:
             yield from self._groups.commit_facts(commit, holder)

@@ -1,0 +1,373 @@
+"""What comes to light late undoes nothing, and nothing new relies on what is not wholly here."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.care.compare import read_segment
+from holdfast.chunking import Chunking
+from holdfast.errors import ArtifactNotFound, Locked, Unavailable, UploadNotFound
+from holdfast.store import Store
+from holdfast.testing.inside import log_core
+from holdfast.types import Artifact, now_ms
+from holdfast.wire.record import HEADER_BYTES, Entry, Kind, iter_entries
+
+OPTIONS: dict[str, Any] = {
+    "chunking": Chunking.choose("fastcdc", 4096),
+    "compression": "none",
+    "segment_bytes": 64 << 10,
+    "lock_timeout_seconds": 5.0,
+}
+
+
+def create(path: Path) -> Store:
+    return Store._open(str(path), create=True, **OPTIONS)
+
+
+def reopen(path: Path) -> Store:
+    return Store._open(str(path), **OPTIONS)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with create(tmp_path / "store") as store:
+        yield store
+
+
+def bytes_of(number: int, size: int) -> bytes:
+    return random.Random(number).randbytes(size)
+
+
+def collect(store: Store) -> None:
+    """Collect, without the compaction that comes with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("holdfast.gc.collector.compact_segments", lambda *_, **__: None)
+        assert store.gc(min_age_seconds=0).complete
+
+
+def seal(store: Store) -> None:
+    """Let what comes next go to another segment."""
+    writers = log_core(store).backend.committer.writers
+    for segment, writer in writers.own().items():
+        taken = writers.take_closed(segment, writer.offset)
+        assert taken is not None
+        writers.seal(taken)
+    log_core(store).backend.committer.apply()
+
+
+def lose_catalog(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        (path / f"catalog.db{suffix}").unlink(missing_ok=True)
+
+
+def entries(store: Store, *kinds: Kind) -> list[Entry]:
+    """Give the records of some kinds in the one segment."""
+    core = log_core(store)
+    (segment,) = core.backend.segment_ids()
+    index = read_segment(core, segment)
+    assert index is not None
+    return [entry for entry in iter_entries(index.entries) if entry.kind in kinds]
+
+
+def harm(path: Path, offsets: list[int], data: bytes = b"damage") -> None:
+    (segment,) = (path / "segments").iterdir()
+    with segment.open("r+b") as file:
+        for offset in offsets:
+            file.seek(offset)
+            file.write(data)
+
+
+# --- a put relies on nothing that is not wholly here
+
+
+def test_a_put_does_not_rely_on_a_piece_that_was_given_up(tmp_path: Path) -> None:
+    path, content = tmp_path / "store", bytes_of(1, 60_000)
+    with create(path) as store:
+        artifact = store.put(content)
+        core = log_core(store)
+        chunks = list(core.backend.large_reader(core.blob(artifact.hash)).manifest.iter_chunks())
+        location = core.catalog.find_data((chunks[2][3],))[chunks[2][3]][0]
+    harm(path, [(location & 0xFFFFFFFF) + HEADER_BYTES])
+    with reopen(path) as store:
+        assert not store.scrub().ok
+        assert not store.repair(give_up=True).ok
+        again = store.put(content)
+        assert store.read(again) == content
+        assert store.read(artifact) == content
+        store.delete(artifact, again)
+        store.repair()
+        other = store.put(content)
+        assert store.read(other) == content
+        store.rebuild()
+        assert store.read(other) == content
+
+
+def test_a_put_after_a_given_up_piece_and_a_rebuild(tmp_path: Path) -> None:
+    """No segment is gone, and yet a blob is half there."""
+    path, content = tmp_path / "store", bytes_of(1, 60_000)
+    with create(path) as store:
+        artifact = store.put(content)
+        offset = next(one.offset for one in entries(store, Kind.DATA))
+    harm(path, [offset + HEADER_BYTES])
+    with reopen(path) as store:
+        assert not store.scrub().ok
+        assert not store.repair(give_up=True).ok
+    lose_catalog(path)
+    with reopen(path) as store:
+        again = store.put(content)
+        assert store.read(again) == content
+        assert store.read(artifact) == content
+
+
+@pytest.mark.parametrize("is_catalog_lost", [True, False])
+def test_a_put_does_not_rely_on_a_segment_that_is_gone(tmp_path: Path, is_catalog_lost: bool) -> None:
+    path, contents = tmp_path / "store", [bytes_of(1, 200_000), b"small"]
+    with create(path) as store:
+        for content in contents:
+            store.put(content)
+        assert len(log_core(store).backend.segment_ids()) > 3
+    (path / "segments" / "0000000002.seg").unlink()
+    if is_catalog_lost:
+        lose_catalog(path)
+    with reopen(path) as store:
+        again = [store.put(content) for content in contents]
+        assert [store.read(one) for one in again] == contents
+
+
+def two_that_share(store: Store) -> tuple[Artifact, bytes]:
+    """Put a blob alone in a segment, and collect it later: what follows begins with the same bytes."""
+    common = bytes_of(1, 50_000)
+    base = store.put(common)
+    seal(store)
+    return base, common + bytes_of(2, 9_000)
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_what_a_rebuild_copied_from_a_living_process_is_not_taken_in_again(
+    tmp_path: Path, is_killed: bool
+) -> None:
+    """It was collected since, and compacted; the segment in which it was first written is met once more."""
+    path = tmp_path / "store"
+    with create(path) as store:
+        base, content = two_that_share(store)
+    idle = reopen(path)
+    artifact = idle.put(content)
+    lose_catalog(path)
+    with reopen(path) as store:
+        assert store.info(artifact.id) == artifact
+        store.delete(base.id, artifact.id)
+        collect(store)
+        seal(store)
+        assert len(store.compact().segments) == 2
+        before = list(log_core(store).catalog.dump())
+    if is_killed:
+        idle._abandon()
+    else:
+        idle.close()
+    with reopen(path) as store:
+        assert list(log_core(store).catalog.dump()) == before
+        with pytest.raises(ArtifactNotFound):
+            store.restore(artifact.id)
+        assert store.read(store.put(content)) == content
+        store.rebuild()
+        assert store.scrub().ok
+
+
+def test_an_older_catalog_that_never_heard_of_a_compacted_segment_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with create(path) as store:
+        store.put(b"first")
+        seal(store)
+    older = (path / "catalog.db").read_bytes()
+    with reopen(path) as store:
+        base, content = two_that_share(store)
+        artifact = store.put(content)
+        store.put(bytes_of(3, 30_000))  # keeps the description of what is collected where it is
+        seal(store)
+        store.delete(base, artifact)
+        collect(store)
+        seal(store)
+        assert store.compact(0.7).segments == (2,)
+    lose_catalog(path)
+    (path / "catalog.db").write_bytes(older)
+    with reopen(path) as store:
+        assert log_core(store).catalog.find_blob(artifact.hash.digest) is None
+        assert store.read(store.put(content)) == content
+        assert store.scrub().ok
+
+
+# --- what was changed after damage stays changed
+
+
+def test_what_was_deleted_and_collected_after_damage_does_not_come_back(tmp_path: Path) -> None:
+    path, backup = tmp_path / "store", tmp_path / "backup"
+    with create(path) as store:
+        artifact = store.put(b"content")
+        for note in ("second", "third"):
+            store.update(artifact, metadata={"note": note})
+        offsets = [entry.offset for entry in entries(store, Kind.ARTIFACT)]
+    shutil.copytree(path, backup)
+    harm(path, [offset + HEADER_BYTES + 8 for offset in offsets[1:]])
+    lose_catalog(path)
+    with reopen(path) as store:
+        store.delete(artifact)
+        collect(store)
+        assert not store.scrub().ok
+        assert store.repair(str(backup)).ok
+        assert not list(store.find())
+        store.rebuild()
+        assert not list(store.find())
+
+
+@pytest.mark.parametrize("has_copy", [True, False])
+def test_what_is_put_back_in_place_undoes_nothing(tmp_path: Path, has_copy: bool) -> None:
+    """Headers were damaged, or whole records: these come back where they stood, and the log is read anew."""
+    path, backup = tmp_path / "store", tmp_path / "backup"
+    with create(path) as store:
+        changed, gone = store.put(b"a", filename="a"), store.put(b"b", filename="b")
+        for artifact in (changed, gone):
+            store.update(artifact, metadata={"note": "second"})
+        for artifact in (changed, gone, changed):
+            store.tags.set("tag", artifact.hash)
+        offsets = [entry.offset for entry in entries(store, Kind.ARTIFACT, Kind.TAG)]
+    shutil.copytree(path, backup)
+    later = offsets[2:4] + offsets[5:]
+    if has_copy:
+        harm(path, later, b"x" * 80)
+    else:
+        harm(path, [offset + 40 for offset in later], b"x")
+    lose_catalog(path)
+    with reopen(path) as store:
+        store.update(changed.id, filename="mine")
+        store.delete(gone.id)
+        mine = store.put(b"mine")
+        store.tags.set("tag", mine.hash)
+        assert not store.scrub().ok
+        assert store.repair(*[str(backup)] * has_copy).ok
+        assert store.info(changed.id).filename == "mine"
+        assert store.tags.get("tag").hash == mine.hash
+        with pytest.raises(ArtifactNotFound):
+            store.info(gone.id)
+        restored = store.restore(gone.id)
+        assert store.info(gone.id) == restored
+        store.rebuild()
+        assert store.info(gone.id) == restored
+        assert store.scrub().ok
+
+
+def test_an_upload_that_was_committed_after_damage_is_not_open_again(tmp_path: Path) -> None:
+    path, backup = tmp_path / "store", tmp_path / "backup"
+    with create(path) as store:
+        with store.writer("upload", resumable=True) as writer:
+            for _ in range(30):
+                writer.write(b"x" * 100)
+                writer.checkpoint()
+            token = writer.suspend()
+        offsets = [entry.offset for entry in entries(store, Kind.UPLOAD)]
+    shutil.copytree(path, backup)
+    harm(path, [offset + HEADER_BYTES + 30 for offset in offsets[3:]])
+    lose_catalog(path)
+    with reopen(path) as store:
+        with store.writer(resume=token) as writer:
+            writer.write(b"the rest")
+        assert not store.scrub().ok
+        assert store.repair(str(backup)).ok
+        assert not list(store.uploads())
+        with pytest.raises(UploadNotFound) as caught:
+            store.writer(resume=token)
+        assert caught.value.artifact_id == writer.artifact.id
+
+
+def test_a_repair_does_not_take_a_clock_that_was_set_back_for_a_later_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, backup = tmp_path / "store", tmp_path / "backup"
+    with create(path) as store:
+        artifact = store.put(b"content")
+        right = now_ms()
+        monkeypatch.setattr("holdfast.naming.now_ms", lambda: right + 3_600_000)
+        store.delete(artifact)
+        monkeypatch.setattr("holdfast.naming.now_ms", lambda: right + 1_000)
+        restored = store.restore(artifact.id)
+        offset = entries(store, Kind.ARTIFACT)[-1].offset
+    shutil.copytree(path, backup)
+    harm(path, [offset + HEADER_BYTES + 8])
+    lose_catalog(path)
+    with reopen(path) as store:
+        assert not store.scrub().ok
+        assert store.repair(str(backup)).ok
+        assert store.info(artifact.id) == restored
+
+
+# --- what somebody else left
+
+_STOPS_AT_THE_SWITCH = """
+import sys, time
+from holdfast import compaction
+from holdfast.store import Store
+store = Store._open(sys.argv[1], segment_bytes=65536)
+def stop(*_):
+    print("copied", flush=True)
+    time.sleep(60)
+compaction._Compaction._switch = stop
+store.compact(0.05)
+"""
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_what_a_killed_compactor_has_copied_does_not_come_back(store: Store, is_changed: bool) -> None:
+    """It was deleted while that ran, and is forgotten before anybody has looked at what it left."""
+    kept, artifact = store.put(b"content"), store.put(b"content")
+    dead = store.put(bytes_of(1, 20_000))
+    seal(store)
+    store.delete(dead)
+    collect(store)
+    root = log_core(store).backend.root
+    with subprocess.Popen(
+        [sys.executable, "-c", _STOPS_AT_THE_SWITCH, root], stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"copied\n"
+        if is_changed:
+            store.update(artifact, metadata={"note": "second"})
+        store.delete(artifact)
+        child.kill()
+    collect(store)
+    store.update(kept, metadata={"note": "second"})
+    with pytest.raises(ArtifactNotFound):
+        store.info(artifact.id)
+    with pytest.raises(ArtifactNotFound):
+        store.restore(artifact.id)
+    assert not store.compact().problems
+    assert store.scrub().ok
+
+
+def test_a_commit_that_is_durable_and_not_applied_is_not_made_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody resumes an upload that has become an artifact which others cannot see yet."""
+    writer = store.writer("upload", resumable=True)
+    writer.write(b"content")
+    writer.checkpoint()
+
+    def fail(*_: object) -> None:
+        raise Unavailable("the catalog has no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log_core(store).backend.committer, "_apply", fail)
+        with pytest.raises(Unavailable, match="durable all the same"):
+            writer.commit()
+        with reopen(Path(os.fsdecode(log_core(store).backend.root))) as other, pytest.raises(Locked):
+            other.writer(resume=writer.token)
+    with pytest.raises(UploadNotFound) as caught:
+        store.writer(resume=writer.token)
+    assert [artifact.id for artifact in store.find()] == [caught.value.artifact_id]
