@@ -371,3 +371,41 @@ def test_a_commit_that_is_durable_and_not_applied_is_not_made_twice(
     with pytest.raises(UploadNotFound) as caught:
         store.writer(resume=writer.token)
     assert [artifact.id for artifact in store.find()] == [caught.value.artifact_id]
+
+
+_DIES_BEFORE_THE_COMMIT = """
+import os, sys
+from holdfast.backend.log.stream import Stream
+from holdfast.store import Store
+store = Store._open(sys.argv[1], segment_bytes=65536)
+Stream.finish = lambda *_: os._exit(9)
+store.repair(sys.argv[2])
+"""
+
+
+def test_compaction_does_not_make_true_what_a_killed_repair_has_said(tmp_path: Path) -> None:
+    """It had filled segments, and was never committed: what was damaged is nowhere else."""
+    path, backup = tmp_path / "store", tmp_path / "backup"
+    with create(path) as store:
+        artifacts = store.put_many([b"%d" % i for i in range(60)], metadata={"words": "w" * 3_000})
+        places = log_core(store).catalog.ask("SELECT location FROM artifacts")
+    shutil.copytree(path, backup)
+    for (place,) in places:
+        with (path / "segments" / f"{place >> 32:010}.seg").open("r+b") as file:
+            file.seek((place & 0xFFFFFFFF) + HEADER_BYTES + 90)
+            file.write(b"damage")
+    lose_catalog(path)
+    with reopen(path) as store:
+        assert not store.scrub().ok
+        count = len(log_core(store).backend.segment_ids())
+    died = subprocess.run(
+        [sys.executable, "-c", _DIES_BEFORE_THE_COMMIT, str(path), str(backup)], check=False
+    )
+    assert died.returncode == 9
+    with reopen(path) as store:
+        assert len(log_core(store).backend.segment_ids()) > count + 1
+        assert store.compact().segments
+        store.rebuild()
+        assert store.repair(str(backup)).repaired_count == len(artifacts)
+        assert store.count() == len(artifacts)
+        assert store.scrub().ok

@@ -421,10 +421,16 @@ class _Copying:
                 self._take_named(table, entry, payload, *found)
         for kind in (Kind.QUARANTINE, Kind.REPAIR):
             for entry, payload, named in by_kind.get(kind, ()):
-                if self._all.is_here(named):
+                if self._counts(entry) and self._all.is_here(named):
                     self._keep(entry, payload, None)
-        for _, _, runs in by_kind.get(Kind.RETIRED, ()):
-            self._source.retired += runs
+        for entry, _, runs in by_kind.get(Kind.RETIRED, ()):
+            if self._counts(entry):
+                self._source.retired += runs
+
+    def _counts(self, entry: Entry) -> bool:
+        """Whether a commit, here or elsewhere, names what no row tells of: else it was never said."""
+        self._note_stray(entry, False)
+        return self._is_committed(entry.offset) or self._places.is_spilled(self._source.segment)
 
     @staticmethod
     def _found(
