@@ -409,3 +409,14 @@ def test_compaction_does_not_make_true_what_a_killed_repair_has_said(tmp_path: P
         assert store.repair(str(backup)).repaired_count == len(artifacts)
         assert store.count() == len(artifacts)
         assert store.scrub().ok
+
+
+def test_what_a_scrub_finds_to_lack_is_brought_by_the_next_put(store: Store) -> None:
+    content = bytes_of(1, 60_000)
+    artifact = store.put(content)
+    core = log_core(store)
+    chunks = list(core.backend.large_reader(core.blob(artifact.hash)).manifest.iter_chunks())
+    core.catalog._write(lambda cursor: cursor.execute("DELETE FROM data WHERE hash = ?", (chunks[1][3],)))
+    assert not store.scrub().ok
+    assert store.read(store.put(content)) == content
+    assert store.scrub().ok

@@ -15,6 +15,7 @@ from holdfast.backend.log.payloads import OFFSET_MASK
 from holdfast.backend.log.segment import SegmentIndex, read_index
 from holdfast.care.report import Report, problem_of
 from holdfast.care.rows import Row, is_still_there, iter_rows
+from holdfast.catalog.damage import DOUBTFUL
 from holdfast.core import MENDABLE
 from holdfast.errors import HoldfastError, MissingChunk
 from holdfast.log_core import LogCore
@@ -30,8 +31,12 @@ def compare(core: LogCore, report: Report) -> str | None:
         wrong = _compare_segment(core, segment, list(rows), report)
         if wrong is not None:
             return wrong
+    lacks = False
     for lack in iter_missing(core):
         report.add(lack.problem)
+        lacks = True
+    if lacks and not core.read_only:
+        core.catalog.set_meta(DOUBTFUL, 1)  # who puts such a blob again brings what it lacks
     return None
 
 
