@@ -15,7 +15,7 @@ import pytest
 
 from holdfast.care.compare import read_segment
 from holdfast.chunking import Chunking
-from holdfast.errors import ArtifactNotFound, Locked, Unavailable, UploadNotFound
+from holdfast.errors import ArtifactNotFound, Locked, Unavailable, UnreadableRoot, UploadNotFound
 from holdfast.store import Store
 from holdfast.testing.inside import log_core
 from holdfast.types import Artifact, now_ms
@@ -220,7 +220,8 @@ def test_what_was_deleted_and_collected_after_damage_does_not_come_back(tmp_path
     lose_catalog(path)
     with reopen(path) as store:
         store.delete(artifact)
-        collect(store)
+        with pytest.raises(UnreadableRoot):  # but what is deleted is forgotten
+            store.gc(min_age_seconds=0)
         assert not store.scrub().ok
         assert store.repair(str(backup)).ok
         assert not list(store.find())
@@ -420,3 +421,42 @@ def test_what_a_scrub_finds_to_lack_is_brought_by_the_next_put(store: Store) -> 
     assert not store.scrub().ok
     assert store.read(store.put(content)) == content
     assert store.scrub().ok
+
+
+@pytest.mark.parametrize("at", [60, 40 - HEADER_BYTES])
+def test_nothing_is_collected_while_damage_may_hide_a_name(tmp_path: Path, at: int) -> None:
+    """One bit of an artifact is wrong, and the catalog is lost: what it names is no garbage, repair reads it."""
+    path, content = tmp_path / "store", bytes_of(1, 300_000)
+    with create(path) as store:
+        artifact = store.put(content)
+        ((place,),) = log_core(store).catalog.ask("SELECT location FROM artifacts")
+        store.put(b"other content")
+    with (path / "segments" / f"{place >> 32:010}.seg").open("r+b") as file:
+        file.seek((place & 0xFFFFFFFF) + HEADER_BYTES + at)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes((byte ^ 1,)))
+    lose_catalog(path)
+    with reopen(path) as store:
+        assert store.count() == 1
+        with pytest.raises(UnreadableRoot, match="may be a name"):
+            store.gc(min_age_seconds=0)
+        assert not store.scrub().ok
+        assert store.repair().ok
+        assert store.gc(min_age_seconds=0).complete
+        assert store.read(artifact.id) == content
+
+
+def test_what_is_given_up_keeps_nothing_from_being_collected(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with create(path) as store:
+        store.put(b"content")
+        offset = entries(store, Kind.ARTIFACT)[0].offset
+    harm(path, [offset + HEADER_BYTES + 8])
+    lose_catalog(path)
+    with reopen(path) as store:
+        assert not store.scrub().ok
+        with pytest.raises(UnreadableRoot):
+            store.gc(min_age_seconds=0)
+        store.repair(give_up=True)
+        assert store.gc(min_age_seconds=0).dropped_blobs == 1

@@ -20,7 +20,7 @@ from holdfast.digests import BUCKETS, bucket_range
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
 from holdfast.gc.found import MAX_LISTED, Found, expiry_ms, is_behind, unmarked_bits, waiting_for
 from holdfast.gc.marks import Marks, Root, Tracer, blob_pages, data_pages, pages_of
-from holdfast.gc.roots import iter_held, iter_leases, refusal
+from holdfast.gc.roots import check_names, iter_held, iter_leases, refusal
 from holdfast.log_core import LogCore
 from holdfast.sequences import Unreadable
 from holdfast.types import Hash, Progress, ProgressCallback, now_ms
@@ -330,6 +330,7 @@ class Collection:
 
     def _roots(self) -> Iterator[Root]:
         """Give what is kept by a name or a lease. Leases first: who releases one has named its blob by then."""
+        check_names(self._core)
         return chain(iter_leases(self._core), books.iter_names(self._catalog()))
 
     def _trace(

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Iterator
 from typing import Final
 
-from holdfast import uploads
+import apsw
+
+from holdfast import _native, uploads
+from holdfast.backend.log.layout import segment_path
+from holdfast.backend.log.payloads import OFFSET_MASK
+from holdfast.backend.log.segment import read_index
 from holdfast.backend.log.session import SessionState
 from holdfast.catalog.collecting import Named, names_of
 from holdfast.errors import UnreadableRoot
@@ -15,7 +21,9 @@ from holdfast.importing import iter_roots as iter_partial_roots
 from holdfast.log_core import LogCore
 from holdfast.sequences import Unreadable
 from holdfast.types import Hash, id_text
+from holdfast.wire.record import HEADER_BYTES, Kind, iter_entries
 
+_NAMES: Final = {"artifacts": Kind.ARTIFACT, "tags": Kind.TAG, "uploads": Kind.UPLOAD}
 READABLE_SECONDS: Final = 1.0
 """How long a session may take to be written: it is made under the store's lock, so only a broken one takes longer."""
 
@@ -24,6 +32,52 @@ def iter_leases(core: LogCore) -> Iterator[Root]:
     """Give what living processes lease; `UnreadableRoot` where one's session cannot be read."""
     for session in read_leases(core):
         yield from session.leases or ()
+
+
+def check_names(core: LogCore) -> None:
+    """Raise `UnreadableRoot` where damage hides what may be a name, and the catalog never read it: repair may."""
+    catalog = core.catalog
+    places = core.keeper.unread()
+    if not places:
+        return
+    asked = (apsw.carray(array("q", places)),)
+    for table in _NAMES:
+        sql = f"SELECT location FROM {table} WHERE location IN (SELECT value FROM carray(?))"
+        places.difference_update(place for (place,) in catalog.ask(sql, asked))
+    for segment in sorted({place >> 32 for place in places}):
+        offsets = {place & OFFSET_MASK for place in places if place >> 32 == segment}
+        offset = _hidden_name(core, segment, offsets - catalog.repaired(segment))
+        if offset is not None:
+            raise UnreadableRoot(
+                f"nothing is collected: in segment {segment}, at offset {offset}, a damaged record may be a name, and"
+                " nobody knows what it keeps. Repair it, or let it go with `repair --give-up`",
+                root=f"segment {segment}, offset {offset}",
+                segment=segment,
+                offset_bytes=offset,
+            )
+
+
+def _hidden_name(core: LogCore, segment: int, offsets: set[int]) -> int | None:
+    """Give the first of these places at which nothing can be read that may be a name."""
+    disk, path = core.backend.disk, segment_path(core.backend.root, segment)
+    try:
+        handle = disk.open(path, "r")
+    except FileNotFoundError:
+        return None
+    try:
+        index = read_index(disk, handle, segment, path)
+        torn = offsets.intersection(problem.offset_bytes or 0 for problem in index.problems)
+        entries = iter_entries(index.entries)
+        named = [entry for entry in entries if entry.offset in offsets and entry.kind in _NAMES.values()]
+        for entry in named:
+            if (
+                _native.blake3(disk.pread(handle, entry.stored_bytes, entry.offset + HEADER_BYTES))
+                != entry.hash
+            ):
+                torn.add(entry.offset)
+        return min(torn, default=None)
+    finally:
+        disk.close(handle)
 
 
 def iter_held(core: LogCore) -> Iterator[bytes]:
