@@ -70,7 +70,8 @@ def drop_half_blobs(catalog: Catalog, backend: LogBackend, *, is_damaged: bool =
             kept = hashes & named.bucket(number)
             drop_rows(catalog, sorted(hashes - kept))
             problems += [_problem(hash_) for hash_ in sorted(kept)[: MAX_PROBLEMS - len(problems)]]
-        _forget_gone(catalog)
+        if not is_complete:  # else nothing was ever collected for good: repair may bring back what they lack
+            _forget_gone(catalog)
     finally:
         pool.shutdown()
         payloads.handles.close()

@@ -388,7 +388,7 @@ def test_compaction_does_not_make_true_what_a_killed_repair_has_said(tmp_path: P
     """It had filled segments, and was never committed: what was damaged is nowhere else."""
     path, backup = tmp_path / "store", tmp_path / "backup"
     with create(path) as store:
-        artifacts = store.put_many([b"%d" % i for i in range(60)], metadata={"words": "w" * 3_000})
+        artifacts = store.put_many([b"%d" % i for i in range(150)], metadata={"words": "w" * 1_000})
         places = log_core(store).catalog.ask("SELECT location FROM artifacts")
     shutil.copytree(path, backup)
     for (place,) in places:
