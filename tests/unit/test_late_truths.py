@@ -460,3 +460,27 @@ def test_what_is_given_up_keeps_nothing_from_being_collected(tmp_path: Path) -> 
             store.gc(min_age_seconds=0)
         store.repair(give_up=True)
         assert store.gc(min_age_seconds=0).dropped_blobs == 1
+def test_compaction_keeps_what_a_repair_of_many_segments_has_said(tmp_path: Path) -> None:
+    """A commit elsewhere names it. What was damaged is still there, beside what is live."""
+    path, backup = tmp_path / "store", tmp_path / "backup"
+    with create(path) as store:
+        artifacts = store.put_many([b"%d" % i for i in range(100)], metadata={"words": "w" * 3_000})
+        places = [place for (place,) in log_core(store).catalog.ask("SELECT location FROM artifacts ORDER BY id")]
+        old = len(log_core(store).backend.segment_ids())
+    shutil.copytree(path, backup)
+    for place in places[::2]:
+        with (path / "segments" / f"{place >> 32:010}.seg").open("r+b") as file:
+            file.seek((place & 0xFFFFFFFF) + HEADER_BYTES + 90)
+            file.write(b"damage")
+    lose_catalog(path)
+    with reopen(path) as store:
+        assert not store.scrub().ok
+        assert store.repair(str(backup)).ok
+        for artifact in artifacts[::2]:  # the repair's segments are dead but for what they say of others
+            store.update(artifact, metadata={})
+        seal(store)
+        report = store.compact(0.8)
+        assert report.segments
+        assert min(report.segments) > old
+        store.rebuild()
+        assert store.scrub().ok

@@ -281,12 +281,13 @@ class Committer:
             stream.release()
 
     def replay(self, commit: Commit) -> Iterator[Facts]:
-        """Give the facts of a group that lies in segments."""
+        """Give the facts of a group that lies in segments, the last of which has its commit."""
         for extent in commit.extents:
             segment = extent.segment
             yield from iter_facts(
                 segment, self._read_entries(extent), commit.time_ms, self._payloads(segment)
             )
+        yield Facts(spilled=[extent.segment for extent in commit.extents[:-1]])
 
     def _payloads(self, segment: int) -> Payloads:
         return windowed(lambda length, offset: self._read(segment, offset, length))
