@@ -265,6 +265,25 @@ def test_what_is_put_back_in_place_undoes_nothing(tmp_path: Path, has_copy: bool
         assert store.scrub().ok
 
 
+def test_a_scrub_that_finds_all_well_ends_the_doubt(tmp_path: Path) -> None:
+    path, backup = tmp_path / "store", tmp_path / "backup"
+    with create(path) as store:
+        artifact = store.put(b"content")
+        offsets = [entry.offset for entry in entries(store, Kind.BLOB, Kind.DATA)]
+    shutil.copytree(path, backup)
+    harm(path, [offset + 8 for offset in offsets])
+    lose_catalog(path)
+    with reopen(path) as store:
+        assert not store.scrub().ok
+        artifact = store.update(artifact, filename="leaps")
+        assert artifact.revision > 1_000
+        assert store.repair(str(backup)).ok
+        assert log_core(store).catalog.is_doubtful
+        assert store.scrub().ok
+        assert not log_core(store).catalog.is_doubtful
+        assert store.update(artifact, filename="steps").revision == artifact.revision + 1
+
+
 def test_an_upload_that_was_committed_after_damage_is_not_open_again(tmp_path: Path) -> None:
     path, backup = tmp_path / "store", tmp_path / "backup"
     with create(path) as store:
@@ -465,7 +484,9 @@ def test_compaction_keeps_what_a_repair_of_many_segments_has_said(tmp_path: Path
     path, backup = tmp_path / "store", tmp_path / "backup"
     with create(path) as store:
         artifacts = store.put_many([b"%d" % i for i in range(100)], metadata={"words": "w" * 3_000})
-        places = [place for (place,) in log_core(store).catalog.ask("SELECT location FROM artifacts ORDER BY id")]
+        places = [
+            place for (place,) in log_core(store).catalog.ask("SELECT location FROM artifacts ORDER BY id")
+        ]
         old = len(log_core(store).backend.segment_ids())
     shutil.copytree(path, backup)
     for place in places[::2]:
