@@ -269,9 +269,10 @@ def test_a_scrub_that_finds_all_well_ends_the_doubt(tmp_path: Path) -> None:
     path, backup = tmp_path / "store", tmp_path / "backup"
     with create(path) as store:
         artifact = store.put(b"content")
-        offsets = [entry.offset for entry in entries(store, Kind.BLOB, Kind.DATA)]
+        store.update(artifact, metadata={"note": "second"})
+        offset = entries(store, Kind.ARTIFACT)[-1].offset
     shutil.copytree(path, backup)
-    harm(path, [offset + 8 for offset in offsets])
+    harm(path, [offset + HEADER_BYTES + 8])
     lose_catalog(path)
     with reopen(path) as store:
         assert not store.scrub().ok
