@@ -480,6 +480,8 @@ def test_what_is_given_up_keeps_nothing_from_being_collected(tmp_path: Path) -> 
             store.gc(min_age_seconds=0)
         store.repair(give_up=True)
         assert store.gc(min_age_seconds=0).dropped_blobs == 1
+
+
 def test_compaction_keeps_what_a_repair_of_many_segments_has_said(tmp_path: Path) -> None:
     """A commit elsewhere names it. What was damaged is still there, beside what is live."""
     path, backup = tmp_path / "store", tmp_path / "backup"
