@@ -459,8 +459,9 @@ def test_nothing_is_collected_while_damage_may_hide_a_name(tmp_path: Path, at: i
     lose_catalog(path)
     with reopen(path) as store:
         assert store.count() == 1
-        with pytest.raises(UnreadableRoot, match="may be a name"):
-            store.gc(min_age_seconds=0)
+        for dry_run in (True, False):
+            with pytest.raises(UnreadableRoot, match="may be a name"):
+                store.gc(min_age_seconds=0, dry_run=dry_run)
         assert not store.scrub().ok
         assert store.repair().ok
         assert store.gc(min_age_seconds=0).complete

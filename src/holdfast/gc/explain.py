@@ -16,7 +16,7 @@ from holdfast.errors import BlobNotFound, CorruptBlob, FormatError, IntegrityErr
 from holdfast.facts import FLAG_CONDEMNED, FLAG_UNNAMED
 from holdfast.gc.found import MAX_LISTED, expiry_ms, unmarked_bits
 from holdfast.gc.marks import Marks, Tracer, blob_pages, data_pages
-from holdfast.gc.roots import iter_direct, iter_held, iter_leases, named_text
+from holdfast.gc.roots import check_names, iter_direct, iter_held, iter_leases, named_text
 from holdfast.log_core import LogCore
 from holdfast.partials import look
 from holdfast.reports import Chain, Forecast, GcReport
@@ -35,6 +35,7 @@ def dry_run(core: LogCore, min_age_seconds: float, progress: ProgressCallback | 
     started = time.monotonic()
     until_ms = expiry_ms(min_age_seconds)
     with core.backend.operation():
+        check_names(core)
         catalog = core.catalog
         tracer = _tracer(core, catalog, progress)
         roots = chain(iter_leases(core), books.iter_names(catalog, until_ms))
