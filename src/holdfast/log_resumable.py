@@ -182,7 +182,7 @@ class LogResumableWriter(ResumableWriter):
             if is_over:
                 with suppress(HoldfastError), self._log.backend.lock():
                     claims.release(UPLOADS, self.token, remove=True)
-            is_durable = isinstance(error, HoldfastError) and bool(error.evidence.get("durable"))
-            # Where others cannot see yet that it has ended, nobody is to go on with it.
-            if not (self._is_ending and is_durable):
+            # Where it may have ended, and others cannot see that yet, nobody is to go on with it.
+            is_refused = isinstance(error, HoldfastError) and not error.evidence.get("durable")
+            if error is None or is_refused or not self._is_ending:
                 claims.release(UPLOADS, self.token, remove=False)

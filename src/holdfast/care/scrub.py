@@ -22,7 +22,6 @@ from holdfast.care.compare import compare
 from holdfast.care.report import Report
 from holdfast.care.stretches import Stretch, check_stretch, iter_stretches
 from holdfast.catalog import CatalogUnusable
-from holdfast.catalog.damage import DOUBTFUL
 from holdfast.errors import BackendError, CorruptBlob, CorruptSegment
 from holdfast.facts import SEGMENT_OPEN, SEGMENT_QUARANTINED, SEGMENT_SUPERSEDED
 from holdfast.log_core import LogCore
@@ -349,8 +348,6 @@ def _keep(core: LogCore, work: Scrub, report: Report, *, whole: bool) -> None:
         done = Done(finished_ms=now_ms(), problems=problems, bytes=total)
         core.catalog.set_meta(DONE, msgspec.json.encode(done))
         core.catalog.set_meta(POSITION, None)
-        if not problems and not work.rebuilt:
-            core.catalog.set_meta(DOUBTFUL, None)
     else:
         kept = Position(at.segment, at.offset, total, problems, at.started_ms)
         core.catalog.set_meta(POSITION, msgspec.json.encode(kept))

@@ -8,7 +8,7 @@ sorter and written in one ascending pass: sequential at any size, in bounded mem
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -80,18 +80,6 @@ class AsideCatalog(Catalog):
             self._write(lambda cursor: _stage(cursor, facts))
         else:
             super().apply(facts)
-
-    def apply_all(
-        self,
-        batches: Iterable[Facts],
-        retired: Sequence[range] = (),
-        notes: Callable[[], Mapping[str, bytes | int]] = dict,
-    ) -> None:
-        """Take many batches in. Not one transaction: nothing is one until `publish`."""
-        for facts in batches:
-            self.apply(facts)
-        for key, value in notes().items():
-            self.set_meta(key, value)
 
     def settle(self) -> None:
         """Sort in what was put aside. Any read and `publish` do it; from then on `apply` is direct (and slower)."""

@@ -29,7 +29,7 @@ from holdfast.facts import (
 )
 
 DOUBTFUL: Final = "doubtful"
-"""In `meta`, until a scrub finds all well: it learned from damaged storage, or pieces were given up. So it may know an
+"""In `meta`, as long as the catalog lives: it learned from damaged storage, or blobs lack pieces. So it may know an
 older state of a name than a damaged record has, and blobs that lack pieces."""
 TABLE: Final = """
 CREATE TABLE repaired(location INTEGER PRIMARY KEY, hash BLOB NOT NULL) STRICT;

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from holdfast.core import MENDABLE, Core
-from holdfast.errors import HoldfastError, Locked, NeedsReopen
+from holdfast.errors import HoldfastError, Locked, NeedsReopen, UnreadableRoot
 
 log = logging.getLogger("holdfast")
 
@@ -82,6 +82,13 @@ class Maintenance:
                 self._core.leave()
 
     def _turn(self) -> None:
-        self._collector.gc_if_changed(self._end.is_set)
+        try:
+            self._collector.gc_if_changed(self._end.is_set)
+        except UnreadableRoot:
+            self._scrub()  # it may find what a repair needs
+            raise
+        self._scrub()
+
+    def _scrub(self) -> None:
         if self.scrub_step is not None and not self._end.is_set():
             self.scrub_step(SCRUB_BYTES, self._end.is_set)

@@ -44,13 +44,16 @@ def check_names(core: LogCore) -> None:
     for table in _NAMES:
         sql = f"SELECT location FROM {table} WHERE location IN (SELECT value FROM carray(?))"
         places.difference_update(place for (place,) in catalog.ask(sql, asked))
-    for segment in sorted({place >> 32 for place in places}):
-        offsets = {place & OFFSET_MASK for place in places if place >> 32 == segment}
-        offset = _hidden_name(core, segment, offsets - catalog.repaired(segment))
+    known = catalog.segments()
+    for segment in sorted({place >> 32 for place in places} & known.keys()):
+        applied, _ = known[segment]  # what a power cut tore lies beyond: nobody was told of it
+        here = {place & OFFSET_MASK for place in places if place >> 32 == segment}
+        sought = {at for at in here if at < applied} - catalog.repaired(segment)
+        offset = _hidden_name(core, segment, sought)
         if offset is not None:
             raise UnreadableRoot(
                 f"nothing is collected: in segment {segment}, at offset {offset}, a damaged record may be a name, and"
-                " nobody knows what it keeps. Repair it, or let it go with `repair --give-up`",
+                " nobody knows what it keeps. `holdfast scrub`, then repair it, or let it go with `repair --give-up`",
                 root=f"segment {segment}, offset {offset}",
                 segment=segment,
                 offset_bytes=offset,
@@ -67,14 +70,11 @@ def _hidden_name(core: LogCore, segment: int, offsets: set[int]) -> int | None:
     try:
         index = read_index(disk, handle, segment, path)
         torn = offsets.intersection(problem.offset_bytes or 0 for problem in index.problems)
-        entries = iter_entries(index.entries)
-        named = [entry for entry in entries if entry.offset in offsets and entry.kind in _NAMES.values()]
-        for entry in named:
-            if (
-                _native.blake3(disk.pread(handle, entry.stored_bytes, entry.offset + HEADER_BYTES))
-                != entry.hash
-            ):
-                torn.add(entry.offset)
+        for entry in iter_entries(index.entries):
+            if entry.offset in offsets and entry.kind in _NAMES.values():
+                payload = disk.pread(handle, entry.stored_bytes, entry.offset + HEADER_BYTES)
+                if _native.blake3(payload) != entry.hash:
+                    torn.add(entry.offset)
         return min(torn, default=None)
     finally:
         disk.close(handle)

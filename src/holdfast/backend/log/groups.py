@@ -72,7 +72,7 @@ class Groups:
         try:
             entries = slice_entries(self.entries_of(segment), start, stop)
             group_start = start
-            for commit, at in self.iter_commits(entries, segment, handle):
+            for commit, at in self.new_commits(entries, segment, handle):
                 if commit is None:
                     self.damage("a commit record is damaged; its records are taken as they are", segment, at)
                     yield from self.extent_facts(Extent(segment, group_start, at, 0), 0)
@@ -134,7 +134,7 @@ class Groups:
         finally:
             self._disk.close(handle)
 
-    def iter_commits(self, entries: bytes, segment: int, handle: int) -> Iterator[tuple[Commit | None, int]]:
+    def new_commits(self, entries: bytes, segment: int, handle: int) -> Iterator[tuple[Commit | None, int]]:
         """Give each commit record (None: damaged) that says something new, and its offset.
 
         One that names nothing in its own segment was written anew by a compaction. What it names a catalog has known

@@ -409,7 +409,7 @@ class Recovery:
         """See which groups of the tails an earlier rebuild has copied already: a clean segment has their commit."""
         wanted: set[bytes] = set()
         for tail in self._tails:
-            commits = self._groups.iter_commits(tail.found.entries, tail.found.segment, tail.handle)
+            commits = self._groups.new_commits(tail.found.entries, tail.found.segment, tail.handle)
             wanted.update(commit.id for commit, _ in commits if commit is not None)
         if self._committer is not None and not self._rebuilding:
             self._copied_before.update(wanted & (self._committer.brought_in | self._brought_in_before))
@@ -420,7 +420,7 @@ class Recovery:
             try:
                 stop = self._positions[segment][0]
                 entries = slice_entries(self._groups.entries_of(segment), start, stop)
-                for commit, _ in self._groups.iter_commits(entries, segment, handle):
+                for commit, _ in self._groups.new_commits(entries, segment, handle):
                     if commit is not None and commit.id in wanted:
                         self._copied_before.add(commit.id)
             finally:
@@ -430,7 +430,7 @@ class Recovery:
         """Copy each group that is wholly there; those without a whole commit never existed."""
         segment = tail.found.segment
         whole_after_broken = broken = False
-        for commit, _ in self._groups.iter_commits(tail.found.entries, segment, tail.handle):
+        for commit, _ in self._groups.new_commits(tail.found.entries, segment, tail.handle):
             if commit is not None and commit.extents and self._is_all_retired(commit):
                 continue  # nothing of it is left here, and what counts of it was copied before that went
             parts = None if commit is None else self._members(commit, tail)
