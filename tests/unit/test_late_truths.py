@@ -337,8 +337,6 @@ def test_a_repair_does_not_take_a_clock_that_was_set_back_for_a_later_change(
 _STOPS_AT_THE_SWITCH = """
 import sys, time
 from holdfast import compaction
-from holdfast.gc.collector import Collector
-from holdfast.gc.maintenance import Maintenance
 from holdfast.store import Store
 store = Store._open(sys.argv[1], segment_bytes=65536)
 def stop(*_):
@@ -405,8 +403,6 @@ def test_a_commit_that_is_durable_and_not_applied_is_not_made_twice(
 _DIES_BEFORE_THE_COMMIT = """
 import os, sys
 from holdfast.backend.log.stream import Stream
-from holdfast.gc.collector import Collector
-from holdfast.gc.maintenance import Maintenance
 from holdfast.store import Store
 store = Store._open(sys.argv[1], segment_bytes=65536)
 Stream.finish = lambda *_: os._exit(9)
@@ -414,18 +410,24 @@ store.repair(sys.argv[2])
 """
 
 
-def test_compaction_does_not_make_true_what_a_killed_repair_has_said(tmp_path: Path) -> None:
-    """It had filled segments, and was never committed: what was damaged is nowhere else."""
-    path, backup = tmp_path / "store", tmp_path / "backup"
+def damage_names(path: Path, backup: Path, count: int, words: int, step: int = 1) -> list[Artifact]:
+    """Store many artifacts in one group, copy the store, damage the names of each `step`-th, and lose the catalog."""
     with create(path) as store:
-        artifacts = store.put_many([b"%d" % i for i in range(150)], metadata={"words": "w" * 1_000})
-        places = log_core(store).catalog.ask("SELECT location FROM artifacts")
+        artifacts = store.put_many([b"%d" % i for i in range(count)], metadata={"words": "w" * words})
+        places = log_core(store).catalog.ask("SELECT location FROM artifacts ORDER BY id")
     shutil.copytree(path, backup)
-    for (place,) in places:
+    for (place,) in places[::step]:
         with (path / "segments" / f"{place >> 32:010}.seg").open("r+b") as file:
             file.seek((place & 0xFFFFFFFF) + HEADER_BYTES + 90)
             file.write(b"damage")
     lose_catalog(path)
+    return artifacts
+
+
+def test_compaction_does_not_make_true_what_a_killed_repair_has_said(tmp_path: Path) -> None:
+    """It had filled segments, and was never committed: what was damaged is nowhere else."""
+    path, backup = tmp_path / "store", tmp_path / "backup"
+    artifacts = damage_names(path, backup, 150, 1_000)
     with reopen(path) as store:
         assert not store.scrub().ok
         count = len(log_core(store).backend.segment_ids())
@@ -507,7 +509,9 @@ def test_what_a_power_cut_tore_keeps_nothing_from_being_collected(tmp_path: Path
         assert store.gc(min_age_seconds=0).dropped_blobs == 1
 
 
-def test_maintenance_scrubs_where_nothing_can_be_collected(tmp_path: Path) -> None:
+@pytest.fixture
+def hiding(tmp_path: Path) -> Iterator[Store]:
+    """Give a store in which damage hides the name of its one blob."""
     path = tmp_path / "store"
     with create(path) as store:
         store.put(b"content")
@@ -515,51 +519,38 @@ def test_maintenance_scrubs_where_nothing_can_be_collected(tmp_path: Path) -> No
     harm(path, [offset + HEADER_BYTES + 8])
     lose_catalog(path)
     with reopen(path) as store:
-        core = log_core(store)
-        work = Maintenance(core, Collector(core))
+        yield store
 
-        def step(max_bytes: int, stop: Callable[[], bool]) -> None:
-            assert not store.scrub().ok
 
-        work.scrub_step = step
-        with pytest.raises(UnreadableRoot):
-            work._turn()
-        assert core.catalog.has_damage()
-        assert store.repair(give_up=True).repaired_count == 0
-        work.scrub_step = None
+def test_maintenance_scrubs_where_nothing_can_be_collected(hiding: Store) -> None:
+    core = log_core(hiding)
+    work = Maintenance(core, Collector(core))
+
+    def step(max_bytes: int, stop: Callable[[], bool]) -> None:
+        assert not hiding.scrub().ok
+
+    work.scrub_step = step
+    with pytest.raises(UnreadableRoot):
         work._turn()
+    assert core.catalog.has_damage()
+    hiding.repair(give_up=True)
+    work.scrub_step = None
+    work._turn()
 
 
-def test_what_is_given_up_keeps_nothing_from_being_collected(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    with create(path) as store:
-        store.put(b"content")
-        offset = entries(store, Kind.ARTIFACT)[0].offset
-    harm(path, [offset + HEADER_BYTES + 8])
-    lose_catalog(path)
-    with reopen(path) as store:
-        assert not store.scrub().ok
-        with pytest.raises(UnreadableRoot):
-            store.gc(min_age_seconds=0)
-        store.repair(give_up=True)
-        assert store.gc(min_age_seconds=0).dropped_blobs == 1
+def test_what_is_given_up_keeps_nothing_from_being_collected(hiding: Store) -> None:
+    assert not hiding.scrub().ok
+    with pytest.raises(UnreadableRoot):
+        hiding.gc(min_age_seconds=0)
+    hiding.repair(give_up=True)
+    assert hiding.gc(min_age_seconds=0).dropped_blobs == 1
 
 
 def test_compaction_keeps_what_a_repair_of_many_segments_has_said(tmp_path: Path) -> None:
     """A commit elsewhere names it. What was damaged is still there, beside what is live."""
     path, backup = tmp_path / "store", tmp_path / "backup"
-    with create(path) as store:
-        artifacts = store.put_many([b"%d" % i for i in range(100)], metadata={"words": "w" * 3_000})
-        places = [
-            place for (place,) in log_core(store).catalog.ask("SELECT location FROM artifacts ORDER BY id")
-        ]
-        old = len(log_core(store).backend.segment_ids())
-    shutil.copytree(path, backup)
-    for place in places[::2]:
-        with (path / "segments" / f"{place >> 32:010}.seg").open("r+b") as file:
-            file.seek((place & 0xFFFFFFFF) + HEADER_BYTES + 90)
-            file.write(b"damage")
-    lose_catalog(path)
+    artifacts = damage_names(path, backup, 100, 3_000, step=2)
+    old = len(list((path / "segments").iterdir()))
     with reopen(path) as store:
         assert not store.scrub().ok
         assert store.repair(str(backup)).ok

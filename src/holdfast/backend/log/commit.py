@@ -185,8 +185,6 @@ class Committer:
         self._condition = threading.Condition()
         self._queue: list[Group] = []
         self._leading = False
-        self.brought_in: set[bytes] = set()
-        """Commits of living processes that were copied and applied here, because those could not apply them."""
         self._failed_before = False
         """What waits to be applied could not be once: others may have brought it in."""
         self._unapplied: deque[tuple[Committed, dict[int, tuple[int, int]]]] = deque()

@@ -255,8 +255,6 @@ class Recovery:
         """
         if self._committer is None:
             return
-        if any(not tail.dead for tail in self._tails):
-            self._committer.brought_in.update(commit.id for commit, _ in self._copied)
         for tail in self._tails:
             if tail.dead and tail.found.segment not in self._kept:
                 with suppress(BackendError, FileNotFoundError):  # who lives may have removed it meanwhile
@@ -412,7 +410,7 @@ class Recovery:
             commits = self._groups.new_commits(tail.found.entries, tail.found.segment, tail.handle)
             wanted.update(commit.id for commit, _ in commits if commit is not None)
         if self._committer is not None and not self._rebuilding:
-            self._copied_before.update(wanted & (self._committer.brought_in | self._brought_in_before))
+            self._copied_before.update(wanted & self._brought_in_before)
         if not wanted:
             return
         for segment, start in self._clean:
