@@ -30,8 +30,9 @@ from holdfast.types import Durability, Hash, Ref, id_text
 log = logging.getLogger("holdfast")
 
 LEAP: Final = 1 << 16
-"""More than the states of one name that damage hides."""
+"""More than the states of one name that damage is likely to hide (those of a very long upload may be more)."""
 MAX_LEAPING: Final = 1 << 31
+"""From here on revisions go by one again: they have 32 bits."""
 
 
 class LogCore(Core):

@@ -62,7 +62,7 @@ class CatalogKeeper:
         self.problems: tuple[Problem, ...] = ()
         """Damage that the last look at storage found."""
         self.lost: frozenset[int] = frozenset()
-        """Segments that were gone then, or cut short: nothing new relies on what the catalog has there."""
+        """Segments that it found gone, or an open one cut short: nothing new relies on what the catalog has there."""
 
     def open(self) -> None:
         """Open the catalog, or rebuild it, and catch up with storage."""
