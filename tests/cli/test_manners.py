@@ -178,6 +178,48 @@ sys.exit(main())
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
+@pytest.mark.parametrize("how", ["ignored", "wrapped"])
+def test_ctrl_c_that_python_makes_something_else_of_is_an_interrupt(cli: Cli, how: str) -> None:
+    """The terminal interrupts who writes into the pipe as well: half a stream would be stored."""
+    program = f"""
+import os, signal, sys
+from holdfast.cli import main
+
+class Ignored:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+class Wrapped:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGINT)
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "holdfast.opening":
+            if {how == "ignored"}:
+                Ignored()
+            else:
+                type("Owner", (), {{"field": Wrapped()}})
+
+sys.meta_path.insert(0, Finder())
+sys.exit(main())
+"""
+    put = subprocess.Popen(
+        [sys.executable, "-c", program, "put", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=cli.environ(),
+        cwd=cli.place,
+    )
+    assert put.stdin is not None
+    put.stdin.write(b"half")
+    put.stdin.flush()
+    assert put.wait(30) == 130
+    assert put.communicate() == (b"", b"holdfast: interrupted\n")
+    assert not cli("ls", "-q").lines
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc to see how far it has come")
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.1])
 def test_ctrl_c_at_any_time_ends_without_a_traceback(cli: Cli, delay: float) -> None:

@@ -13,6 +13,7 @@ from typing import TypeGuard
 import click
 
 from holdfast.cli.app import cli
+from holdfast.cli.interrupts import heard, is_of_interrupt
 from holdfast.cli.output import State, escape, flush, note, stdout_failed
 from holdfast.errors import BackendError, HoldfastError, PermissionDenied, StoreNotFound, exit_code
 
@@ -32,7 +33,8 @@ def run(arguments: Sequence[str]) -> int:
         if sys.stdout is None:
             state.json = "--json" in arguments
             raise BackendError("standard output is closed; > /dev/null throws answers away")
-        code = _invoke(arguments, state)
+        with heard():
+            code = _invoke(arguments, state)
         flush()
         _tell_cost(state)
         return code
@@ -51,6 +53,9 @@ def run(arguments: Sequence[str]) -> int:
         return _usage(error, state)
     except Exception as error:  # noqa: BLE001  # the last place that can say anything
         _debug()
+        if is_of_interrupt(error):
+            note("interrupted")
+            return 130
         if _is_of_stdout(error):
             error = stdout_failed(error)
         _report(error, state)
