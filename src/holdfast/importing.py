@@ -40,7 +40,7 @@ class Import(Intake):
         with core.backend.operation():
             self._look()
         super().__init__(core, hash_, ranges, is_complete=self._is_complete)
-        self._filling = Filling(core, hash_, self._look)
+        self._filling = Filling(core, hash_, self._completed)
         self._partial: Partial | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="holdfast-import")
         self._under_way: Future[None] | None = None
@@ -100,9 +100,15 @@ class Import(Intake):
 
         The caller has pinned. A collection that runs hears of it before the partial blob, which kept the pieces, goes.
         """
-        if self._core.catalog.claim(self._hash) is not None:
-            self._is_complete = True
-            self._core.keep(self._hash, LEASE_RAW)  # until it is named
+        if self._core.catalog.claim(self._hash) is not None and self._core.reusable().find_blobs(
+            (self._hash,)
+        ):
+            self._completed()
+
+    def _completed(self) -> None:
+        """It is here: keep it until it is named."""
+        self._is_complete = True
+        self._core.keep(self._hash, LEASE_RAW)
 
     def _put(self, batch: Batch) -> None:
         """Store a blob of which all came before the first checkpoint was due."""
@@ -112,7 +118,7 @@ class Import(Intake):
             assert stored.hash == self._hash, "what was verified has another hash"
             if not group.is_empty:
                 group.commit()
-        self._look()
+            self._completed()
         retire_leftover(core, self._hash)
 
 

@@ -141,6 +141,10 @@ class LogCore(Core):
         place = Place(found.location or 0, found.stored, found.plain, found.flags)
         return self.backend.payloads.read(hash, place)
 
+    def reusable(self) -> Reusable:
+        """Give what may be relied on without bringing it. The caller has pinned."""
+        return Reusable(self.catalog, self.keeper.lost)
+
     @contextmanager
     def adding(self, *, checksum: bool = False, time_ms: int = 0) -> Iterator[tuple[Group, Ingest]]:
         """Pin, begin a group, and forget it on an error. The body commits.
@@ -152,7 +156,7 @@ class LogCore(Core):
             group = backend.group(time_ms)
             ingest = Ingest(
                 group,
-                lambda: Reusable(self.catalog, self.keeper.lost),
+                self.reusable,
                 backend.chunking,
                 self.pool,
                 compression=backend.compression,

@@ -141,17 +141,18 @@ class Finder:
             if mended is not None:
                 return mended, COMPUTED
         if one.kind == Kind.BLOB and one.row is not None:
-            if not one.hash:  # not damaged, but the end of its segment, or its commit, is gone
-                return self._description(one.row)
-            for origin in self._origins:
+            for origin in self._origins if one.hash else ():
                 document = origin.blob_document(one.row.key)
                 if document is not None and _native.blake3(document) == one.hash:
                     return document, origin.name
-            return None
+            return self._description(one.row)
         return self._all_documents().get(one.hash) or self._from_copy(one)
 
     def _description(self, row: Row) -> Found | None:
-        """Give what describes a blob as it lies here, if that is sound."""
+        """Give what describes a blob as it lies here, there or elsewhere.
+
+        It may be sound where the end of its segment, or its commit, is gone; and it may have been put once more.
+        """
         stored = row.columns[2 if row.table == "blobs" else 1]
         try:
             document = self._backend.payloads.read_document(row.key, row.location, stored)

@@ -13,8 +13,7 @@ from holdfast.backend.log.pieces import iter_pieces
 from holdfast.catalog import Catalog
 from holdfast.catalog.collecting import blob_page, data_page
 from holdfast.digests import DigestSet, bucket_range
-from holdfast.errors import BlobNotFound, FormatError, HoldfastError, IntegrityError, NotFound
-from holdfast.facts import KIND_DATA, KIND_MASK
+from holdfast.errors import BlobNotFound, FormatError, IntegrityError, NotFound
 from holdfast.log_core import LogCore
 from holdfast.sequences import BATCH, Sequences, Unreadable
 from holdfast.types import Hash
@@ -115,22 +114,11 @@ class Tracer:
 
     def pieces_of(self, hash_: bytes, location: int, stored: int) -> Iterator[list[bytes]]:
         """Give the payloads that a large blob is made of, some at a time."""
+        payloads = self._core.backend.payloads
         try:
-            yield from iter_pieces(
-                self._core.backend.payloads, hash_, self._document(hash_, location, stored)
-            )
+            yield from iter_pieces(payloads, hash_, payloads.read_document(hash_, location, stored))
         except (IntegrityError, FormatError, NotFound) as error:
             raise Unreadable(hash_, error) from error
-
-    def _document(self, hash_: bytes, location: int, stored: int) -> bytes:
-        read = self._core.backend.payloads.read_document
-        try:
-            return read(hash_, location, stored)
-        except HoldfastError:
-            row = self._catalog().find_blob(hash_)  # it may have been moved meanwhile
-            if row is None or row.location == location or row.flags & KIND_MASK == KIND_DATA:
-                raise
-            return read(hash_, row.location, row.stored)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

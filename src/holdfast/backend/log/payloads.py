@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from contextlib import suppress
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from holdfast import _native
 from holdfast.backend.log.disk import Disk
@@ -18,7 +19,7 @@ from holdfast.errors import (
     MissingChunk,
     Unavailable,
 )
-from holdfast.facts import FLAG_ZSTD
+from holdfast.facts import FLAG_ZSTD, KIND_BLOB, KIND_MASK
 from holdfast.types import Hash
 from holdfast.wire.record import ENTRY_BYTES, FLAG_SHA256, HEADER, HEADER_BYTES, MAX_RECORD_BYTES
 
@@ -41,6 +42,9 @@ class Place(NamedTuple):
     flags: int
 
 
+AnyPlace = TypeVar("AnyPlace", Place, tuple[int, int])
+
+
 class DocumentPlace(Protocol):
     """Where the record of a large blob is."""
 
@@ -48,6 +52,8 @@ class DocumentPlace(Protocol):
     def location(self) -> int: ...
     @property
     def stored(self) -> int: ...
+    @property
+    def flags(self) -> int: ...
 
 
 class Index(Protocol):
@@ -134,37 +140,44 @@ class Payloads:
         return data
 
     def read_document(self, blob: bytes, location: int, stored: int) -> bytes:
-        """Give the payload of the record that describes a large blob, checked against the record's own header."""
-        segment, offset = location >> 32, location & OFFSET_MASK
+        """Give the payload of the record that describes a large blob, from its place, or from another copy."""
         try:
-            record = self._pread(location, stored, with_header=True)
-        except FileNotFoundError as error:
-            row = self._index().find_blobs((blob,)).get(blob)
-            if row is not None and row.location != location:  # compacted away since it was looked up
-                return self.read_document(blob, row.location, row.stored)
-            path = segment_path(self._root, segment)
-            gone = MissingChunk(
-                f"the record of blob {blob.hex()} should be in {place_text(location)}, and {path} is gone",
-                hash=Hash(blob),
-                segment=segment,
-                offset_bytes=offset,
-                path=path,
-            )
-            raise self.suspect(blob, gone) from error
-        entries, consumed, _ = _native.scan(record, segment, offset, deep=True)
+            return self._document_at(blob, (location, stored))
+        except (FileNotFoundError, IntegrityError, BackendError) as error:
+            return self._document_elsewhere(blob, (location, stored), error)
+
+    def _document_elsewhere(self, blob: bytes, tried: tuple[int, int], error: Exception) -> bytes:
+        index = self._index()
+
+        def places() -> list[tuple[int, int]]:
+            rows = [one[:2] for one in index.copies(blob) if one[3] & KIND_MASK == KIND_BLOB]
+            row = index.find_blobs((blob,)).get(blob)
+            if row is not None and row.flags & KIND_MASK == KIND_BLOB:
+                rows.insert(0, (row.location, row.stored))
+            return rows
+
+        found = _first_sound(places, tried, error, lambda place: self._document_at(blob, place))
+        if found is not None:
+            return found
+        if isinstance(error, FileNotFoundError):
+            raise self._gone(f"the record of blob {blob.hex()}", blob, tried[0]) from error
+        if isinstance(error, IntegrityError):
+            raise self.suspect(blob, error)
+        raise error
+
+    def _document_at(self, blob: bytes, place: tuple[int, int]) -> bytes:
+        """Give the payload of the record at exactly this place, checked against the record's own header."""
+        location, stored = place
+        record = self._pread(location, stored, with_header=True)
+        entries, consumed, _ = _native.scan(record, location >> 32, location & OFFSET_MASK, deep=True)
         payload = record[HEADER_BYTES:]
-        if (
-            consumed != HEADER_BYTES + stored
-            or _native.blake3(payload) != entries[ENTRY_BYTES - 32 : ENTRY_BYTES]
-        ):
-            if _native.find_header(record[:HEADER_BYTES], segment, offset, 0) == 0:
-                self.note(
-                    location,
-                    HEADER.unpack(record[:HEADER_BYTES])[HEADER_HASH],
-                    "read: does not match its hash",
-                )
-            raise self.suspect(blob, self.corrupt(blob, location, "does not match its record"))
-        return payload
+        is_whole = consumed == HEADER_BYTES + stored
+        if is_whole and _native.blake3(payload) == entries[ENTRY_BYTES - 32 : ENTRY_BYTES]:
+            return payload
+        if _native.find_header(record[:HEADER_BYTES], location >> 32, location & OFFSET_MASK, 0) == 0:
+            hash_ = HEADER.unpack(record[:HEADER_BYTES])[HEADER_HASH]
+            self.note(location, hash_, "read: does not match its hash")
+        raise self.corrupt(blob, location, "does not match its record")
 
     def note(self, location: int, hash_: bytes, reason: str) -> None:
         """Remember damage, for who may write it down: a reader holds no lock and waits for no disk."""
@@ -224,31 +237,29 @@ class Payloads:
         if isinstance(error, IntegrityError) and self._is_record_of(hash_, tried):
             self.note(tried.location, hash_, "read: does not match its hash")
         index = self._index()
-        for _ in range(MAX_LOOKS):
-            rows = list(index.find_data((hash_,)).values()) + list(index.copies(hash_))
-            for row in rows:
-                place = Place._make(row)
-                if place == tried and not isinstance(error, FileNotFoundError):
-                    continue
-                try:
-                    return self.read_at(hash_, place)
-                except (FileNotFoundError, IntegrityError, BackendError):
-                    continue
-            if rows == list(index.find_data((hash_,)).values()) + list(index.copies(hash_)):
-                break  # nothing moved while we looked
+
+        def places() -> list[Place]:
+            return list(map(Place._make, [*index.find_data((hash_,)).values(), *index.copies(hash_)]))
+
+        found = _first_sound(places, tried, error, lambda place: self.read_at(hash_, place))
+        if found is not None:
+            return found
         if isinstance(error, FileNotFoundError):
-            path = segment_path(self._root, tried.location >> 32)
-            gone = MissingChunk(
-                f"the payload {hash_.hex()} should be in {place_text(tried.location)}, and {path} is gone",
-                hash=Hash(hash_),
-                segment=tried.location >> 32,
-                offset_bytes=tried.location & OFFSET_MASK,
-                path=path,
-            )
-            raise self.suspect(hash_, gone) from error
+            raise self._gone(f"the payload {hash_.hex()}", hash_, tried.location) from error
         if isinstance(error, IntegrityError) and not self._is_record_of(hash_, tried):
             raise self.suspect(hash_, error)
         raise error
+
+    def _gone(self, what: str, hash_: bytes, location: int) -> HoldfastError:
+        path = segment_path(self._root, location >> 32)
+        gone = MissingChunk(
+            f"{what} should be in {place_text(location)}, and {path} is gone",
+            hash=Hash(hash_),
+            segment=location >> 32,
+            offset_bytes=location & OFFSET_MASK,
+            path=path,
+        )
+        return self.suspect(hash_, gone)
 
     def _is_record_of(self, hash_: bytes, place: Place) -> bool:
         """Whether the record at a place is, by its own header, the one that the catalog says is there."""
@@ -261,6 +272,22 @@ class Payloads:
             return False
         fields = HEADER.unpack(header)
         return bool(fields[HEADER_HASH] == hash_ and fields[HEADER_STORED] == place.stored_bytes)
+
+
+def _first_sound(
+    places: Callable[[], list[AnyPlace]], tried: AnyPlace, error: Exception, read: Callable[[AnyPlace], bytes]
+) -> bytes | None:
+    """Give what is read at the first of the places that is sound; they are looked up again while anything moves."""
+    for _ in range(MAX_LOOKS):
+        found = places()
+        for place in found:
+            if place == tried and not isinstance(error, FileNotFoundError):
+                continue
+            with suppress(FileNotFoundError, IntegrityError, BackendError):
+                return read(place)
+        if found == places():
+            break  # nothing moved while we looked
+    return None
 
 
 def matches(data: bytes | memoryview, hash_: bytes, flags: int) -> bool:
