@@ -100,9 +100,8 @@ class Import(Intake):
 
         The caller has pinned. A collection that runs hears of it before the partial blob, which kept the pieces, goes.
         """
-        if self._core.catalog.claim(self._hash) is not None and self._core.reusable().find_blobs(
-            (self._hash,)
-        ):
+        core, hash_ = self._core, self._hash
+        if core.catalog.claim(hash_) is not None and core.reusable().find_blobs((hash_,)):
             self._completed()
 
     def _completed(self) -> None:

@@ -71,7 +71,7 @@ class CatalogKeeper:
         The first put looks for them (some 12 microseconds a segment); each look at storage adds those that it meets.
         """
         if self._lost_at_first is None:
-            self._lost_at_first = frozenset(one[0] for one in self._lost_segments(self.current().segments()))
+            self._lost_at_first = frozenset(one[0] for one in self.lost_segments(self.current().segments()))
         return self._lost_at_first | self._lost_since
 
     def open(self) -> None:
@@ -155,7 +155,7 @@ class CatalogKeeper:
             known = self.current().segments()
         except CatalogUnusable:
             return
-        lost = self._lost_segments(known)
+        lost = self.lost_segments(known)
         if not lost and (kept := self.kept_names()):
             raise CorruptSegment(
                 f"a rebuild would forget {kept} names that no record says any more: `holdfast repair` stores them anew,"
@@ -173,15 +173,15 @@ class CatalogKeeper:
                 path=path,
             )
 
-    def _lost_segments(self, known: Mapping[int, tuple[int, int]]) -> list[tuple[int, str, str]]:
+    def lost_segments(self, known: Mapping[int, tuple[int, int]]) -> list[tuple[int, str, str]]:
         """Give (id, path, what is wrong) of segments that do not have what the catalog knows of them."""
-        lost = self._backend.lost_segments(known)
+        lost = {one[0]: one for one in self._backend.lost_segments(known)}
         for segment in self._backend.foreign_segments():
             applied, state = known.get(segment, (0, SEGMENT_SUPERSEDED))
             if state != SEGMENT_SUPERSEDED and applied > SEGMENT_HEADER_BYTES:
                 path = segment_path(self._backend.root, segment)
-                lost.append((segment, path, "was replaced by another one"))
-        return lost
+                lost[segment] = (segment, path, "was replaced by another one")
+        return [lost[segment] for segment in sorted(lost)]
 
     def replace(self, reason: str, *, is_mended: bool = False, forget: bool = False) -> None:
         """The catalog proved damaged: rebuild it, unless another thread or process has done so meanwhile.

@@ -86,10 +86,11 @@ class Health(Value, frozen=True, kw_only=True):
     """How a store is. `ok`: there is nothing to do.
 
     `quarantined`: damaged records that are not repaired. `missing_blobs`: named and not here. `quarantined_segments`:
-    their structure is broken. `lost_segments`: gone, or shorter than they were. `given_up_segments`: this process
-    could not make them durable. `dead_sessions`: left by processes that died, harmless. `bad_outboards`: how often an
-    outboard was damaged and reading did without it. `scrubbed_at`, `collected_at`: the end of the last whole one;
-    None: never, as far as the catalog knows.
+    their structure is broken. `lost_segments`: gone, shorter than they were, or replaced. `given_up_segments`: this
+    process could not make them durable. `doubtful`: the catalog was made from damaged storage and may know older
+    states of names; a rebuild, once scrub finds nothing, makes one that is not. `dead_sessions`: left by processes
+    that died, harmless. `bad_outboards`: how often an outboard was damaged and reading did without it. `scrubbed_at`,
+    `collected_at`: the end of the last whole one; None: never, as far as the catalog knows.
     """
 
     ok: bool
@@ -104,6 +105,7 @@ class Health(Value, frozen=True, kw_only=True):
     lost_segments: tuple[int, ...] = ()
     quarantined_segments: tuple[int, ...] = ()
     given_up_segments: tuple[int, ...] = ()
+    doubtful: bool = False
     dead_sessions: int = 0
     free_bytes: int = 0
     reserve_bytes: int = 0

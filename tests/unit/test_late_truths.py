@@ -25,8 +25,10 @@ from holdfast.errors import (
 )
 from holdfast.gc.collector import Collector
 from holdfast.gc.maintenance import Maintenance
+from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
 from holdfast.testing.inside import log_core
+from holdfast.testing.streams import Sender
 from holdfast.types import Artifact, now_ms
 from holdfast.wire.record import HEADER_BYTES, Entry, Kind, iter_entries
 
@@ -289,9 +291,9 @@ def test_a_rebuild_of_sound_storage_ends_the_doubt(tmp_path: Path) -> None:
         assert artifact.revision > 1_000
         assert store.repair(str(backup)).ok
         assert store.scrub().ok
-        assert log_core(store).catalog.is_doubtful
+        assert store.health().doubtful
         store.rebuild()
-        assert not log_core(store).catalog.is_doubtful
+        assert not store.health().doubtful
         assert store.update(artifact, filename="steps").revision == artifact.revision + 1
 
 
@@ -344,6 +346,7 @@ def test_a_repair_does_not_take_a_clock_that_was_set_back_for_a_later_change(
 _STOPS_AT_THE_SWITCH = """
 import sys, time
 from holdfast import compaction
+from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
 store = Store._open(sys.argv[1], segment_bytes=65536)
 def stop(*_):
@@ -410,6 +413,7 @@ def test_a_commit_that_is_durable_and_not_applied_is_not_made_twice(
 _DIES_BEFORE_THE_COMMIT = """
 import os, sys
 from holdfast.backend.log.stream import Stream
+from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
 store = Store._open(sys.argv[1], segment_bytes=65536)
 Stream.finish = lambda *_: os._exit(9)
@@ -603,6 +607,7 @@ def test_a_put_does_not_rely_on_a_segment_that_is_not_what_it_was(
             seal(other)
         shutil.copy(tmp_path / "other" / "segments" / segment.name, segment)
     with reopen(path) as store:
+        assert store.health().lost_segments == (last if how == "open, cut short" else 2,)
         if is_changed:
             store.tags.set("a change looks at storage", artifacts[1].hash)
         for _ in range(2):
@@ -640,7 +645,9 @@ def test_what_describes_a_blob_and_is_lost_is_brought_by_the_next_put(tmp_path: 
         assert store.read(artifact) == content
         assert list(store.iter_bytes(again))
         assert not store.scrub().ok
-        store.repair(give_up=how == "flipped")  # the read had the catalog made anew: nobody knows what was there
+        store.repair(
+            give_up=how == "flipped"
+        )  # the read had the catalog made anew: nobody knows what was there
         assert store.scrub().ok
         assert store.read(artifact) == content
 
@@ -671,3 +678,23 @@ def test_a_stream_of_a_blob_that_lacks_a_piece_brings_it(tmp_path: Path, how: st
         for _ in range(2):
             assert store.blobs.decode(hash_, iter([stream])).status == "complete"
             assert store.blobs.read(hash_) == content
+
+
+def test_a_partial_blob_is_not_completed_with_a_damaged_chunk(tmp_path: Path) -> None:
+    path, content = tmp_path / "store", bytes_of(1, 200_000)
+    sender = Sender(content)
+    half = ChunkRanges.leaves(0, 96)
+    with create(path) as store:
+        store.blobs.decode(sender.hash, sender.stream(half), half)
+        chunk = next(iter(log_core(store).backend.partials.chunks(sender.hash.digest)))[3]
+        place = log_core(store).catalog.find_data((chunk,))[chunk][0]
+    with (path / "segments" / f"{place >> 32:010}.seg").open("r+b") as file:
+        file.seek((place & 0xFFFFFFFF) + HEADER_BYTES)
+        file.write(b"damage")
+    with reopen(path) as store:
+        assert not store.scrub().ok
+        rest = ChunkRanges.all() - half
+        assert store.blobs.decode(sender.hash, sender.stream(rest), rest).status == "partial"
+        missing = store.blobs.missing_ranges(sender.hash)
+        assert store.blobs.decode(sender.hash, sender.stream(missing), missing).status == "complete"
+        assert store.blobs.read(sender.hash) == content

@@ -36,7 +36,7 @@ def health(core: LogCore) -> Health:
     backend, catalog = core.backend, core.catalog
     known = catalog.segments()
     quarantined = catalog.quarantined()
-    lost = backend.lost_segments(known)
+    lost = core.keeper.lost_segments(known)
     broken = [segment for segment, (_, state) in sorted(known.items()) if state == SEGMENT_QUARANTINED]
     given_up = backend.failed_segments()
     with backend.lock():  # a session is made under it: none is half made now
@@ -107,6 +107,7 @@ def health(core: LogCore) -> Health:
         lost_segments=tuple(segment for segment, _, _ in lost[:MAX_LISTED]),
         quarantined_segments=tuple(broken[:MAX_LISTED]),
         given_up_segments=tuple(given_up[:MAX_LISTED]),
+        doubtful=catalog.is_doubtful,
         dead_sessions=dead,
         free_bytes=free,
         reserve_bytes=reserve,

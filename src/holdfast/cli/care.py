@@ -157,6 +157,9 @@ def health(state: State) -> int:
                 "left out": f"{plural(h.unacknowledged, 'name')} that were never acknowledged"
                 if h.unacknowledged
                 else None,
+                "catalog": "made from damaged storage: `holdfast rebuild`, once scrub finds nothing"
+                if h.doubtful
+                else None,
                 "sessions": f"{plural(h.dead_sessions, 'dead one')} (harmless)" if h.dead_sessions else None,
             }
         )
