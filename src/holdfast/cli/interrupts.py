@@ -42,6 +42,8 @@ def heard() -> Iterator[None]:
 def is_of_interrupt(error: BaseException) -> bool:
     """Whether an error came of an interrupt: met while a module was imported, it may become any other."""
     met: BaseException | None = error
-    while met is not None and not isinstance(met, KeyboardInterrupt):
+    seen: list[BaseException] = []  # they may go round in a circle
+    while met is not None and met not in seen:
+        seen.append(met)
         met = met.__cause__ or met.__context__
-    return met is not None
+    return any(isinstance(one, KeyboardInterrupt) for one in seen)
