@@ -396,6 +396,10 @@ class Core(ABC):
             raise self.missing_blob(digest)
         return row
 
+    def lacking(self, row: BlobRow) -> Partial | None:
+        """Give the partial blob that takes the place of a complete one of which pieces are gone."""
+        return None
+
     def find_row(self, digest: bytes) -> BlobRow | None:
         """Give the complete blob of a hash, wherever the backend knows it from; None where it is not here."""
         return self.catalog.find_blob(digest)

@@ -291,7 +291,7 @@ class Filling:
         """List the chunks that are in the log; whether they all are."""
         try:
             for lengths, digests in partial.iter_chunks(state):
-                found = self._core.reusable().find_data(digests)
+                found = self._core.reusable().find_here(digests)
                 if not found.keys() >= set(digests):
                     log.warning("a chunk of the partial blob %s is gone: it begins anew", self._hash.hex())
                     return False

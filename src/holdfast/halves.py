@@ -13,13 +13,13 @@ from typing import Final
 
 from holdfast.backend.log.backend import LogBackend
 from holdfast.backend.log.payloads import Payloads, Place
-from holdfast.backend.log.pieces import iter_pieces
+from holdfast.backend.log.pieces import is_whole
 from holdfast.backend.log.reader import BlobReader, LargeReader, SmallReader
 from holdfast.catalog import BlobRow, Catalog
 from holdfast.catalog.collecting import FOREVER_MS, blob_page, drop_rows, forget, iter_names
 from holdfast.catalog.labels import names_of
 from holdfast.digests import BUCKETS, DigestSet, bucket_range
-from holdfast.errors import HoldfastError, MissingChunk
+from holdfast.errors import MissingChunk
 from holdfast.facts import KIND_DATA, KIND_MASK
 from holdfast.reports import Problem
 from holdfast.sequences import Sequences
@@ -55,7 +55,7 @@ def drop_half_blobs(catalog: Catalog, backend: LogBackend, *, is_damaged: bool =
             half.add(
                 hash_
                 for hash_, location, stored in page
-                if not _is_whole(catalog, payloads, hash_, location, stored)
+                if not is_whole(payloads, hash_, location, stored, catalog.find_data)
             )
         for hash_, format_ in iter_names(catalog, FOREVER_MS):
             (sequences if format_ else named).add((hash_,))
@@ -99,17 +99,6 @@ def _pages(catalog: Catalog) -> Iterator[list[tuple[bytes, int, int]]]:
         while page := blob_page(catalog, after, below, PAGE):
             yield [row[:3] for row in page]
             after = page[-1][0]
-
-
-def _is_whole(catalog: Catalog, payloads: Payloads, hash_: bytes, location: int, stored: int) -> bool:
-    try:
-        document = payloads.read_document(hash_, location, stored)
-        return all(
-            catalog.find_data(digests).keys() >= set(digests)
-            for digests in iter_pieces(payloads, hash_, document)
-        )
-    except (HoldfastError, OSError):
-        return False
 
 
 def _problem(hash_: bytes) -> Problem:

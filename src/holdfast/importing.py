@@ -101,7 +101,8 @@ class Import(Intake):
         The caller has pinned. A collection that runs hears of it before the partial blob, which kept the pieces, goes.
         """
         core, hash_ = self._core, self._hash
-        if core.catalog.claim(hash_) is not None and core.reusable().find_blobs((hash_,)):
+        row = core.catalog.claim(hash_)
+        if row is not None and core.is_whole(row):
             self._completed()
 
     def _completed(self) -> None:
@@ -163,10 +164,14 @@ def expire_partials(core: LogCore, now_ms: int) -> int:
     """
     oldest_ms = now_ms - int(core.options.partial_age_seconds * 1000)
 
+    def is_whole(digest: bytes) -> bool:
+        row = core.catalog.find_blob(digest)
+        return row is not None and core.is_whole(row)
+
     def is_over(is_complete: bool, state: PartialState | None) -> bool:
         return is_complete or state is None or state.written_ms <= oldest_ms
 
     return sum(
-        core.backend.partials.remove(digest, partial(is_over, core.catalog.find_blob(digest) is not None))
+        core.backend.partials.remove(digest, partial(is_over, is_whole(digest)))
         for digest in core.backend.partials.hashes()
     )

@@ -16,6 +16,7 @@ from holdfast.backend.log.commit import Group
 from holdfast.backend.log.partial_reader import PartialReader, no_blob, not_whole, nothing_here
 from holdfast.backend.log.partial_state import PartialState
 from holdfast.backend.log.payloads import Place, StaleIndex
+from holdfast.backend.log.pieces import is_whole
 from holdfast.backend.log.reader import BlobReader, LargeReader
 from holdfast.catalog import ArtifactBlob, ArtifactEntry, BlobRow, Catalog, Reusable
 from holdfast.core import MENDABLE, Core, Options
@@ -144,6 +145,19 @@ class LogCore(Core):
     def reusable(self) -> Reusable:
         """Give what may be relied on without bringing it. The caller has pinned."""
         return Reusable(self.catalog, self.keeper.lost)
+
+    def is_whole(self, row: BlobRow) -> bool:
+        """Whether all pieces of a blob are here, as far as is known. Where nothing is damaged that takes no look."""
+        reusable = self.reusable()
+        if not reusable.may_lack:
+            return True
+        if row.flags & KIND_MASK == KIND_DATA:
+            return bool(reusable.find_here((row.hash,)))
+        return is_whole(self.backend.payloads, row.hash, row.location, row.stored, reusable.find_here)
+
+    def lacking(self, row: BlobRow) -> PartialState | None:
+        state = self.partial(row.hash)
+        return None if state is None or self.is_whole(row) else state
 
     @contextmanager
     def adding(self, *, checksum: bool = False, time_ms: int = 0) -> Iterator[tuple[Group, Ingest]]:

@@ -122,7 +122,7 @@ def look(core: Core, digest: bytes) -> BlobRow | Partial | None:
     """Give what is here of a blob: its row if it is complete, its state if it is partial."""
     row = core.catalog.find_blob(digest)
     if row is not None:
-        return row
+        return core.lacking(row) or row
     state = core.partial(digest)  # first: what was partial is there for good before it is no more
     return core.find_row(digest) or state
 

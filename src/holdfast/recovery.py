@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from holdfast.catalog.forgetting import count_forgotten
 from holdfast.errors import CorruptSegment, HoldfastError, IntegrityError, Unavailable
 from holdfast.facts import SEGMENT_SUPERSEDED, Facts
 from holdfast.halves import drop_half_blobs
+from holdfast.lost import Lost
 from holdfast.reports import Problem, RecoveryStats
 from holdfast.types import Progress, ProgressCallback
 from holdfast.wire.record import SEGMENT_HEADER_BYTES
@@ -61,18 +62,16 @@ class CatalogKeeper:
         self._opened: weakref.WeakSet[Catalog] = weakref.WeakSet()
         self.problems: tuple[Problem, ...] = ()
         """Damage that the last look at storage found."""
-        self._lost_at_first: frozenset[int] | None = None
-        self._lost_since: frozenset[int] = frozenset()
+        self._lost: Lost | None = None
+        self._met: frozenset[int] = frozenset()
+        """Segments that a look at storage found gone, or an open one cut short."""
 
     @property
-    def lost(self) -> frozenset[int]:
-        """Segments that are gone, cut short, or replaced: nothing new relies on what the catalog has there.
-
-        The first put looks for them (some 12 microseconds a segment); each look at storage adds those that it meets.
-        """
-        if self._lost_at_first is None:
-            self._lost_at_first = frozenset(one[0] for one in self.lost_segments(self.current().segments()))
-        return self._lost_at_first | self._lost_since
+    def lost(self) -> Lost:
+        """Segments that nothing new is to rely on: the first put looks, each look at storage adds what it meets."""
+        if self._lost is None:
+            self._lost = Lost(self._backend, self.current(), self._met)
+        return self._lost
 
     def open(self) -> None:
         """Open the catalog, or rebuild it, and catch up with storage."""
@@ -155,7 +154,13 @@ class CatalogKeeper:
             known = self.current().segments()
         except CatalogUnusable:
             return
-        lost = self.lost_segments(known)
+        lost = self._backend.lost_segments(known)
+        for segment in self._backend.foreign_segments():
+            applied, state = known.get(segment, (0, SEGMENT_SUPERSEDED))
+            if state != SEGMENT_SUPERSEDED and applied > SEGMENT_HEADER_BYTES:
+                lost.append(
+                    (segment, segment_path(self._backend.root, segment), "was replaced by another one")
+                )
         if not lost and (kept := self.kept_names()):
             raise CorruptSegment(
                 f"a rebuild would forget {kept} names that no record says any more: `holdfast repair` stores them anew,"
@@ -172,16 +177,6 @@ class CatalogKeeper:
                 segment=segment,
                 path=path,
             )
-
-    def lost_segments(self, known: Mapping[int, tuple[int, int]]) -> list[tuple[int, str, str]]:
-        """Give (id, path, what is wrong) of segments that do not have what the catalog knows of them."""
-        lost = {one[0]: one for one in self._backend.lost_segments(known)}
-        for segment in self._backend.foreign_segments():
-            applied, state = known.get(segment, (0, SEGMENT_SUPERSEDED))
-            if state != SEGMENT_SUPERSEDED and applied > SEGMENT_HEADER_BYTES:
-                path = segment_path(self._backend.root, segment)
-                lost[segment] = (segment, path, "was replaced by another one")
-        return [lost[segment] for segment in sorted(lost)]
 
     def replace(self, reason: str, *, is_mended: bool = False, forget: bool = False) -> None:
         """The catalog proved damaged: rebuild it, unless another thread or process has done so meanwhile.
@@ -217,7 +212,7 @@ class CatalogKeeper:
             catalog.close()
 
     def _take(self, catalog: Catalog) -> Catalog:
-        self._catalog = catalog
+        self._catalog, self._lost = catalog, None
         self._opened.add(catalog)
         return catalog
 
@@ -255,7 +250,8 @@ class CatalogKeeper:
         )
         try:
             recovery.prepare()
-            self._lost_since |= recovery.lost
+            if recovery.lost - self._met:
+                self._met, self._lost = self._met | recovery.lost, None
             if recovery.is_outdated:
                 raise CatalogUnusable("it is older than a compaction", path=str(self._path))
             if recovery.problems:
@@ -308,7 +304,7 @@ class CatalogKeeper:
                     aside.discard()
                     raise
                 catalog = self._take(Catalog.open(self._path, backend.store.id))
-            self._lost_at_first, self._lost_since = None, frozenset()
+            self._met = frozenset()
             self._note_unread(recovery)
             self._note(recovery)
             recovery.finish()

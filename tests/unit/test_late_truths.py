@@ -698,3 +698,123 @@ def test_a_partial_blob_is_not_completed_with_a_damaged_chunk(tmp_path: Path) ->
         missing = store.blobs.missing_ranges(sender.hash)
         assert store.blobs.decode(sender.hash, sender.stream(missing), missing).status == "complete"
         assert store.blobs.read(sender.hash) == content
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_stream_of_a_blob_that_is_condemned_keeps_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, is_whole: bool
+) -> None:
+    monkeypatch.setattr("holdfast.gc.cycle.WAIT_SECONDS", 0.2)
+    content = bytes_of(1, 60_000)
+    artifact = store.put(content)
+    ranges = ChunkRanges.all() if is_whole else ChunkRanges.leaves(0, 16)
+    stream = b"".join(store.blobs.encode(artifact.hash, ranges))
+    store.delete(artifact)
+    size = log_core(store).backend.disk_bytes()
+    with (
+        reopen(Path(os.fsdecode(log_core(store).backend.root))) as other,
+        log_core(other).backend.operation(),
+    ):
+        assert not store.gc(min_age_seconds=0).complete
+        assert store.blobs.decode(artifact.hash, iter([stream]), ranges).status == "complete"
+        assert log_core(store).backend.disk_bytes() < size + len(content)
+    collect(store)
+    assert store.blobs.read(artifact.hash) == content
+
+
+FIXED = OPTIONS | {"chunking": Chunking.choose("fixed", 4096)}
+
+
+def replaced(path: Path, *, is_longer: bool) -> Artifact:
+    """Make two stores in which all lies in the same places; give one a segment of the other."""
+    made, places = [], []
+    for number in (1, 2):
+        with Store._open(str(path / f"{number}"), create=True, **FIXED) as store:
+            made.append(store.put(bytes_of(number, 200_000)))
+            row = log_core(store).catalog.find_blob(made[-1].hash.digest)
+            assert row is not None
+            places.append(row.location)
+            seal(store)
+            store.put(b"other")
+    assert places[0] == places[1]
+    name = f"segments/{places[0] >> 32:010}.seg"
+    shutil.copy(path / "2" / name, path / "1" / name)
+    if is_longer:
+        with (path / "1" / name).open("ab") as file:
+            file.write(bytes(1_000))
+    return made[0]
+
+
+@pytest.mark.parametrize("is_longer", [True, False])
+def test_what_describes_another_blob_at_the_same_place_misleads_nobody(
+    tmp_path: Path, is_longer: bool
+) -> None:
+    artifact, content = replaced(tmp_path, is_longer=is_longer), bytes_of(1, 200_000)
+    with Store._open(str(tmp_path / "1"), **FIXED) as store:
+        for _ in range(2):
+            again = store.put(content)
+            assert store.read(again) == content
+            assert store.read(artifact) == content
+        assert store.gc(min_age_seconds=0).complete
+
+
+def test_what_was_put_where_a_commit_is_gone_outlives_the_catalog(tmp_path: Path) -> None:
+    """The group spans segments, and the last of them is lost: the others are sound, and nobody vouches for them."""
+    path, content = tmp_path / "store", bytes_of(1, 200_000)
+    with create(path) as store:
+        store.put(content)
+        seal(store)
+        last = log_core(store).backend.segment_ids()[-1]
+        store.put(b"other")
+    (path / "segments" / f"{last:010}.seg").unlink()
+    with reopen(path) as store:
+        again = store.put(content)
+        store.delete(store.put(bytes_of(2, 200_000)))
+        seal(store)
+        collect(store)
+        report = store.compact(0.0)
+        assert not report.segments
+        assert any("repair comes first" in one.reason for one in report.kept)
+    lose_catalog(path)
+    with reopen(path) as store:
+        assert store.read(again) == content
+
+
+def test_a_segment_that_cannot_be_read_stops_no_put(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put(b"content")
+    seal(store)
+    core = log_core(store)
+    (segment,) = core.backend.segment_ids()
+    looked = []
+
+    def fail(path: str, *_: object) -> Any:
+        looked.append(path)
+        raise Unavailable("the disk fails")
+
+    for call in ("stat", "open"):
+        with monkeypatch.context() as patch:
+            core.keeper._lost = None
+            real = getattr(type(core.backend.disk), call)
+            patch.setattr(
+                type(core.backend.disk),
+                call,
+                lambda self, path, *more, real=real: (
+                    fail(path) if path.endswith(f"{segment:010}.seg") else real(self, path, *more)
+                ),
+            )
+            again = store.put(b"content")
+        assert looked
+        assert store.read(again) == b"content"
+
+
+def test_what_lies_in_a_lost_segment_is_stored_once_more_and_not_at_each_put(tmp_path: Path) -> None:
+    path, content = tmp_path / "store", bytes_of(1, 200_000)
+    with create(path) as store:
+        store.put(content)
+        seal(store)
+    (path / "segments" / "0000000002.seg").unlink()
+    with reopen(path) as store:
+        store.put(content)
+        size = log_core(store).backend.disk_bytes()
+        store.put(content)
+        assert log_core(store).backend.disk_bytes() < size + 20_000

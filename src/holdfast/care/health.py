@@ -36,7 +36,7 @@ def health(core: LogCore) -> Health:
     backend, catalog = core.backend, core.catalog
     known = catalog.segments()
     quarantined = catalog.quarantined()
-    lost = core.keeper.lost_segments(known)
+    lost = backend.unsound_segments(known)
     broken = [segment for segment, (_, state) in sorted(known.items()) if state == SEGMENT_QUARANTINED]
     given_up = backend.failed_segments()
     with backend.lock():  # a session is made under it: none is half made now

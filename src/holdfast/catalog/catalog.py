@@ -6,7 +6,7 @@ calls. A call that meets damage raises `CatalogUnusable`; whoever holds the cata
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -15,7 +15,7 @@ import apsw
 from holdfast.catalog.apply import apply_facts, without_places_in
 from holdfast.catalog.base import CHECKPOINT_PAGES, CatalogFile
 from holdfast.catalog.connection import SharedPool
-from holdfast.catalog.damage import DOUBTFUL, damaged_among
+from holdfast.catalog.damage import DOUBTFUL, ROLE, damaged_among
 from holdfast.catalog.dump import iter_dump
 from holdfast.catalog.labels import LIVE_COUNT, Label
 from holdfast.catalog.queries import HIGHEST, LOWEST, PAGE_ROWS, Reader
@@ -32,7 +32,16 @@ from holdfast.catalog.search import (
     prefix_end,
 )
 from holdfast.catalog.unusable import MET, CatalogUnusable, translate
-from holdfast.facts import FLAG_BLOB, FLAG_CONDEMNED, FLAG_UNNAMED, KIND_DATA, KIND_MASK, Facts, QuarantineRow
+from holdfast.facts import (
+    FLAG_BLOB,
+    FLAG_CONDEMNED,
+    FLAG_UNNAMED,
+    KIND_BLOB,
+    KIND_DATA,
+    KIND_MASK,
+    Facts,
+    QuarantineRow,
+)
 
 if TYPE_CHECKING:
     from holdfast.catalog.aside import AsideCatalog
@@ -440,24 +449,39 @@ class Reusable:
 
     __slots__ = ("_catalog", "_lost")
 
-    def __init__(self, catalog: Catalog, lost: Collection[int] = ()) -> None:
-        """`lost`: segments that are gone, or cut short."""
+    def __init__(self, catalog: Catalog, lost: Container[int] = ()) -> None:
+        """`lost`: segments that are not what the catalog knows."""
         self._catalog = catalog
         self._lost = lost
 
+    @property
+    def may_lack(self) -> bool:
+        """Whether anything that the catalog knows may not be here."""
+        return bool(self._lost) or self._catalog.has_damage()
+
+    def find_here(self, hashes: Sequence[bytes]) -> dict[bytes, Location]:
+        """Give the payloads that are here, condemned or not."""
+        found = self._catalog.find_data(hashes)
+        for hash_, row in list(found.items()):
+            if row[0] >> 32 in self._lost:
+                del found[hash_]
+                for place, stored, plain, flags in self._catalog.copies(hash_):
+                    if place >> 32 not in self._lost and flags & KIND_MASK != KIND_BLOB:
+                        found[hash_] = (place, stored, plain, flags | row[3] & ROLE)
+                        break
+        if found and self._catalog.has_damage():
+            bad = self._catalog.in_quarantine([row[0] for row in found.values()])
+            found = {hash_: row for hash_, row in found.items() if row[0] not in bad}
+        return found
+
     def find_data(self, hashes: Sequence[bytes]) -> dict[bytes, Location]:
         """Give the payloads that are here to stay; one whose blob role is condemned is not a blob."""
-        found = self._catalog.find_data(hashes)
+        found = self.find_here(hashes)
         for hash_, (location, stored, plain, flags) in list(found.items()):
             if flags & FLAG_CONDEMNED:
                 del found[hash_]
             elif flags & FLAG_UNNAMED:
                 found[hash_] = (location, stored, plain, flags & ~(FLAG_BLOB | FLAG_UNNAMED))
-        if found and self._catalog.has_damage():
-            bad = self._catalog.in_quarantine([row[0] for row in found.values()])
-            found = {hash_: row for hash_, row in found.items() if row[0] not in bad}
-        if self._lost:
-            found = {hash_: row for hash_, row in found.items() if row[0] >> 32 not in self._lost}
         return found
 
     def find_blobs(self, hashes: Sequence[bytes]) -> dict[bytes, BlobRow]:
@@ -466,13 +490,12 @@ class Reusable:
         While anything is in quarantine, or pieces may be gone, no large blob is one: any of its chunks may be what is.
         """
         found = self._catalog.find_blobs(hashes)
-        if found and (self._lost or self._catalog.has_damage()):
+        found = {hash_: row for hash_, row in found.items() if row.location >> 32 not in self._lost}
+        if found and self.may_lack:
             bad = self._catalog.in_quarantine([row.location for row in found.values()])
             found = {
                 hash_: row
                 for hash_, row in found.items()
-                if row.location not in bad
-                and row.location >> 32 not in self._lost
-                and row.flags & KIND_MASK == KIND_DATA
+                if row.location not in bad and row.flags & KIND_MASK == KIND_DATA
             }
         return {hash_: row for hash_, row in found.items() if not row.flags & (FLAG_CONDEMNED | FLAG_UNNAMED)}

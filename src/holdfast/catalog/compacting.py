@@ -214,3 +214,9 @@ def retired(catalog: Catalog) -> list[range]:
     """Give the ids of segments that were compacted away, as runs."""
     rows = catalog._read(lambda reader: reader.all("SELECT first, stop FROM retired ORDER BY first"))
     return [range(first, stop) for first, stop in rows]
+
+
+def spilled_below(catalog: Catalog, segment: int) -> frozenset[int]:
+    """Give the segments below one in which groups are whose commits stand in later segments."""
+    found = catalog.ask("SELECT segment FROM spilled WHERE segment < ?", (segment,))
+    return frozenset(row[0] for row in found)

@@ -34,7 +34,7 @@ older state of a name than a damaged record has, and blobs that lack pieces."""
 TABLE: Final = """
 CREATE TABLE repaired(location INTEGER PRIMARY KEY, hash BLOB NOT NULL) STRICT;
 """
-_ROLE: Final = FLAG_BLOB | FLAG_UNNAMED | FLAG_CONDEMNED
+ROLE: Final = FLAG_BLOB | FLAG_UNNAMED | FLAG_CONDEMNED
 """What belongs to a payload wherever it lies."""
 
 _QUARANTINE: Final = """
@@ -140,7 +140,7 @@ def _choose(cursor: apsw.Cursor, hash_: bytes) -> None:
         cursor, "SELECT location, stored, plain, flags, created_ms FROM data WHERE hash = ?", (hash_,)
     )
     if data:
-        role, created_ms = data[0][3] & _ROLE, data[0][4]
+        role, created_ms = data[0][3] & ROLE, data[0][4]
         places = [row[:4] for row in data] + [row for row in copies if row[3] & KIND_MASK != KIND_BLOB]
         best = _rank(cursor, places)
         cursor.execute("DELETE FROM data WHERE hash = ?", (hash_,))
@@ -149,11 +149,11 @@ def _choose(cursor: apsw.Cursor, hash_: bytes) -> None:
             location, stored, plain, flags = best[0]
             cursor.execute(
                 "INSERT INTO data VALUES(?, ?, ?, ?, ?, ?)",
-                (hash_, location, stored, plain, flags & ~_ROLE | role, created_ms),
+                (hash_, location, stored, plain, flags & ~ROLE | role, created_ms),
             )
             cursor.executemany(
                 "INSERT INTO copies VALUES(?, ?, ?, ?, ?)",
-                [(hash_, place, size, whole, mark & ~_ROLE) for place, size, whole, mark in best[1:]],
+                [(hash_, place, size, whole, mark & ~ROLE) for place, size, whole, mark in best[1:]],
             )
     blob = _rows(cursor, "SELECT location, stored, chunks FROM blobs WHERE hash = ?", (hash_,))
     if blob:

@@ -28,7 +28,14 @@ from holdfast.backend.log.segment import is_foreign, read_index, slice_entries
 from holdfast.backend.log.session import Session, SessionState, read_sessions
 from holdfast.backend.log.writers import Writers
 from holdfast.chunking import Chunking
-from holdfast.errors import CorruptSegment, FormatError, NeedsReopen, PermissionDenied, StoreNotFound
+from holdfast.errors import (
+    CorruptSegment,
+    FormatError,
+    HoldfastError,
+    NeedsReopen,
+    PermissionDenied,
+    StoreNotFound,
+)
 from holdfast.facts import KIND_DATA, KIND_MASK, SEGMENT_SUPERSEDED
 from holdfast.types import Durability, now_ms
 from holdfast.wire.document import QuarantineDocument, encode_quarantine
@@ -282,6 +289,43 @@ class LogBackend:
             elif found.size_bytes < applied:
                 lost.append((segment, path, f"has {found.size_bytes} of {applied} bytes"))
         return lost
+
+    def unsound_segments(self, known: Mapping[int, tuple[int, int]]) -> list[tuple[int, str, str]]:
+        """Give those as well that are replaced by foreign ones of another length, or cannot be looked at."""
+        unsound = []
+        for segment, (applied, state) in sorted(known.items()):
+            if state != SEGMENT_SUPERSEDED and applied > SEGMENT_HEADER_BYTES:
+                path = segment_path(self.root, segment)
+                why = self._unsound(path, segment, applied)
+                if why is not None:
+                    unsound.append((segment, path, why))
+        return unsound
+
+    def _unsound(self, path: str, segment: int, applied: int) -> str | None:
+        try:
+            found = self.disk.stat(path)
+        except (HoldfastError, OSError) as error:
+            return f"cannot be looked at ({error})"
+        if found is None:
+            return "is missing"
+        if found.size_bytes == applied:
+            return None
+        if self.is_replaced(segment):
+            return "was replaced by another one, or cannot be read"
+        return f"has {found.size_bytes} of {applied} bytes" if found.size_bytes < applied else None
+
+    def is_replaced(self, segment: int) -> bool:
+        """Whether a segment is a foreign one, or cannot be looked at."""
+        try:
+            handle = self.disk.open(segment_path(self.root, segment), "r")
+            try:
+                return is_foreign(self.disk, handle, segment, self.store.id)
+            finally:
+                self.disk.close(handle)
+        except FileNotFoundError:
+            return False  # compacted away meanwhile
+        except (HoldfastError, OSError):
+            return True
 
     def foreign_segments(self) -> list[int]:
         """Give the segments that say of themselves that they are of another store, or have another id."""

@@ -14,6 +14,7 @@ from holdfast.backend.log.layout import segment_path
 from holdfast.errors import (
     BackendError,
     CorruptBlob,
+    FormatError,
     HoldfastError,
     IntegrityError,
     MissingChunk,
@@ -21,6 +22,7 @@ from holdfast.errors import (
 )
 from holdfast.facts import FLAG_ZSTD, KIND_BLOB, KIND_MASK
 from holdfast.types import Hash
+from holdfast.wire.document import parse_blob_head
 from holdfast.wire.record import ENTRY_BYTES, FLAG_SHA256, HEADER, HEADER_BYTES, MAX_RECORD_BYTES
 
 OFFSET_MASK: Final = (1 << 32) - 1
@@ -143,7 +145,7 @@ class Payloads:
         """Give the payload of the record that describes a large blob, from its place, or from another copy."""
         try:
             return self._document_at(blob, (location, stored))
-        except (FileNotFoundError, IntegrityError, BackendError) as error:
+        except (FileNotFoundError, IntegrityError, FormatError, BackendError) as error:
             return self._document_elsewhere(blob, (location, stored), error)
 
     def _document_elsewhere(self, blob: bytes, tried: tuple[int, int], error: Exception) -> bytes:
@@ -173,7 +175,9 @@ class Payloads:
         payload = record[HEADER_BYTES:]
         is_whole = consumed == HEADER_BYTES + stored
         if is_whole and _native.blake3(payload) == entries[ENTRY_BYTES - 32 : ENTRY_BYTES]:
-            return payload
+            if parse_blob_head(payload)[0] == blob:
+                return payload
+            raise self.corrupt(blob, location, "is not what describes it")
         if _native.find_header(record[:HEADER_BYTES], location >> 32, location & OFFSET_MASK, 0) == 0:
             hash_ = HEADER.unpack(record[:HEADER_BYTES])[HEADER_HASH]
             self.note(location, hash_, "read: does not match its hash")
@@ -283,7 +287,7 @@ def _first_sound(
         for place in found:
             if place == tried and not isinstance(error, FileNotFoundError):
                 continue
-            with suppress(FileNotFoundError, IntegrityError, BackendError):
+            with suppress(FileNotFoundError, IntegrityError, FormatError, BackendError):
                 return read(place)
         if found == places():
             break  # nothing moved while we looked

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from holdfast.backend.log.payloads import Payloads
 from holdfast.bao import outboard_bytes
-from holdfast.errors import CorruptBlob
+from holdfast.errors import CorruptBlob, HoldfastError
 from holdfast.types import HASH_BYTES, Hash
 from holdfast.wire.document import parse_blob
 from holdfast.wire.pages import ENTRY_BYTES, ManifestReader, StreamReader
@@ -32,6 +32,21 @@ def iter_pieces(payloads: Payloads, hash_: bytes, document: bytes) -> Iterator[l
     outboard = StreamReader(blob.outboard, outboard_bytes(blob.size_bytes), payloads.load)
     for page, _ in outboard.iter_pages():
         yield [page]
+
+
+def is_whole(
+    payloads: Payloads,
+    hash_: bytes,
+    location: int,
+    stored: int,
+    find: Callable[[Sequence[bytes]], Collection[bytes]],
+) -> bool:
+    """Whether `find` finds all pieces of a large blob, and what describes it can be read."""
+    try:
+        document = payloads.read_document(hash_, location, stored)
+        return all(len(find(some)) == len(set(some)) for some in iter_pieces(payloads, hash_, document))
+    except (HoldfastError, OSError):
+        return False
 
 
 def _digests(page: bytes) -> list[bytes]:
