@@ -325,6 +325,21 @@ def test_a_clean_end_is_written_after_a_sync_of_all_before_it(end: str) -> None:
             assert [call for call in calls if call in ("pwrite", "fsync")] == ["fsync", "pwrite", "fsync"]
 
 
+def test_an_end_whose_sync_never_came_is_synced_before_it_is_believed() -> None:
+    """A writer was killed between the two. Who takes its end in remembers how long the segment is; the power fails."""
+    with new_world() as world:
+        disk = FaultyDisk(world.disk, where=lambda site: site.call == "fsync" and site.path.endswith(".seg"))
+        store = world.open(disk)
+        world.ledger.put(store, piece("acknowledged", 3_000))
+        disk.arm(Fault.CRASH_BEFORE, 1)
+        bury(store)
+        assert disk.struck
+        world.catalog = world.no_catalog()
+        crash_after(world, lambda _: None)
+        for seed in range(20):
+            world.check(world.disk.power_cut(random.Random(seed)), world.copy_catalog())
+
+
 @pytest.mark.parametrize("how", ["adopt", "take a closed one"])
 def test_a_segment_that_is_looked_at_and_not_taken_is_let_go(
     how: str, monkeypatch: pytest.MonkeyPatch
