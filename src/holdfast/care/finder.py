@@ -21,7 +21,6 @@ from holdfast.core import MENDABLE
 from holdfast.errors import BackendError, HoldfastError
 from holdfast.facts import FLAG_BLOB
 from holdfast.log_core import LogCore
-from holdfast.wire.document import parse_blob
 from holdfast.wire.pages import StreamWriter
 from holdfast.wire.record import HEADER_BYTES, Kind, iter_entries
 
@@ -155,8 +154,7 @@ class Finder:
         """
         stored = row.columns[2 if row.table == "blobs" else 1]
         try:
-            document = self._backend.payloads.read_document(row.key, row.location, stored)
-            return (document, HERE) if parse_blob(document).hash == row.key else None
+            return self._backend.payloads.read_document(row.key, row.location, stored), HERE
         except (HoldfastError, *MENDABLE):
             return None
 
