@@ -106,7 +106,10 @@ class Choice:
             if one.segment in quarantined:
                 self._kept[one.segment] = "it holds damaged records that are not repaired yet"
             elif unsound:  # of two copies the one that stays may be the one whose commit is gone
-                self._kept[one.segment] = f"segment {unsound[0][0]} {unsound[0][2]}: repair comes first"
+                self._kept[one.segment] = (
+                    f"segment {unsound[0][0]} {unsound[0][2]}: repair comes first, and before that, moving away"
+                    " what lies there and is not ours"
+                )
         return sorted(
             (one for one in chosen if one.segment not in self._kept),
             key=lambda one: (one.live_bytes, one.segment),

@@ -63,15 +63,18 @@ class CatalogKeeper:
         self.problems: tuple[Problem, ...] = ()
         """Damage that the last look at storage found."""
         self._lost: Lost | None = None
-        self._met: frozenset[int] = frozenset()
-        """Segments that a look at storage found gone, or an open one cut short."""
 
     @property
     def lost(self) -> Lost:
-        """Segments that nothing new is to rely on: the first put looks, each look at storage adds what it meets."""
-        if self._lost is None:
-            self._lost = Lost(self._backend, self.current(), self._met)
-        return self._lost
+        """Segments that nothing new is to rely on: looked for by the first put, and by the next after some were met."""
+        lost = self._lost
+        if lost is None or lost.is_over:
+            lost = self._lost = Lost(self._backend, self.current())
+        return lost
+
+    def look_again(self) -> None:
+        """Have the next put look for lost segments."""
+        self._lost = None
 
     def open(self) -> None:
         """Open the catalog, or rebuild it, and catch up with storage."""
@@ -147,6 +150,8 @@ class CatalogKeeper:
                 recovery.close()
             if not lost:
                 self._backend.payloads.trust_again()
+        if lost:
+            self.look_again()
         return bool(lost)
 
     def _refuse_to_forget(self) -> None:
@@ -250,8 +255,8 @@ class CatalogKeeper:
         )
         try:
             recovery.prepare()
-            if recovery.lost - self._met:
-                self._met, self._lost = self._met | recovery.lost, None
+            if recovery.lost:
+                self.look_again()
             if recovery.is_outdated:
                 raise CatalogUnusable("it is older than a compaction", path=str(self._path))
             if recovery.problems:
@@ -304,7 +309,6 @@ class CatalogKeeper:
                     aside.discard()
                     raise
                 catalog = self._take(Catalog.open(self._path, backend.store.id))
-            self._met = frozenset()
             self._note_unread(recovery)
             self._note(recovery)
             recovery.finish()

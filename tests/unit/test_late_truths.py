@@ -346,7 +346,6 @@ def test_a_repair_does_not_take_a_clock_that_was_set_back_for_a_later_change(
 _STOPS_AT_THE_SWITCH = """
 import sys, time
 from holdfast import compaction
-from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
 store = Store._open(sys.argv[1], segment_bytes=65536)
 def stop(*_):
@@ -413,7 +412,6 @@ def test_a_commit_that_is_durable_and_not_applied_is_not_made_twice(
 _DIES_BEFORE_THE_COMMIT = """
 import os, sys
 from holdfast.backend.log.stream import Stream
-from holdfast.ranges import ChunkRanges
 from holdfast.store import Store
 store = Store._open(sys.argv[1], segment_bytes=65536)
 Stream.finish = lambda *_: os._exit(9)
@@ -818,3 +816,52 @@ def test_what_lies_in_a_lost_segment_is_stored_once_more_and_not_at_each_put(tmp
         size = log_core(store).backend.disk_bytes()
         store.put(content)
         assert log_core(store).backend.disk_bytes() < size + 20_000
+
+
+@pytest.mark.parametrize("how", ["a read", "a scrub", "a change"])
+def test_a_segment_that_goes_while_the_store_is_open(tmp_path: Path, how: str) -> None:
+    """Whoever meets it has the next put look; once it is repaired, all is as it was."""
+    path, content = tmp_path / "store", bytes_of(1, 200_000)
+    with create(path) as store, create(tmp_path / "other") as other:
+        artifact = store.put(content)
+        other.put(content)
+        seal(store)
+        store.put(b"looked")
+        (path / "segments" / "0000000002.seg").unlink()
+        if how == "a read":
+            with pytest.raises(IntegrityError):
+                store.read(artifact)
+        elif how == "a scrub":
+            assert not store.scrub().ok
+        else:
+            store.tags.set("tag", artifact.hash)
+        again = store.put(content)
+        assert store.read(again) == content
+        assert store.repair(other).ok
+        assert not log_core(store).keeper.lost
+        size = log_core(store).backend.disk_bytes()
+        store.put(content)
+        assert log_core(store).backend.disk_bytes() < size + 1_000
+
+
+@pytest.mark.parametrize("is_longer", [True, False])
+def test_a_file_of_others_is_left_by_repair_and_holds_up_compaction(tmp_path: Path, is_longer: bool) -> None:
+    artifact, path = replaced(tmp_path, is_longer=is_longer), tmp_path / "1"
+    with Store._open(str(path), **FIXED) as store:
+        (number,) = log_core(store).backend.foreign_segments()
+        foreign = path / "segments" / f"{number:010}.seg"
+        if not is_longer:
+            os.truncate(foreign, foreign.stat().st_size // 2)
+        again = store.put(bytes_of(1, 200_000))
+        store.delete(store.put(bytes_of(5, 100_000)))
+        seal(store)
+        collect(store)
+        assert not store.repair(str(tmp_path / "2")).ok
+        assert any("moving away" in one.reason for one in store.compact(0.0).kept)
+    with Store._open(str(path), **FIXED) as store:
+        assert foreign.exists()
+        foreign.unlink()
+        assert store.repair().ok
+        assert store.compact(0.0).segments
+        assert store.scrub().ok
+        assert store.read(again) == store.read(artifact) == bytes_of(1, 200_000)

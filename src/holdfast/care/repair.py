@@ -68,6 +68,8 @@ class Repair:
         self._finder = Finder(core, origins)
         self._mending = Mending(core)
         self._torn: list[Torn] = []
+        self._foreign: set[int] = set()
+        """Segments of others that lie in the place of ours: they are left where they are."""
 
     def run(self, *, give_up: bool) -> RepairReport:
         started = time.monotonic()
@@ -98,7 +100,7 @@ class Repair:
                         self._mending.let_go(one, "given up")
             self._settle(left, give_up)
             kept = {one.place >> 32 for one in left if one.place is not None} if not give_up else set()
-            gone = [segment for segment in lost if segment not in kept]
+            gone = [segment for segment in lost if segment not in kept | self._foreign]
             if gone:
                 self._mending.group(0).add_one(Kind.RETIRED, encode_retired(_runs(gone)))
             self._mending.commit()
@@ -126,6 +128,7 @@ class Repair:
         doubtful |= {segment for segment, (_, state) in known.items() if state == SEGMENT_QUARANTINED}
         doubtful |= {problem.segment or 0 for problem in self._core.keeper.problems}
         foreign = {segment for segment in self._backend.foreign_segments() if not self._is_ours(segment)}
+        self._foreign = foreign
         for segment in sorted(foreign):
             self._mending.missing.append(
                 Problem(

@@ -129,6 +129,7 @@ class Scrub:
             try:
                 self._core.catalog.check()
                 found = compare(self._core, report)
+                self._core.keeper.look_again()
             except CatalogUnusable as error:
                 if attempt:
                     raise

@@ -291,7 +291,7 @@ class LogBackend:
         return lost
 
     def unsound_segments(self, known: Mapping[int, tuple[int, int]]) -> list[tuple[int, str, str]]:
-        """Give those as well that are replaced by foreign ones of another length, or cannot be looked at."""
+        """Give what `lost_segments` gives, and those that are replaced by ones of another length, or cannot be read."""
         unsound = []
         for segment, (applied, state) in sorted(known.items()):
             if state != SEGMENT_SUPERSEDED and applied > SEGMENT_HEADER_BYTES:
@@ -310,22 +310,20 @@ class LogBackend:
             return "is missing"
         if found.size_bytes == applied:
             return None
-        if self.is_replaced(segment):
+        if not self.is_ours(segment):
             return "was replaced by another one, or cannot be read"
         return f"has {found.size_bytes} of {applied} bytes" if found.size_bytes < applied else None
 
-    def is_replaced(self, segment: int) -> bool:
-        """Whether a segment is a foreign one, or cannot be looked at."""
+    def is_ours(self, segment: int) -> bool:
+        """Whether a segment is there, can be read, and says nothing else of itself."""
         try:
             handle = self.disk.open(segment_path(self.root, segment), "r")
             try:
-                return is_foreign(self.disk, handle, segment, self.store.id)
+                return not is_foreign(self.disk, handle, segment, self.store.id)
             finally:
                 self.disk.close(handle)
-        except FileNotFoundError:
-            return False  # compacted away meanwhile
         except (HoldfastError, OSError):
-            return True
+            return False
 
     def foreign_segments(self) -> list[int]:
         """Give the segments that say of themselves that they are of another store, or have another id."""
