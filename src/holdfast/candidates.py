@@ -124,8 +124,7 @@ class Choice:
         """
         counts = compacting.segments_with_tombstones(self._catalog)
         segments = {one.segment for one in candidates if one.segment in counts}
-        lost = self._backend.lost_segments(self._catalog.segments())
-        if not segments or lost or sum(counts[segment] for segment in segments) < least:
+        if not segments or sum(counts[segment] for segment in segments) < least:
             return set(), None
         names: list[tuple[str, Any]] = []
         for segment in sorted(segments):
